@@ -1,0 +1,28 @@
+PYTHON ?= python3
+VENV := .venv
+
+.PHONY: demo test lint
+
+# Trains on the embedded cartoon faces and leaves pictures in logs/faces.
+demo: $(VENV)/installed
+	$(VENV)/bin/python main.py --config=configs/faces.py --workdir=logs/faces
+
+test: $(VENV)/installed-for-tests
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed-for-tests
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'Python 3.11 or later is needed: make demo PYTHON=python3.11' >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/installed tests/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet -r tests/requirements.txt
+	touch $@

@@ -1,0 +1,91 @@
+"""Every setting there is, with its default.
+
+The other configs start from this one and say what they change. A key that is
+not here does not exist: a config that names one is refused.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The full table of settings."""
+  config = ml_collections.ConfigDict()
+
+  # Initial parameters, order of the examples and every random draw.
+  config.seed = 0
+
+  config.data = data = ml_collections.ConfigDict()
+  # celeba | cartoon_faces | folder.
+  data.source = 'cartoon_faces'
+  # celeba: the folder of the official archive or of Kaggle's, or TFDS's data
+  # directory (gs:// too). folder: any folder of images. cartoon_faces: TFDS's
+  # data directory. Empty: TFDS's default directory.
+  data.dir = ''
+  # Side of the central square that is cut out of the original image.
+  data.crop_size = 148
+  # Side that it is resized to.
+  data.image_size = 64
+  # 3 (colour) or 1 (grey).
+  data.channels = 3
+  # Where decoded images are kept: none (decoded anew each epoch) | host (in
+  # memory) | auto (in memory if they take less than half of what is free).
+  data.cache = 'auto'
+  # Whether images that cannot be decoded are left out, and counted, or stop
+  # the run.
+  data.skip_corrupt = False
+
+  config.model = model = ml_collections.ConfigDict()
+  model.latent_dim = 128
+  # Channels of the encoder's stride-2 convolutions; the decoder mirrors them.
+  model.hidden_channels = (32, 64, 128, 256, 512)
+  # leaky_relu | relu.
+  model.activation = 'leaky_relu'
+  # gaussian | bernoulli.
+  model.likelihood = 'gaussian'
+  # Standard deviation of the Gaussian likelihood; where it starts if learned.
+  model.sigma = 1.0
+  model.learn_sigma = False
+  # float32 | bfloat16 | float64 (with JAX_ENABLE_X64=1).
+  model.dtype = 'float32'
+  # auto (by the platform) | native | matmul.
+  model.convolution = 'auto'
+
+  config.objective = objective = ml_collections.ConfigDict()
+  # Weight of the KL, with the likelihood in nats per image.
+  objective.beta = 1.0
+  # Samples of z per image.
+  objective.num_samples = 1
+  # False: z is the posterior's mean. With beta = 0, a plain autoencoder.
+  objective.sample_posterior = True
+  # Standard deviation of Gaussian noise on the encoder's input.
+  objective.input_noise = 0.0
+
+  config.optimizer = optimizer = ml_collections.ConfigDict()
+  # Adam's.
+  optimizer.learning_rate = 0.001
+  # The learning rate is multiplied by this after each epoch.
+  optimizer.decay_per_epoch = 1.0
+  # Of an L2 penalty in the gradient.
+  optimizer.weight_decay = 0.0
+
+  config.train = train = ml_collections.ConfigDict()
+  # Global, over all devices. An epoch's last partial batch is dropped.
+  train.batch_size = 64
+  train.num_epochs = 10
+  # Whether images are mirrored at random.
+  train.flip = True
+  train.steps_per_dispatch = 10
+  train.log_every_steps = 50
+
+  config.eval = evaluation = ml_collections.ConfigDict()
+  # Validation and pictures; always after the last epoch.
+  evaluation.every_epochs = 1
+  evaluation.batch_size = 256
+
+  config.checkpoint = checkpoint = ml_collections.ConfigDict()
+  # How many of the best by val/loss are kept, besides the last.
+  checkpoint.keep_best = 2
+  # Between the checkpoints at each epoch's end, one every so many minutes.
+  checkpoint.every_minutes = 10.0
+
+  return config

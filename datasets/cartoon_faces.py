@@ -1,0 +1,245 @@
+"""Cartoon faces: a procedural data set with known, independent factors.
+
+Every image is drawn from fourteen factors that are independent and uniform,
+so that what a model has found can be compared with what there is to find. It
+has CelebA's format, 178×218 JPEG, and needs no download: TFDS renders it.
+"""
+
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+import tensorflow_datasets as tfds
+
+WIDTH, HEIGHT = 178, 218
+
+# Every factor and its values, in the order in which they are drawn at random.
+# Positions are in pixels from the centre, rotation in degrees, colours RGB.
+FACTORS = {
+  'x': tuple(range(-14, 15, 4)),
+  'y': tuple(range(-14, 15, 4)),
+  'scale': (0.8, 0.87, 0.94, 1.0, 1.07, 1.14),
+  'rotation': (-24, -18, -12, -6, 0, 6, 12, 18, 24),
+  'background': (
+    (214, 92, 92),
+    (222, 151, 84),
+    (226, 205, 98),
+    (137, 190, 96),
+    (84, 176, 146),
+    (92, 160, 210),
+    (96, 112, 196),
+    (150, 106, 192),
+    (206, 128, 178),
+    (150, 150, 156),
+  ),
+  'skin': (
+    (255, 224, 196),
+    (241, 194, 155),
+    (224, 172, 125),
+    (190, 134, 92),
+    (141, 92, 60),
+    (96, 62, 42),
+  ),
+  'hair_color': (
+    (30, 26, 26),
+    (92, 56, 34),
+    (166, 104, 52),
+    (230, 192, 104),
+    (186, 68, 36),
+    (196, 196, 202),
+  ),
+  'hair_style': ('none', 'short', 'long', 'afro', 'mohawk'),
+  'eye_shape': ('round', 'wide', 'narrow', 'sleepy'),
+  'eye_color': ((70, 44, 28), (64, 116, 180), (70, 140, 84), (110, 110, 118)),
+  'brow': (-10, -5, 0, 5, 10),
+  'mouth_curve': (-9, -6, -3, 0, 3, 6, 9),
+  'mouth_open': (0, 5, 10),
+  'glasses': (False, True),
+}
+
+_SPLIT_SIZES = {'train': 4000, 'validation': 500, 'test': 500}
+_SUPERSAMPLING = 2
+_JPEG_QUALITY = 92
+_WHITE = (250, 250, 250)
+_DARK = (36, 30, 34)
+
+
+class CartoonFaces(tfds.core.GeneratorBasedBuilder):
+  """Builder of the cartoon faces: 4,000 train, 500 validation, 500 test."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'Fourteen factors.'}
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=__doc__,
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(
+            shape=(HEIGHT, WIDTH, 3), encoding_format='jpeg'
+          ),
+          # The index of the value in FACTORS.
+          'factors': {
+            name: tfds.features.ClassLabel(num_classes=len(values))
+            for name, values in FACTORS.items()
+          },
+        }
+      ),
+      disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager):
+    return {split: self._generate_examples(split) for split in _SPLIT_SIZES}
+
+  def _generate_examples(self, split):
+    factors = sample_factors(split, _SPLIT_SIZES[split])
+    for index, row in enumerate(factors):
+      labels = dict(zip(FACTORS, map(int, row), strict=True))
+      yield index, {'image': encode_jpeg(render(labels)), 'factors': labels}
+
+
+def sample_factors(split: str, count: int) -> np.ndarray:
+  """Value indices, int [count, 14], columns as in FACTORS; fixed by `split`."""
+  seed = np.random.SeedSequence(tuple(split.encode()))
+  bits = np.random.Philox(seed).random_raw((count, len(FACTORS)))
+  sizes = np.array([len(values) for values in FACTORS.values()], np.uint64)
+  return (bits % sizes).astype(np.int64)
+
+
+def render(labels: dict[str, int]) -> Image.Image:
+  """Draws the face whose factors have these value indices, 178×218 RGB."""
+  factors = {name: FACTORS[name][index] for name, index in labels.items()}
+  size = (WIDTH * _SUPERSAMPLING, HEIGHT * _SUPERSAMPLING)
+  image = Image.new('RGB', size, factors['background'])
+  face = _Pen(
+    ImageDraw.Draw(image),
+    center=(WIDTH / 2 + factors['x'], HEIGHT / 2 + factors['y']),
+    scale=factors['scale'],
+    rotation=math.radians(factors['rotation']),
+  )
+  _draw_hair_behind(face, factors)
+  _draw_head(face, factors)
+  _draw_hair_in_front(face, factors)
+  _draw_eyes(face, factors)
+  _draw_mouth(face, factors)
+  return image.reduce(_SUPERSAMPLING)
+
+
+def encode_jpeg(image: Image.Image) -> io.BytesIO:
+  """A JPEG in an open file, as TFDS takes it."""
+  buffer = io.BytesIO()
+  image.save(buffer, format='JPEG', quality=_JPEG_QUALITY)
+  buffer.seek(0)
+  return buffer
+
+
+class _Pen:
+  """Draws in the face's own coordinates: pixels from its centre, y down."""
+
+  def __init__(self, draw, center, scale, rotation):
+    self._draw = draw
+    cos, sin = math.cos(rotation), math.sin(rotation)
+    self._matrix = scale * np.array([[cos, -sin], [sin, cos]])
+    self._center = np.array(center)
+    self._scale = scale
+
+  def polygon(self, points, color):
+    self._draw.polygon(self._to_canvas(points), fill=color)
+
+  def line(self, points, color, width):
+    width = max(1, round(width * self._scale * _SUPERSAMPLING))
+    self._draw.line(
+      self._to_canvas(points), fill=color, width=width, joint='curve'
+    )
+
+  def ellipse(self, x, y, radius_x, radius_y, color, start=0, stop=360):
+    """An ellipse, or the part of it between two angles (0: right, 90: down)."""
+    angles = np.radians(np.linspace(start, stop, 40))
+    points = np.stack(
+      [x + radius_x * np.cos(angles), y + radius_y * np.sin(angles)], axis=-1
+    )
+    self.polygon(points, color)
+
+  def _to_canvas(self, points):
+    points = np.asarray(points, float) @ self._matrix.T + self._center
+    return [tuple(p) for p in points * _SUPERSAMPLING]
+
+
+def _darker(color, factor):
+  return tuple(int(channel * factor) for channel in color)
+
+
+def _draw_hair_behind(face, factors):
+  color = factors['hair_color']
+  if factors['hair_style'] == 'long':
+    face.ellipse(0, -14, 48, 52, color)
+    face.polygon([(-48, -14), (48, -14), (50, 58), (-50, 58)], color)
+  elif factors['hair_style'] == 'afro':
+    face.ellipse(0, -24, 58, 52, color)
+
+
+def _draw_head(face, factors):
+  skin = factors['skin']
+  face.ellipse(-39, 2, 8, 11, _darker(skin, 0.9))
+  face.ellipse(39, 2, 8, 11, _darker(skin, 0.9))
+  face.ellipse(0, 0, 39, 52, skin)
+  face.polygon([(0, -4), (6, 14), (-5, 14)], _darker(skin, 0.84))
+
+
+def _draw_hair_in_front(face, factors):
+  color = factors['hair_color']
+  style = factors['hair_style']
+  if style in ('short', 'long'):
+    face.ellipse(0, -12, 41, 44, color, start=198, stop=342)
+  elif style == 'afro':
+    face.ellipse(0, -18, 42, 38, color, start=204, stop=336)
+  elif style == 'mohawk':
+    face.polygon([(-9, -40), (-13, -72), (13, -72), (9, -40)], color)
+
+
+def _draw_eyes(face, factors):
+  radius_x, radius_y = {
+    'round': (8, 8),
+    'wide': (11, 9),
+    'narrow': (11, 4),
+    'sleepy': (9, 7),
+  }[factors['eye_shape']]
+  brow = _darker(factors['hair_color'], 0.8)
+  for side in (-1, 1):
+    x, y = side * 16, -10
+    face.ellipse(x, y, radius_x, radius_y, _WHITE)
+    iris = min(5, radius_y)
+    face.ellipse(x, y, iris, iris, factors['eye_color'])
+    face.ellipse(x, y, iris / 2, iris / 2, _DARK)
+    if factors['eye_shape'] == 'sleepy':
+      lid = _darker(factors['skin'], 0.88)
+      face.ellipse(x, y, radius_x + 1, radius_y + 1, lid, start=180, stop=360)
+    tilt = factors['brow'] / 2
+    face.line(
+      [(x - side * 10, y - 14 - tilt), (x + side * 10, y - 14 + tilt)], brow, 4
+    )
+    if factors['glasses']:
+      angles = np.radians(np.linspace(0, 360, 40))
+      frame = np.stack([x + 14 * np.cos(angles), y + 13 * np.sin(angles)], -1)
+      face.line(frame, _DARK, 3)
+  if factors['glasses']:
+    face.line([(-3, -10), (3, -10)], _DARK, 3)
+    face.line([(-39, -12), (-30, -10)], _DARK, 3)
+    face.line([(30, -10), (39, -12)], _DARK, 3)
+
+
+def _draw_mouth(face, factors):
+  curve, gap = factors['mouth_curve'], factors['mouth_open']
+  x = np.linspace(-16, 16, 17)
+  # Corners rise and the middle falls in a smile.
+  bow = 28 + curve * (1 - 2 * (x / 16) ** 2) / 2
+  opening = gap / 2 * (1 - (x / 16) ** 2)
+  upper = np.stack([x, bow - opening], axis=-1)
+  lower = np.stack([x, bow + opening], axis=-1)
+  if gap:
+    face.polygon(np.concatenate([upper, lower[::-1]]), (120, 24, 32))
+  lip = (176, 62, 66)
+  face.line(upper, lip, 3)
+  face.line(lower, lip, 3)

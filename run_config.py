@@ -1,0 +1,247 @@
+"""What a config may say, and which config made a workdir.
+
+A config is checked before any data is read: against the table of
+`configs/default.py`, which knows every key and its type, and against the
+rules below, which know the values.
+"""
+
+import json
+import math
+import os
+
+from etils import epath
+import jax
+import ml_collections
+
+from configs import default
+from vae import layers, likelihoods, model
+from vae.errors import UserError
+
+FILENAME = 'config.json'
+
+SOURCES = ('celeba', 'cartoon_faces', 'folder')
+CACHES = ('auto', 'none', 'host')
+DTYPES = ('float32', 'bfloat16', 'float64')
+
+
+def _one_of(*values):
+  accepted = 'one of ' + ', '.join(map(str, values))
+  return lambda v: v in values, accepted
+
+
+def _at_least(bound):
+  return lambda v: v >= bound, f'at least {bound}'
+
+
+_POSITIVE = lambda v: v > 0, 'greater than 0'
+_ANY = lambda v: True, 'anything'
+
+# Key: whether a value is accepted, and what is, in words.
+RULES = {
+  'seed': (lambda v: 0 <= v < 2**32, 'from 0 to 2**32 - 1'),
+  'data.source': _one_of(*SOURCES),
+  'data.dir': _ANY,
+  'data.crop_size': _at_least(1),
+  'data.image_size': _at_least(1),
+  'data.channels': _one_of(1, 3),
+  'data.cache': _one_of(*CACHES),
+  'data.skip_corrupt': _ANY,
+  'model.latent_dim': _at_least(1),
+  'model.hidden_channels': (
+    lambda v: all(channels >= 1 for channels in v),
+    'channels of at least 1 each',
+  ),
+  'model.activation': _one_of(*model.ACTIVATIONS),
+  'model.likelihood': _one_of(*likelihoods.LIKELIHOODS),
+  'model.sigma': _POSITIVE,
+  'model.learn_sigma': _ANY,
+  'model.dtype': _one_of(*DTYPES),
+  'model.convolution': _one_of(*layers.METHODS),
+  'objective.beta': _at_least(0),
+  'objective.num_samples': _at_least(1),
+  'objective.sample_posterior': _ANY,
+  'objective.input_noise': _at_least(0),
+  'optimizer.learning_rate': _POSITIVE,
+  'optimizer.decay_per_epoch': (lambda v: 0 < v <= 1, 'in (0, 1]'),
+  'optimizer.weight_decay': _at_least(0),
+  'train.batch_size': _at_least(1),
+  'train.num_epochs': _at_least(1),
+  'train.flip': _ANY,
+  'train.steps_per_dispatch': _at_least(1),
+  'train.log_every_steps': _at_least(1),
+  'eval.every_epochs': _at_least(1),
+  'eval.batch_size': _at_least(1),
+  'checkpoint.keep_best': _at_least(1),
+  'checkpoint.every_minutes': _POSITIVE,
+}
+
+# What may change when a run goes on: it says how the run is carried out, or
+# how long it is, and leaves every step as it would have been.
+FREE_KEYS = frozenset(
+  {
+    'data.dir',
+    'data.cache',
+    'train.num_epochs',
+    'train.steps_per_dispatch',
+    'train.log_every_steps',
+    'eval.every_epochs',
+    'eval.batch_size',
+    'checkpoint.keep_best',
+    'checkpoint.every_minutes',
+  }
+)
+
+
+def flatten(config, prefix: str = '') -> dict[str, object]:
+  """`{'model.latent_dim': 128, …}` of a nested config."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, (ml_collections.ConfigDict, dict)):
+      flat.update(flatten(value, f'{prefix}{key}.'))
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Checks a config by itself: keys, types, values, and how they fit.
+
+  Raises:
+    UserError: names the first key that is wrong, and what is accepted.
+  """
+  given = flatten(config)
+  known = flatten(default.get_config())
+  for key in given:
+    if key not in known:
+      raise UserError(
+        f'config.{key}: there is no such key; configs/default.py lists all.'
+      )
+  for key, example in known.items():
+    if key not in given:
+      raise UserError(
+        f'config.{key}: missing; start the config from configs/default.py.'
+      )
+    _check_type(key, given[key], example)
+    accepts, accepted = RULES[key]
+    if not accepts(given[key]):
+      raise UserError(f'config.{key} is {given[key]!r}; it must be {accepted}.')
+  _check_combinations(config)
+
+
+def _check_type(key: str, value: object, example: object) -> None:
+  if isinstance(example, bool):
+    fits, wanted = isinstance(value, bool), 'True or False'
+  elif isinstance(example, int):
+    fits, wanted = _is_int(value), 'a whole number'
+  elif isinstance(example, float):
+    fits = _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+    wanted = 'a finite number'
+  elif isinstance(example, tuple):
+    fits = isinstance(value, (tuple, list)) and all(map(_is_int, value))
+    wanted = 'a tuple of whole numbers'
+  else:
+    fits, wanted = isinstance(value, str), 'a string'
+  if not fits:
+    raise UserError(f'config.{key} is {value!r}; it must be {wanted}.')
+
+
+def _is_int(value: object) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_combinations(config: ml_collections.ConfigDict) -> None:
+  strides = len(config.model.hidden_channels)
+  size = config.data.image_size
+  if size % 2**strides:
+    raise UserError(
+      f'config.data.image_size is {size}; with {strides} hidden_channels it '
+      f'must be a multiple of {2**strides}.'
+    )
+  if config.data.source == 'folder' and not config.data.dir:
+    raise UserError(
+      'config.data.dir is empty; with config.data.source=folder it must name '
+      'a folder of images.'
+    )
+  if config.model.dtype == 'float64' and not jax.config.jax_enable_x64:
+    raise UserError(
+      'config.model.dtype is float64; that needs JAX_ENABLE_X64=1 in the '
+      'environment.'
+    )
+
+
+def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
+  """Checks that the devices divide the batch.
+
+  Raises:
+    UserError: if they do not.
+  """
+  if config.train.batch_size % num_devices:
+    raise UserError(
+      f'config.train.batch_size is {config.train.batch_size}; it is global, '
+      f'and must be a multiple of the {num_devices} devices.'
+    )
+
+
+def claim_workdir(
+  config: ml_collections.ConfigDict, workdir: epath.Path
+) -> None:
+  """Writes the config into the workdir, or checks the one that is there.
+
+  Keys of `FREE_KEYS` may differ; the file then takes the new values.
+
+  Raises:
+    UserError: if the workdir cannot be written, or was made by a config that
+      contradicts this one.
+  """
+  path = workdir / FILENAME
+  if path.exists():
+    _check_same_run(flatten(config), flatten(load(workdir)), workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    # Written aside and renamed, so that the file is never half there.
+    partial = workdir / f'{FILENAME}.{os.getpid()}.partial'
+    partial.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
+    partial.replace(path)
+  except OSError as error:
+    raise UserError(
+      f'--workdir={workdir} cannot be written ({error.strerror or error}); '
+      'name a folder that can.'
+    ) from error
+
+
+def load(workdir: epath.Path) -> ml_collections.ConfigDict:
+  """The config that made a workdir.
+
+  Raises:
+    UserError: if the workdir holds no config, or an unreadable one.
+  """
+  path = workdir / FILENAME
+  try:
+    loaded = json.loads(path.read_text())
+    config = default.get_config()
+    config.update(ml_collections.ConfigDict(loaded))
+  except FileNotFoundError:
+    raise UserError(f'{path} is missing; {workdir} holds no run.') from None
+  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    raise UserError(f'{path} cannot be read as a config: {error}') from error
+  validate(config)
+  return config
+
+
+def _check_same_run(
+  given: dict[str, object], found: dict[str, object], workdir: epath.Path
+) -> None:
+  changed = [
+    f'config.{key} was {found[key]!r} and is now {given[key]!r}'
+    for key in given
+    if key not in FREE_KEYS and _plain(given[key]) != _plain(found[key])
+  ]
+  if changed:
+    raise UserError(
+      f'{workdir} holds a run of another config: {"; ".join(changed)}. '
+      'Name another --workdir, or give the old values.'
+    )
+
+
+def _plain(value: object) -> object:
+  return list(value) if isinstance(value, tuple) else value

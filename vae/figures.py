@@ -1,0 +1,114 @@
+"""Pictures: grids of images, as arrays and as PNG files."""
+
+import functools
+import io
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from vae.model import VAE
+
+_BACKGROUND = 255
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+  """Images in [0, 1] as uint8, clipped and rounded; uint8 is left alone."""
+  images = np.asarray(images)
+  if images.dtype == np.uint8:
+    return images
+  return np.round(np.clip(images, 0, 1).astype(np.float32) * 255).astype(
+    np.uint8
+  )
+
+
+def image_grid(
+  images: np.ndarray, columns: int, padding: int = 2
+) -> np.ndarray:
+  """Lays images out in rows, from the top left.
+
+  Args:
+    images: [n, height, width, channels], uint8 or in [0, 1].
+    columns: images in a row; the last row may be shorter.
+    padding: width in pixels of the white lines between images.
+
+  Returns:
+    uint8 [grid_height, grid_width, channels].
+  """
+  images = to_uint8(images)
+  count, height, width, channels = images.shape
+  rows = -(-count // columns)
+  grid = np.full(
+    (
+      rows * (height + padding) - padding,
+      columns * (width + padding) - padding,
+      channels,
+    ),
+    _BACKGROUND,
+    np.uint8,
+  )
+  for i, image in enumerate(images):
+    top = i // columns * (height + padding)
+    left = i % columns * (width + padding)
+    grid[top : top + height, left : left + width] = image
+  return grid
+
+
+def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+  """Interleaves two batches, so that a grid of even width pairs them.
+
+  Args:
+    left: [n, height, width, channels], uint8 or in [0, 1].
+    right: likewise.
+
+  Returns:
+    uint8 [2n, height, width, channels].
+  """
+  pairs = np.stack([to_uint8(left), to_uint8(right)], axis=1)
+  return pairs.reshape(-1, *pairs.shape[2:])
+
+
+def save_png(image: np.ndarray, path: epath.Path) -> None:
+  """Writes uint8 [height, width, 1 or 3] as PNG; makes the folder."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  buffer = io.BytesIO()
+  squeezed = image[..., 0] if image.shape[-1] == 1 else image
+  Image.fromarray(squeezed).save(buffer, format='PNG')
+  path.write_bytes(buffer.getvalue())
+
+
+def sample_grid(model: VAE, variables, key: jax.Array, side: int) -> np.ndarray:
+  """A grid of `side`² samples from the prior, uint8; the key fixes their z."""
+  z = jax.random.normal(key, (side**2, model.latent_dim))
+  return image_grid(_decode(model, variables, z), side)
+
+
+def reconstruction_grid(
+  model: VAE, variables, images: np.ndarray, columns: int
+) -> np.ndarray:
+  """Originals, each with its reconstruction on its right.
+
+  Args:
+    model: the model.
+    variables: its parameters and statistics.
+    images: uint8 [n, height, width, channels].
+    columns: even, two for each pair.
+
+  Returns:
+    uint8 [grid_height, grid_width, channels].
+  """
+  reconstructions = _reconstruct(model, variables, images)
+  return image_grid(side_by_side(images, reconstructions), columns)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(model, variables, z):
+  return model.apply(variables, z, method='decode')
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(model, variables, images):
+  images = images.astype(jnp.float32) / 255
+  return model.apply(variables, images, method='reconstruct')

@@ -1,0 +1,125 @@
+"""Splits of a data set, and the order in which training sees their examples.
+
+A split is anything with `num_examples`, `image_shape` and
+`batches(indices, batch_size)`, as `ArraySplit` has them. The order depends on
+the seed and the epoch alone, not on where the images are kept, on the devices
+or on when the run was last started.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+
+class Split(Protocol):
+  """Images that can be had by their index."""
+
+  num_examples: int
+  image_shape: tuple[int, int, int]
+
+  def batches(
+    self, indices: np.ndarray, batch_size: int
+  ) -> Iterator[np.ndarray]:
+    """The images at `indices`, in this order; the last batch may be short.
+
+    Returns:
+      An iterator over uint8 [batch_size, height, width, channels].
+    """
+
+
+@dataclasses.dataclass
+class DataSet:
+  """The splits of a data set; test images serve evaluation alone."""
+
+  train: Split
+  validation: Split
+  test: Split
+
+
+class ArraySplit:
+  """A split whose images lie in host memory."""
+
+  def __init__(self, images: np.ndarray):
+    """Takes uint8 [num_examples, height, width, channels]."""
+    self._images = images
+    self.num_examples = len(images)
+    self.image_shape = images.shape[1:]
+
+  def batches(
+    self, indices: np.ndarray, batch_size: int
+  ) -> Iterator[np.ndarray]:
+    """See `Split`."""
+    for start in range(0, len(indices), batch_size):
+      yield self._images[indices[start : start + batch_size]]
+
+
+def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+  """A permutation of the examples, [num_examples], for an epoch.
+
+  It ranks raw random bits, which NumPy guarantees never to change, where
+  `Generator.permutation` may differ between its versions.
+  """
+  bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
+  return np.argsort(bits.random_raw(num_examples), kind='stable')
+
+
+def train_chunks(
+  split: Split,
+  seed: int,
+  epoch: int,
+  first_step: int,
+  batch_size: int,
+  max_steps: int,
+  num_devices: int,
+) -> Iterator[tuple[np.ndarray, int]]:
+  """An epoch's batches from `first_step` on, several steps at a time.
+
+  Args:
+    split: to be gone through; a last partial batch is dropped.
+    seed: of the run.
+    epoch: counted from 0.
+    first_step: of this epoch, counted from 0.
+    batch_size: global.
+    max_steps: in a chunk.
+    num_devices: that share a batch, in order.
+
+  Returns:
+    An iterator over pairs of the images, uint8 [num_devices, max_steps,
+    batch_size / num_devices, height, width, channels], and the number of
+    steps; only the last chunk has fewer than `max_steps`, the rest is zeros.
+  """
+  steps = split.num_examples // batch_size
+  order = epoch_order(seed, epoch, split.num_examples)
+  order = order[first_step * batch_size : steps * batch_size]
+  for images in split.batches(order, max_steps * batch_size):
+    num_steps = len(images) // batch_size
+    images = images.reshape(
+      num_steps, num_devices, -1, *split.image_shape
+    ).swapaxes(0, 1)
+    missing = max_steps - num_steps
+    if missing:
+      images = np.pad(images, ((0, 0), (0, missing), *((0, 0),) * 4))
+    yield images, num_steps
+
+
+def eval_batches(
+  split: Split, batch_size: int, num_devices: int
+) -> Iterator[tuple[np.ndarray, int]]:
+  """Every example of a split once, in order; the last batch is padded.
+
+  Returns:
+    An iterator over pairs of the images, uint8 [num_devices,
+    ceil(batch_size / num_devices), height, width, channels], and the position
+    of the batch's first example.
+  """
+  per_device = -(-batch_size // num_devices)
+  batch_size = per_device * num_devices
+  start = 0
+  for images in split.batches(np.arange(split.num_examples), batch_size):
+    missing = batch_size - len(images)
+    if missing:
+      images = np.pad(images, ((0, missing), *((0, 0),) * 3))
+    yield images.reshape(num_devices, per_device, *split.image_shape), start
+    start += batch_size

@@ -1,0 +1,298 @@
+"""The training step and the evaluation step, over all devices.
+
+Both are pure functions, compiled and sharded with `jax.pmap`: the state is
+replicated, the batch is split in order over the devices. Every random draw is
+a function of (seed, step, position in the global batch) alone, and BatchNorm
+sees the global batch, so that the number of devices changes nothing but
+rounding.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+from flax import struct
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vae import objective as objectives
+from vae.model import VAE
+from vae.objective import Objective
+
+AXIS = 'devices'
+
+Metrics = dict[str, jax.Array]
+
+
+@struct.dataclass
+class TrainState:
+  """All that changes while training, and so all that a checkpoint holds.
+
+  Attributes:
+    step: number of updates made, int32 scalar.
+    params: the model's parameters.
+    batch_stats: BatchNorm's running statistics.
+    opt_state: the optimiser's state.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """What `model.apply` wants."""
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
+  """`learning_rate · decay_per_epoch ** epoch`, constant within an epoch."""
+  return optax.exponential_decay(
+    config.optimizer.learning_rate,
+    transition_steps=steps_per_epoch,
+    decay_rate=config.optimizer.decay_per_epoch,
+    staircase=True,
+  )
+
+
+def make_optimizer(
+  config, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """Adam, with weight decay as an L2 penalty in the gradient.
+
+  The article's optimiser decays so (Kingma & Ba 2015 with L2), not decoupled
+  from the gradient as AdamW does.
+  """
+  return optax.chain(
+    optax.add_decayed_weights(config.optimizer.weight_decay),
+    optax.adam(schedule),
+  )
+
+
+def create_state(
+  model: VAE, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+  """The state before the first step, a function of the seed alone."""
+  images = jnp.zeros((1, *model.image_shape))
+  # Run once, so on a CPU, where optimising it takes seconds, it is not.
+  options = (
+    {'xla_backend_optimization_level': 0}
+    if jax.default_backend() == 'cpu'
+    else None
+  )
+  init = jax.jit(model.init, compiler_options=options)
+  variables = init(init_key(seed), images)
+  params = variables['params']
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=variables.get('batch_stats', {}),
+    opt_state=optimizer.init(params),
+  )
+  return replicate(state)
+
+
+def replicate(tree: Any) -> Any:
+  """Places `tree` on every device, as the pmapped steps return it."""
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.device_put(tree, sharding)
+
+
+def init_key(seed: int) -> jax.Array:
+  """The key of the initial parameters."""
+  return jax.random.fold_in(jax.random.key(seed), 0)
+
+
+def train_key(seed: int) -> jax.Array:
+  """The key that training folds with step and position."""
+  return jax.random.fold_in(jax.random.key(seed), 1)
+
+
+def eval_key(seed: int) -> jax.Array:
+  """The key that evaluation folds with each example's position in its split."""
+  return jax.random.fold_in(jax.random.key(seed), 2)
+
+
+def sample_key(seed: int) -> jax.Array:
+  """The key of the samples that are drawn at each validation."""
+  return jax.random.fold_in(jax.random.key(seed), 3)
+
+
+def to_unit_range(images: jax.Array, dtype: Any) -> jax.Array:
+  """uint8 images as numbers in [0, 1]."""
+  return images.astype(dtype) / 255
+
+
+def train_step(
+  model: VAE,
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  flip: bool,
+  state: TrainState,
+  key: jax.Array,
+  images: jax.Array,
+) -> tuple[TrainState, Metrics]:
+  """One update, on one device of the pmap axis `AXIS`.
+
+  Args:
+    model: with `axis_name=AXIS`.
+    objective: what to minimise.
+    optimizer: that `state.opt_state` belongs to.
+    flip: whether each image is mirrored with probability ½.
+    state: the same on every device.
+    key: `train_key`, the same on every device.
+    images: uint8 [per_device_batch, height, width, channels]; this device's
+      part of the global batch.
+
+  Returns:
+    The new state and the metrics, means over the global batch; the same on
+    every device.
+  """
+  per_device = images.shape[0]
+  positions = lax.axis_index(AXIS) * per_device + jnp.arange(per_device)
+  keys = _example_keys(jax.random.fold_in(key, state.step), positions)
+  flip_keys, noise_keys, z_keys = keys[:, 0], keys[:, 1], keys[:, 2]
+
+  images = to_unit_range(images, _float_dtype(model))
+  if flip:
+    mirrored = jax.vmap(jax.random.bernoulli)(flip_keys)
+    images = jnp.where(
+      mirrored[:, None, None, None], images[:, :, ::-1], images
+    )
+  inputs = images
+  if objective.input_noise:
+    noise = _normal(noise_keys, images.shape[1:])
+    inputs = images + objective.input_noise * noise
+  epsilon = _epsilon(z_keys, model, objective)
+
+  def loss_fn(params):
+    variables = {'params': params, 'batch_stats': state.batch_stats}
+    terms, updates = nn.apply(objectives.terms, model, mutable='batch_stats')(
+      variables, objective, images, inputs, epsilon, train=True
+    )
+    means = jax.tree.map(jnp.mean, terms)
+    return means['loss'], (means, updates.get('batch_stats', {}))
+
+  grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+  grads, metrics = lax.pmean((grads, metrics), AXIS)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  state = TrainState(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    batch_stats=batch_stats,
+    opt_state=opt_state,
+  )
+  return state, metrics
+
+
+def make_train_steps(
+  model: VAE,
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  flip: bool,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """Compiles several training steps into one dispatch over all devices.
+
+  The loop runs as many steps as it is told, up to what its buffer holds: an
+  epoch's shorter last chunk needs no second program, and how the steps are
+  cut into dispatches cannot change their bits. (`lax.scan` lowers to the same
+  loop, but with a fixed length.)
+
+  Returns:
+    A function of
+      state: donated;
+      key: `train_key`;
+      images: uint8 [devices, max_steps, per_device_batch, height, width,
+        channels];
+      num_steps: how many of the steps to run;
+    that returns the new state and the sums of the metrics over the steps.
+  """
+
+  def steps(state, key, images, num_steps):
+    def body(i, carry):
+      state, sums = carry
+      batch = lax.dynamic_index_in_dim(images, i, keepdims=False)
+      state, metrics = train_step(
+        model, objective, optimizer, flip, state, key, batch
+      )
+      return state, jax.tree.map(jnp.add, sums, metrics)
+
+    shapes = jax.eval_shape(
+      lambda: train_step(
+        model, objective, optimizer, flip, state, key, images[0]
+      )[1]
+    )
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return lax.fori_loop(0, num_steps, body, (state, zeros))
+
+  return jax.pmap(
+    steps,
+    axis_name=AXIS,
+    in_axes=(None, None, 0, None),
+    out_axes=None,
+    donate_argnums=0,
+  )
+
+
+def make_eval_step(model: VAE, objective: Objective) -> Callable[..., Metrics]:
+  """Compiles the evaluation of one batch over all devices.
+
+  Returns:
+    A function of
+      variables: parameters and statistics;
+      key: `eval_key`;
+      images: uint8 [devices, per_device_batch, height, width, channels];
+      start: position in the split of the batch's first example;
+      num_examples: size of the split; what lies beyond it is padding;
+    that returns the sums of the metrics over the batch's examples. z is drawn
+    as in training, by each example's position in the split.
+  """
+
+  def step(variables, key, images, start, num_examples):
+    per_device = images.shape[0]
+    positions = start + lax.axis_index(AXIS) * per_device
+    positions += jnp.arange(per_device)
+    z_keys = _example_keys(key, positions)[:, 2]
+    images = to_unit_range(images, _float_dtype(model))
+    epsilon = _epsilon(z_keys, model, objective)
+    terms = nn.apply(objectives.terms, model)(
+      variables, objective, images, images, epsilon, train=False
+    )
+    counts = positions < num_examples
+    sums = jax.tree.map(lambda t: jnp.sum(jnp.where(counts, t, 0)), terms)
+    return lax.psum(sums, AXIS)
+
+  return jax.pmap(
+    step, axis_name=AXIS, in_axes=(None, None, 0, None, None), out_axes=None
+  )
+
+
+def _float_dtype(model: VAE) -> Any:
+  """Of images and losses: float32, or float64 where the model computes so."""
+  return jnp.promote_types(model.dtype, jnp.float32)
+
+
+def _example_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
+  """Three keys for each example (flip, input noise, z), [batch, 3]."""
+  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+  return jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+
+
+def _normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """A N(0, I) draw of `shape` for each key; always float32 draws."""
+  return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
+
+
+def _epsilon(
+  keys: jax.Array, model: VAE, objective: Objective
+) -> jax.Array | None:
+  """Noise of the reparameterization, [num_samples, batch, latent_dim]."""
+  if not objective.sample_posterior:
+    return None
+  draws = _normal(keys, (objective.num_samples, model.latent_dim))
+  return jnp.swapaxes(draws, 0, 1)
