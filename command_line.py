@@ -19,7 +19,7 @@ def run(main: Callable[[], None]) -> None:
 
   def guarded(argv):
     # absl's default shows the libraries' running commentary.
-    if flags.FLAGS['verbosity'].using_default_value:
+    if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
       _fail(f'{argv[1]!r} is not a flag; flags look like --name=value.')
@@ -31,40 +31,69 @@ def run(main: Callable[[], None]) -> None:
   app.run(guarded, flags_parser=_parse)
 
 
-def load_config(name: str = 'config'):
-  """The config that the flag `--config=FILE.py` and its overrides make.
+def define_config(default: str) -> None:
+  """Defines `--config`, a config file, and its overrides.
+
+  Args:
+    default: the file that is used where the flag is not given, relative to
+      the scripts.
+  """
+  # A default that is known to the flag itself would be loaded, overrides and
+  # all, while the script is still being imported.
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    f'The experiment; configs/ has several. By default {default}.',
+  )
+  global _default_config
+  _default_config = os.path.join(os.path.dirname(__file__), default)
+
+
+def config_path() -> str:
+  """The file that `--config` names.
 
   Raises:
     UserError: if there is no such file.
   """
-  path = config_flags.get_config_filename(flags.FLAGS[name])
+  path = config_flags.get_config_filename(flags.FLAGS['config'])
   if not os.path.isfile(path):
     raise UserError(
-      f'--{name}={path}: there is no such file; configs/ has the configs.'
+      f'--config={path}: there is no such file; configs/ has the configs.'
     )
-  return flags.FLAGS[name].value
+  return path
+
+
+_default_config = None
 
 
 def _parse(argv: list[str]) -> list[str]:
+  if not any(arg.split('=')[0] in ('--config', '-config') for arg in argv):
+    argv = [argv[0], f'--config={_default_config}', *argv[1:]]
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
     _fail(f'{_one_line(error)} (--help lists the flags)')
-  except AttributeError as error:
-    # How ml_collections refuses an override of a key that is not there.
-    key = str(error).strip('"\'')
-    _fail(f'{_override_of(key, argv)}: there is no such key in the config.')
-  except Exception as error:  # pylint: disable=broad-exception-caught
+  except Exception as error:
     # Configs are programs, which may fail in any way.
     _fail(
-      f'the config cannot be loaded: {type(error).__name__}: {_one_line(error)}'
+      _about_missing_key(error, argv)
+      or f'the config cannot be loaded: {type(error).__name__}: '
+      f'{_one_line(error)}'
     )
 
 
-def _override_of(key: str, argv: list[str]) -> str:
-  """The flag that names `key`, as it was given."""
-  given = [arg for arg in argv if key in arg.split('=')[0].split('.')]
-  return given[0] if given else key
+def _about_missing_key(error: Exception, argv: list[str]) -> str | None:
+  """What to say where ml_collections refuses to override an unknown key."""
+  if not isinstance(error, (AttributeError, KeyError)) or not error.args:
+    return None
+  inner = error.args[0]
+  text = inner.args[0] if isinstance(inner, KeyError) else inner
+  # The key, and perhaps on a second line what was meant.
+  key, _, hint = str(text).partition('\n')
+  for flag in argv:
+    if key.strip("'") in flag.split('=')[0].split('.'):
+      return f'{flag}: there is no such key in the config. {hint}'.rstrip()
+  return None
 
 
 def _one_line(error: Exception) -> str:

@@ -170,9 +170,10 @@ class Crop:
     )
 
   def _decode_other(self, encoded):
-    image = tf.io.decode_image(
-      encoded, channels=self.channels, expand_animations=False
-    )
+    # Not every decoder makes grey of colour.
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    if self.channels == 1:
+      image = tf.image.rgb_to_grayscale(image)
     shape = tf.shape(image)
     top, left, height, width = self._window(shape[0], shape[1])
     return image[top : top + height, left : left + width]

@@ -12,7 +12,6 @@ import pathlib
 from absl import flags
 from etils import epath
 import jax
-from ml_collections import config_flags
 
 import command_line
 import run_config
@@ -20,9 +19,7 @@ import run_config
 # TensorFlow's C++ side is chatty, and reads this when it is loaded.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', 'configs/faces.py', 'The experiment; configs/ has several.'
-)
+command_line.define_config('configs/faces.py')
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
@@ -33,11 +30,11 @@ _WORKDIR = flags.DEFINE_string(
 
 def main() -> None:
   """Checks the flags, sets the platform up, and trains."""
-  config = command_line.load_config()
+  path = command_line.config_path()
+  config = flags.FLAGS.config
   run_config.validate(config)
   run_config.check_devices(config, jax.device_count())
-  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
-  workdir = epath.Path(_WORKDIR.value or f'logs/{name.stem}')
+  workdir = epath.Path(_WORKDIR.value or f'logs/{pathlib.Path(path).stem}')
   run_config.claim_workdir(config, workdir)
 
   # TensorFlow takes seconds to load; a mistake above is told before.

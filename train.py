@@ -155,6 +155,11 @@ def train_and_evaluate(
         progress.skip(time.monotonic() - start)
       saved.save(step, state, val_metrics)
       last_save = time.monotonic()
+
+    print(f'Done: {step} steps. In {workdir}:')
+    print(f'  checkpoints/{saved.best_step()} is the best by val/loss')
+    for name in pictures:
+      print(f'  {name}/epoch_{epoch:04d}.png')
   return state
 
 

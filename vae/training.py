@@ -87,10 +87,14 @@ def create_state(
   init = jax.jit(model.init, compiler_options=options)
   variables = init(init_key(seed), images)
   params = variables['params']
+  # Flax makes the statistics float32, and updates them in the model's dtype.
+  batch_stats = jax.tree.map(
+    lambda a: a.astype(_float_dtype(model)), variables.get('batch_stats', {})
+  )
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    batch_stats=variables.get('batch_stats', {}),
+    batch_stats=batch_stats,
     opt_state=optimizer.init(params),
   )
   return replicate(state)

@@ -1,0 +1,56 @@
+"""What the tests share: a small config, and a small data set on disk."""
+
+import os
+import pathlib
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+import numpy as np
+import pytest
+
+from configs import default
+from datasets import cartoon_faces
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Train, validation and test images of the small data set.
+SPLIT_SIZES = (40, 11, 5)
+
+
+def write_faces(folder, names, seed='tests'):
+  """Writes a cartoon face as 178×218 JPEG for each name."""
+  factors = cartoon_faces.sample_factors(seed, len(names))
+  for name, row in zip(names, factors, strict=True):
+    labels = dict(zip(cartoon_faces.FACTORS, map(int, row), strict=True))
+    image = cartoon_faces.encode_jpeg(cartoon_faces.render(labels))
+    (folder / name).write_bytes(image.getvalue())
+
+
+@pytest.fixture(scope='session')
+def celeba_dir(tmp_path_factory):
+  """A folder as the official archive unpacks, with few images."""
+  folder = tmp_path_factory.mktemp('celeba')
+  (folder / 'img_align_celeba').mkdir()
+  numbers = np.repeat([0, 1, 2], SPLIT_SIZES)
+  names = [f'{i:06d}.jpg' for i in range(1, len(numbers) + 1)]
+  write_faces(folder / 'img_align_celeba', names)
+  rows = [f'{n} {p}\n' for n, p in zip(names, numbers, strict=True)]
+  (folder / 'list_eval_partition.txt').write_text(''.join(rows))
+  return folder
+
+
+@pytest.fixture
+def small_config(celeba_dir):
+  """A valid config that trains in seconds."""
+  config = default.get_config()
+  config.seed = 7
+  config.data.source = 'celeba'
+  config.data.dir = str(celeba_dir)
+  config.data.image_size = 16
+  config.model.hidden_channels = (4, 8)
+  config.model.latent_dim = 3
+  config.train.batch_size = 8
+  config.train.num_epochs = 3
+  config.train.steps_per_dispatch = 2
+  config.train.log_every_steps = 2
+  return config

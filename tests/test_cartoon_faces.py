@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from datasets import cartoon_faces
+from datasets.cartoon_faces import FACTORS
+
+
+def labels_of(row):
+  return dict(zip(FACTORS, map(int, row), strict=True))
+
+
+def test_factors_are_uniform_and_independent():
+  assert len(FACTORS) >= 8
+  factors = cartoon_faces.sample_factors('train', 4000)
+  for column, values in zip(factors.T, FACTORS.values(), strict=True):
+    shares = np.bincount(column, minlength=len(values)) / len(column)
+    np.testing.assert_allclose(shares, 1 / len(values), rtol=0.25)
+  correlations = np.corrcoef(factors.T) - np.eye(len(FACTORS))
+  # Four standard errors.
+  assert np.abs(correlations).max() < 4 / 4000**0.5
+
+
+def test_splits_are_fixed_and_differ():
+  train = cartoon_faces.sample_factors('train', 500)
+  np.testing.assert_array_equal(
+    train[:100], cartoon_faces.sample_factors('train', 100)
+  )
+  test = cartoon_faces.sample_factors('test', 500)
+  shared = set(map(tuple, train)) & set(map(tuple, test))
+  assert not shared
+
+
+@pytest.mark.parametrize('name', list(FACTORS))
+def test_every_factor_shows(name):
+  """Each value gives another picture, within the part that is cut out."""
+  # A face that has hair, so that its colour shows.
+  labels = {factor: len(v) // 2 for factor, v in FACTORS.items()}
+  pictures = []
+  for value in range(len(FACTORS[name])):
+    picture = np.asarray(cartoon_faces.render(labels | {name: value}))
+    assert picture.shape == (218, 178, 3)
+    pictures.append(picture[35:183, 15:163].astype(int))
+  for i, a in enumerate(pictures):
+    for b in pictures[i + 1 :]:
+      # Hundreds of grey levels: more than a pixel's edge.
+      assert np.abs(a - b).sum() > 500
+
+
+def test_a_face_is_where_its_factors_say():
+  """The centre of the skin's pixels moves by as much as the factor does."""
+  labels = labels_of([0] * len(FACTORS))
+  centers = {}
+  for x, y in ((0, 0), (7, 0), (0, 7)):
+    picture = np.asarray(cartoon_faces.render(labels | {'x': x, 'y': y}))
+    skin = np.all(picture == FACTORS['skin'][0], axis=-1)
+    centers[x, y] = np.argwhere(skin).mean(axis=0)
+  travel = FACTORS['x'][7] - FACTORS['x'][0]
+  np.testing.assert_allclose(
+    centers[7, 0] - centers[0, 0], (0, travel), atol=0.5
+  )
+  np.testing.assert_allclose(
+    centers[0, 7] - centers[0, 0], (travel, 0), atol=0.5
+  )

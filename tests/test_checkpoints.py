@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vae import checkpoints, training
+from vae.errors import UserError
+
+
+def state_at(step, size=3):
+  params = {'w': jnp.full((size,), float(step))}
+  return training.replicate(
+    training.TrainState(jnp.int32(step), params, {}, (jnp.zeros(size),))
+  )
+
+
+def save_all(workdir, losses, keep_best=2):
+  """Saves a state for each step; a loss of None is a checkpoint without."""
+  with checkpoints.Checkpoints(workdir, keep_best) as saved:
+    for step, loss in losses.items():
+      metrics = None if loss is None else {'val/loss': loss, 'val/kl': 1.0}
+      saved.save(step, state_at(step), metrics)
+
+
+@pytest.mark.parametrize(
+  ('losses', 'kept'),
+  [
+    ({1: 5.0, 2: 3.0, 3: 4.0, 4: 9.0}, [2, 3, 4]),
+    ({1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}, [1, 2, 4]),
+    ({1: 4.0, 2: 3.0, 3: 2.0, 4: 1.0}, [3, 4]),
+    ({1: 1.0, 2: None, 3: 2.0, 4: None, 5: None}, [1, 3, 5]),
+  ],
+)
+def test_keeps_the_two_best_and_the_last(tmp_path, losses, kept):
+  save_all(tmp_path, losses)
+  with checkpoints.Checkpoints(tmp_path) as saved:
+    assert saved.all_steps() == kept
+    assert saved.latest_step() == max(losses)
+    scored = {s: loss for s, loss in losses.items() if loss is not None}
+    assert saved.best_step() == min(scored, key=scored.get)
+
+
+def test_what_was_saved_comes_back_on_the_same_devices(tmp_path):
+  save_all(tmp_path, {1: 2.0, 2: 1.0})
+  with checkpoints.Checkpoints(tmp_path) as saved:
+    for step, restored in (
+      (2, saved.restore(state_at(0))),
+      (1, saved.restore(state_at(0), step=1)),
+    ):
+      expected = state_at(step)
+      jax.tree.map(np.testing.assert_array_equal, restored, expected)
+      assert restored.step.sharding == expected.step.sharding
+
+
+def test_nothing_saved_is_a_clear_error(tmp_path):
+  with checkpoints.Checkpoints(tmp_path) as saved:
+    assert saved.latest_step() is None
+    with pytest.raises(UserError, match='no complete checkpoint'):
+      saved.restore(state_at(0))
+
+
+# Orbax leaves behind a coroutine of its own when it refuses.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_other_shapes_are_a_clear_error(tmp_path):
+  save_all(tmp_path, {1: 2.0})
+  with checkpoints.Checkpoints(tmp_path) as saved:
+    with pytest.raises(UserError, match='checkpoints/1 cannot be restored'):
+      saved.restore(state_at(0, size=4))

@@ -1,0 +1,64 @@
+import jax
+import numpy as np
+from PIL import Image
+
+from vae import figures
+from vae.model import VAE
+
+
+def test_grid_puts_images_in_rows_with_white_lines():
+  images = np.zeros((5, 2, 3, 3), np.uint8)
+  images[:] = np.arange(5).reshape(-1, 1, 1, 1) * 10
+  grid = figures.image_grid(images, columns=3, padding=1)
+  assert grid.shape == (2 * 2 + 1, 3 * 3 + 2, 3)
+  for index, (row, column) in enumerate(
+    [(0, 0), (0, 4), (0, 8), (3, 0), (3, 4)]
+  ):
+    assert np.all(grid[row : row + 2, column : column + 3] == index * 10)
+  assert np.all(grid[2] == 255) and np.all(grid[:, 3] == 255)
+  # The place of the sixth.
+  assert np.all(grid[3:, 8:] == 255)
+
+
+def test_unit_range_is_clipped_and_rounded():
+  values = np.array([-1, 0, 0.5, 0.998, 1, 7]).reshape(1, 1, 6, 1)
+  np.testing.assert_array_equal(
+    figures.to_uint8(values).ravel(), [0, 0, 128, 254, 255, 255]
+  )
+
+
+def test_side_by_side_alternates():
+  left, right = np.zeros((2, 3, 1, 1, 1), np.uint8)
+  right[:] = 1
+  both = figures.side_by_side(left, right)
+  np.testing.assert_array_equal(both.ravel(), [0, 1] * 3)
+
+
+def test_png_holds_the_pixels(tmp_path):
+  for channels in (1, 3):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels))
+    image = image.astype(np.uint8)
+    figures.save_png(image, figures.epath.Path(tmp_path) / 'new/a.png')
+    loaded = np.asarray(Image.open(tmp_path / 'new/a.png'))
+    np.testing.assert_array_equal(loaded.reshape(image.shape), image)
+
+
+def test_grids_of_a_model():
+  model = VAE((8, 8, 3), 2, (4,))
+  images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+  variables = model.init(jax.random.key(0), images / 255)
+  key = jax.random.key(1)
+  samples = figures.sample_grid(model, variables, key, side=3)
+  expected = model.apply(variables, key, 9, method='sample')
+  np.testing.assert_allclose(
+    samples.astype(int), figures.image_grid(expected, 3).astype(int), atol=1
+  )
+  pairs = figures.reconstruction_grid(model, variables, images, columns=4)
+  assert pairs.shape == (3 * 10 - 2, 4 * 10 - 2, 3)
+  np.testing.assert_array_equal(pairs[:8, :8], images[0])
+  reconstruction = model.apply(variables, images[1:2] / 255)
+  np.testing.assert_allclose(
+    pairs[:8, 30:38].astype(int),
+    figures.to_uint8(reconstruction)[0].astype(int),
+    atol=1,
+  )

@@ -1,0 +1,350 @@
+import csv
+import os
+import shutil
+import socket
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from datasets import cartoon_faces
+import input_pipeline
+from tests.conftest import SPLIT_SIZES, write_faces
+from vae.errors import UserError
+
+SPLITS = ('train', 'validation', 'test')
+
+
+def everything(split):
+  batches = split.batches(np.arange(split.num_examples), 16)
+  return np.concatenate(list(batches))
+
+
+def with_pil(path, crop=148, size=64, mode='RGB'):
+  """Crop and antialiased resize by another library."""
+  image = Image.open(path).convert(mode)
+  side = min(crop, *image.size)
+  left, top = (image.width - side) // 2, (image.height - side) // 2
+  image = image.crop((left, top, left + side, top + side))
+  return np.asarray(image.resize((size, size), Image.BILINEAR)).astype(int)
+
+
+def copy(celeba_dir, tmp_path):
+  return shutil.copytree(celeba_dir, tmp_path / 'celeba')
+
+
+# Decoding.
+
+
+def test_crop_and_resize_are_pils(celeba_dir, small_config):
+  small_config.data.image_size = 64
+  data = input_pipeline.load(small_config)
+  images = everything(data.train)
+  assert images.dtype == np.uint8 and images.shape == (40, 64, 64, 3)
+  for index in range(40):
+    path = celeba_dir / 'img_align_celeba' / f'{index + 1:06d}.jpg'
+    difference = np.abs(images[index] - with_pil(path))
+    # PIL rounds between its two passes.
+    assert difference.max() <= 2 and difference.mean() < 0.3
+
+
+@pytest.mark.parametrize(
+  ('mode', 'suffix', 'size'),
+  [
+    ('RGB', 'png', (100, 60)),
+    ('L', 'png', (70, 70)),
+    ('L', 'jpg', (178, 218)),
+    ('RGBA', 'png', (90, 95)),
+    ('RGB', 'bmp', (200, 151)),
+  ],
+)
+@pytest.mark.parametrize('channels', [1, 3])
+def test_other_formats_and_sizes(tmp_path, mode, suffix, size, channels):
+  pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 4))
+  image = Image.fromarray(pixels.astype(np.uint8), 'RGBA').convert(mode)
+  image = image.resize((20, 20)).resize(size)
+  image.save(tmp_path / f'a.{suffix}')
+  crop = input_pipeline.Crop(148, 32, channels)
+  encoded = tf.io.read_file(str(tmp_path / f'a.{suffix}'))
+  decoded = crop.decode(encoded).numpy()
+  wanted = {1: 'L', 3: 'RGB'}[channels]
+  expected = with_pil(tmp_path / f'a.{suffix}', 148, 32, wanted)
+  difference = np.abs(decoded.astype(int) - expected.reshape(decoded.shape))
+  assert difference.max() <= 3
+
+
+# Where the data is and how it is kept.
+
+
+def test_official_and_kaggle_layouts_are_the_same_data(
+  celeba_dir, small_config, tmp_path
+):
+  official = input_pipeline.load(small_config)
+  folder = tmp_path / 'kaggle'
+  inner = folder / 'img_align_celeba' / 'img_align_celeba'
+  shutil.copytree(celeba_dir / 'img_align_celeba', inner)
+  rows = [
+    line.split()
+    for line in (celeba_dir / 'list_eval_partition.txt')
+    .read_text()
+    .splitlines()
+  ]
+  with open(folder / 'list_eval_partition.csv', 'w', newline='') as file:
+    csv.writer(file).writerows([['image_id', 'partition'], *rows])
+  small_config.data.dir = str(folder)
+  kaggle = input_pipeline.load(small_config)
+  for name, size in zip(SPLITS, SPLIT_SIZES, strict=True):
+    a, b = getattr(official, name), getattr(kaggle, name)
+    assert a.num_examples == size
+    np.testing.assert_array_equal(everything(a), everything(b))
+
+
+def test_cache_changes_nothing(small_config):
+  order = np.random.default_rng(0).permutation(40)[:37]
+  results = []
+  for cache in ('none', 'host', 'auto'):
+    small_config.data.cache = cache
+    train = input_pipeline.load(small_config).train
+    results.append(list(train.batches(order, 8)))
+  for batches in results:
+    assert [len(b) for b in batches] == [8, 8, 8, 8, 5]
+    for a, b in zip(batches, results[0], strict=True):
+      np.testing.assert_array_equal(a, b)
+  np.testing.assert_array_equal(
+    np.concatenate(results[0]), everything(train)[order]
+  )
+
+
+def test_auto_caches_what_fits(small_config, monkeypatch):
+  class Memory:
+    available = 0
+
+  monkeypatch.setattr(input_pipeline.psutil, 'virtual_memory', lambda: Memory)
+  num_bytes = sum(SPLIT_SIZES) * 16 * 16 * 3
+  for available, kind in (
+    (2 * num_bytes, input_pipeline.StreamedSplit),
+    (2 * num_bytes + 2, input_pipeline.CachedSplit),
+  ):
+    Memory.available = available
+    assert type(input_pipeline.load(small_config).train) is kind
+
+
+class CelebA(tfds.core.GeneratorBasedBuilder):
+  """Writes a data set as TFDS's celeb_a is on disk, of other images."""
+
+  name = 'celeb_a'
+  VERSION = tfds.core.Version('2.1.0')
+  folder = None
+
+  def _info(self):
+    image = tfds.features.Image(shape=(218, 178, 3), encoding_format='jpeg')
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict({'image': image}),
+      disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager):
+    return dict(zip(SPLITS, map(self._generate_examples, '012'), strict=True))
+
+  def _generate_examples(self, number):
+    lines = (self.folder / 'list_eval_partition.txt').read_text().splitlines()
+    for index, line in enumerate(lines):
+      name, partition = line.split()
+      if partition == number:
+        yield index, {'image': self.folder / 'img_align_celeba' / name}
+
+
+def test_tfds_and_the_folder_are_the_same_data(
+  celeba_dir, small_config, tmp_path
+):
+  CelebA.folder = celeba_dir
+  CelebA(data_dir=tmp_path).download_and_prepare()
+  from_folder = input_pipeline.load(small_config)
+  small_config.data.dir = str(tmp_path)
+  order = np.random.default_rng(0).permutation(40)
+  for cache in ('none', 'host'):
+    small_config.data.cache = cache
+    from_tfds = input_pipeline.load(small_config)
+    for name in SPLITS:
+      np.testing.assert_array_equal(
+        everything(getattr(from_tfds, name)),
+        everything(getattr(from_folder, name)),
+      )
+    np.testing.assert_array_equal(
+      next(from_tfds.train.batches(order, 40)),
+      next(from_folder.train.batches(order, 40)),
+    )
+
+
+def test_embedded_faces_go_through_tfds(small_config, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    cartoon_faces, '_SPLIT_SIZES', {'train': 20, 'validation': 6, 'test': 5}
+  )
+  small_config.data.source = 'cartoon_faces'
+  small_config.data.dir = str(tmp_path)
+  data = input_pipeline.load(small_config)
+  images = everything(data.validation)
+  factors = cartoon_faces.sample_factors('validation', 6)
+  for image, row in zip(images, factors, strict=True):
+    labels = dict(zip(cartoon_faces.FACTORS, map(int, row), strict=True))
+    cartoon_faces.render(labels).save(tmp_path / 'a.png')
+    expected = with_pil(tmp_path / 'a.png', size=16)
+    assert np.abs(image - expected).mean() < 2  # JPEG's loss.
+  # Its factors lie beside each image.
+  builder = tfds.builder_from_directory(tmp_path / 'cartoon_faces' / '1.0.0')
+  stored = [
+    [int(example['factors'][name]) for name in cartoon_faces.FACTORS]
+    for example in builder.as_dataset('validation')
+  ]
+  np.testing.assert_array_equal(stored, factors)
+
+
+def test_folder_is_split_by_the_names_alone(tmp_path, small_config):
+  names = [f'{i}.jpg' for i in range(50)]
+  (tmp_path / 'a' / 'b').mkdir(parents=True)
+  write_faces(tmp_path / 'a', names[:20])
+  write_faces(tmp_path / 'a' / 'b', names[20:])
+  (tmp_path / 'a' / 'notes.txt').write_text('not an image')
+  small_config.data.source = 'folder'
+
+  def found():
+    encoded = input_pipeline._list_folder(
+      input_pipeline.epath.Path(small_config.data.dir)
+    )
+    return {
+      name: [os.path.basename(split.name(i)) for i in range(split.num_examples)]
+      for name, split in encoded.items()
+    }
+
+  small_config.data.dir = str(tmp_path / 'a')
+  first = found()
+  assert {k: len(v) for k, v in first.items()} == {
+    'train': 40,
+    'validation': 5,
+    'test': 5,
+  }
+  assert sorted(sum(first.values(), [])) == sorted(names)
+  shutil.copytree(tmp_path / 'a', tmp_path / 'elsewhere')
+  small_config.data.dir = str(tmp_path / 'elsewhere')
+  assert found() == first
+  assert input_pipeline.load(small_config).train.num_examples == 40
+
+
+# What is wrong with the data.
+
+
+def fails(config, match):
+  with pytest.raises(UserError, match=match) as caught:
+    data = input_pipeline.load(config)
+    for name in SPLITS:
+      everything(getattr(data, name))
+  return str(caught.value)
+
+
+def test_missing_folder(small_config):
+  small_config.data.dir = '/nowhere/celeba'
+  fails(small_config, 'data.dir is /nowhere/celeba; there is no such folder')
+
+
+def test_folder_without_celeba_says_the_two_ways(small_config, tmp_path):
+  small_config.data.dir = str(tmp_path)
+  message = fails(small_config, 'holds neither img_align_celeba')
+  assert 'kaggle datasets download' in message and 'tfds.load' in message
+
+
+def test_images_without_lists(small_config, celeba_dir, tmp_path):
+  folder = copy(celeba_dir, tmp_path)
+  (folder / 'list_eval_partition.txt').unlink()
+  small_config.data.dir = str(folder)
+  fails(small_config, 'no list_eval_partition.*data.source=folder')
+
+
+def test_lists_that_name_missing_files(small_config, celeba_dir, tmp_path):
+  folder = copy(celeba_dir, tmp_path)
+  small_config.data.dir = str(folder)
+  for number in (3, 5, 7, 11, 13):
+    (folder / 'img_align_celeba' / f'{number:06d}.jpg').unlink()
+  message = fails(small_config, 'names 5 files that are not in')
+  assert '000003.jpg, 000005.jpg, 000007.jpg and 2 more' in message
+
+
+@pytest.mark.parametrize(
+  ('line', 'said'),
+  [
+    ('000001.jpg 3', "'000001.jpg 3'"),
+    ('000001.jpg', "'000001.jpg'"),
+    ('../../secret.jpg 0', "'../../secret.jpg 0'"),
+  ],
+)
+def test_lists_with_a_wrong_line(
+  small_config, celeba_dir, tmp_path, line, said
+):
+  folder = copy(celeba_dir, tmp_path)
+  small_config.data.dir = str(folder)
+  partition = folder / 'list_eval_partition.txt'
+  partition.write_text(line + '\n' + partition.read_text())
+  assert said in fails(small_config, 'entry 1')
+
+
+def test_split_without_images(small_config, celeba_dir, tmp_path):
+  folder = copy(celeba_dir, tmp_path)
+  small_config.data.dir = str(folder)
+  partition = folder / 'list_eval_partition.txt'
+  partition.write_text(partition.read_text().replace(' 1\n', ' 0\n'))
+  fails(small_config, 'the validation split of .* has no images')
+
+
+def test_batch_larger_than_the_split(small_config):
+  small_config.train.batch_size = 48
+  fails(small_config, 'batch_size is 48, but the train split has only 40')
+
+
+@pytest.mark.parametrize('cache', ['none', 'host'])
+def test_corrupt_images_are_named(small_config, celeba_dir, tmp_path, cache):
+  folder = copy(celeba_dir, tmp_path)
+  small_config.data.dir = str(folder)
+  small_config.data.cache = cache
+  images = folder / 'img_align_celeba'
+  (images / '000004.jpg').write_bytes(b'not a JPEG')
+  whole = (images / '000009.jpg').read_bytes()
+  (images / '000009.jpg').write_bytes(whole[: len(whole) // 2])
+  message = fails(small_config, 'cannot be decoded')
+  assert '000004.jpg' in message and '000009.jpg' in message
+  assert 'skip_corrupt=True' in message
+
+
+@pytest.mark.parametrize('cache', ['none', 'host'])
+def test_corrupt_images_are_skipped_where_told(
+  small_config, celeba_dir, tmp_path, cache, caplog
+):
+  sound = everything(input_pipeline.load(small_config).train)
+  folder = copy(celeba_dir, tmp_path)
+  small_config.data.dir = str(folder)
+  small_config.data.cache = cache
+  small_config.data.skip_corrupt = True
+  (folder / 'img_align_celeba' / '000004.jpg').write_bytes(b'')
+  train = input_pipeline.load(small_config).train
+  assert train.num_examples == 39
+  np.testing.assert_array_equal(everything(train), np.delete(sound, 3, axis=0))
+  assert 'skipped 1 of 40' in caplog.text and '000004.jpg' in caplog.text
+
+
+def test_without_network_the_message_comes_at_once(
+  small_config, tmp_path, monkeypatch
+):
+  def refuse(*args, **kwargs):
+    raise OSError('Network is unreachable')
+
+  monkeypatch.setattr(socket, 'create_connection', refuse)
+  monkeypatch.setattr(
+    input_pipeline.tfds.core.constants, 'DATA_DIR', str(tmp_path)
+  )
+  small_config.data.dir = ''
+  start = time.monotonic()
+  message = fails(small_config, 'cannot be reached')
+  assert time.monotonic() - start < 30  # TFDS alone takes minutes.
+  assert 'kaggle datasets download' in message and 'tfds.load' in message

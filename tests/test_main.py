@@ -1,0 +1,254 @@
+"""End to end, as a user has it: `python main.py` in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+import main
+from tests.conftest import ROOT, SPLIT_SIZES
+from vae import checkpoints, training
+from vae import model as models
+
+SMALL = (
+  '--config=configs/celeba.py',
+  '--config.data.image_size=16',
+  '--config.model.hidden_channels=(4,8)',
+  '--config.model.latent_dim=3',
+  '--config.train.batch_size=8',
+  '--config.train.num_epochs=3',
+  '--config.train.steps_per_dispatch=2',
+  '--config.train.log_every_steps=2',
+)
+# 40 images in batches of 8.
+STEPS_PER_EPOCH = SPLIT_SIZES[0] // 8
+
+
+def start(*flags, script='main.py', devices=1):
+  environment = dict(
+    os.environ,
+    XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}',
+    JAX_PLATFORMS='cpu',
+  )
+  return subprocess.Popen(
+    [sys.executable, script, *flags],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def run(*flags, **kwargs):
+  process = start(*flags, **kwargs)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def metrics(workdir):
+  path = workdir / 'metrics.jsonl'
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [json.loads(line) for line in lines]
+
+
+def final_state(workdir):
+  """The last checkpoint's arrays, read without a target to fit."""
+  with checkpoints.Checkpoints(workdir) as saved:
+    step = saved.latest_step()
+    return step, saved._manager.restore(
+      step, args=checkpoints.ocp.args.StandardRestore()
+    )
+
+
+@pytest.fixture(scope='module')
+def finished(celeba_dir, tmp_path_factory):
+  """An undisturbed run, its flags and what it printed."""
+  workdir = tmp_path_factory.mktemp('run')
+  flags = (*SMALL, f'--config.data.dir={celeba_dir}')
+  code, out, err = run(*flags, f'--workdir={workdir}')
+  assert code == 0, err
+  return workdir, flags, out
+
+
+def test_metrics_are_complete(finished):
+  workdir, _, _ = finished
+  rows = metrics(workdir)
+  train = [row for row in rows if 'train/loss' in row]
+  val = [row for row in rows if 'val/loss' in row]
+  # 5 steps an epoch in dispatches of 2, 2 and 1: each passes a multiple of 2
+  # but the third.
+  assert [row['step'] for row in train] == [2, 4, 7, 9, 10, 12, 14]
+  assert [row['step'] for row in val] == [5, 10, 15]
+  assert [row['epoch'] for row in val] == [1, 2, 3]
+  parts = {'loss', 'elbo', 'distortion', 'kl', 'mse'}
+  for row in train:
+    names = {f'train/{part}' for part in parts}
+    names |= {'step', 'epoch', 'learning_rate', 'images_per_second'}
+    assert row.keys() == names
+    assert row['epoch'] == pytest.approx(row['step'] / 5)
+    epoch = (row['step'] - 1) // 5
+    assert row['learning_rate'] == pytest.approx(0.005 * 0.95**epoch)
+  for row in val:
+    assert row.keys() == {'step', 'epoch'} | {f'val/{part}' for part in parts}
+    # How the parts hang together, in nats per image.
+    d, kl = row['val/distortion'], row['val/kl']
+    assert row['val/elbo'] == pytest.approx(-(d + kl))
+    assert row['val/loss'] == pytest.approx(d + 1.536 * kl)
+    constant = 768 / 2 * np.log(2 * np.pi)
+    assert d == pytest.approx(768 / 2 * row['val/mse'] + constant)
+
+
+def test_validation_is_that_of_the_checkpoint(finished, celeba_dir):
+  """The val/mse in the log, recomputed from files and checkpoint alone."""
+  import input_pipeline
+  import run_config
+
+  workdir, _, _ = finished
+  config = run_config.load(main.epath.Path(workdir))
+  _, state = final_state(workdir)
+  model = models.from_config(config)
+  split = input_pipeline.load(config).validation
+  images = next(split.batches(np.arange(11), 11)) / np.float32(255)
+  variables = {
+    'params': state['params'],
+    'batch_stats': state['batch_stats'],
+  }
+  mean, logvar = model.apply(variables, images, method='encode')
+  kl = 0.5 * np.sum(mean**2 + np.exp(logvar) - 1 - logvar, axis=-1)
+  last = [row for row in metrics(workdir) if 'val/kl' in row][-1]
+  assert last['val/kl'] == pytest.approx(float(kl.mean()), rel=1e-4)
+  # z is drawn: so only about.
+  decoded = model.apply(variables, mean, method='decode')
+  assert last['val/mse'] == pytest.approx(
+    float(np.mean((decoded - images) ** 2)), rel=0.5
+  )
+
+
+def test_pictures_and_checkpoints_are_there(finished):
+  workdir, _, out = finished
+  side = 12 * 18 - 2
+  for epoch in (1, 2, 3):
+    for name in ('samples', 'reconstructions'):
+      path = workdir / name / f'epoch_{epoch:04d}.png'
+      size = Image.open(path).size
+      # 11 validation images make 22 pictures, two rows of 12.
+      assert size == ((side, side) if name == 'samples' else (side, 34))
+  assert f'In {workdir}:' in out and 'samples/epoch_0003.png' in out
+  losses = {
+    row['step']: row['val/loss']
+    for row in metrics(workdir)
+    if 'val/loss' in row
+  }
+  best_two = sorted(losses, key=losses.get)[:2]
+  with checkpoints.Checkpoints(workdir) as saved:
+    assert saved.all_steps() == sorted({*best_two, 15})
+
+
+def test_finished_run_says_so(finished):
+  workdir, flags, _ = finished
+  before = metrics(workdir)
+  code, out, _ = run(*flags, f'--workdir={workdir}')
+  assert code == 0 and 'finished, at step 15' in out
+  assert metrics(workdir) == before
+
+
+def test_killed_run_ends_in_the_same_bits(finished, tmp_path):
+  """SIGKILL in the middle of an epoch, another start, other dispatches."""
+  workdir, flags, _ = finished
+  flags = (*flags, f'--workdir={tmp_path}')
+  often = '--config.checkpoint.every_minutes=1e-9'
+  process = start(*flags, often)
+  deadline = time.monotonic() + 200
+  while len(metrics(tmp_path)) < 4 and time.monotonic() < deadline:
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  with checkpoints.Checkpoints(tmp_path) as saved:
+    assert 0 < saved.latest_step() < 15, 'killed too early or too late'
+  code, out, err = run(*flags, '--config.train.steps_per_dispatch=3')
+  assert code == 0, err
+  assert 'goes on from step' in out
+  step, state = final_state(tmp_path)
+  undisturbed_step, undisturbed = final_state(workdir)
+  assert step == undisturbed_step == 15
+  jax.tree.map(np.testing.assert_array_equal, state, undisturbed)
+  # And in the same metrics.
+  for mine, other in zip(
+    *(
+      [row for row in metrics(d) if 'val/loss' in row]
+      for d in (tmp_path, workdir)
+    ),
+    strict=True,
+  ):
+    assert mine == other
+
+
+def test_contradicting_config_is_refused(finished):
+  workdir, flags, _ = finished
+  code, _, err = run(*flags, f'--workdir={workdir}', '--config.seed=3')
+  assert code == 2
+  assert 'config.seed was 1265 and is now 3' in err
+
+
+@pytest.mark.parametrize(
+  ('flags', 'said'),
+  [
+    (['--config.objective.betta=1'], '--config.objective.betta=1: there is no'),
+    (['--config.model.latent_dim=many'], 'latent_dim=many'),
+    (['--config.objective.beta=nan'], 'config.objective.beta is nan'),
+    (['--config=configs/nowhere.py'], 'configs/nowhere.py: there is no such'),
+    (['--confg=configs/faces.py'], "Unknown command line flag 'confg'"),
+    (['--config.train.batch_size=20'], 'a multiple of the 8 devices'),
+    (['beta=3'], "'beta=3' is not a flag"),
+  ],
+)
+def test_mistakes_get_one_line(flags, said, tmp_path):
+  code, out, err = run(*flags, f'--workdir={tmp_path}/w', devices=8)
+  assert code == 2
+  assert out == ''
+  assert said in err and err.count('\n') == 1 and 'Traceback' not in err
+  assert not (tmp_path / 'w').exists()
+
+
+def test_config_that_fails_gets_one_line(tmp_path):
+  config = tmp_path / 'broken.py'
+  config.write_text('def get_config():\n  return 1 / 0\n')
+  code, _, err = run(f'--config={config}', f'--workdir={tmp_path}/w')
+  assert code == 2 and 'ZeroDivisionError' in err and err.count('\n') == 1
+
+
+def test_vae_and_the_loop_need_no_tensorflow():
+  program = (
+    'import sys, train, vae.figures, vae.checkpoints\n'
+    'loaded = {"tensorflow", "tensorflow_datasets", "clu"} & set(sys.modules)\n'
+    'sys.exit(str(loaded) if loaded else 0)'
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True
+  )
+  assert result.returncode == 0, result.stderr
+
+
+def test_help_names_the_flags():
+  _, out, _ = run('--help')
+  for word in ('--config', '--workdir', 'configs/default.py'):
+    assert word in out
+
+
+def test_initial_state_is_the_same_for_any_number_of_devices():
+  model = models.VAE((8, 8, 3), 2, (4,))
+  states = [
+    training.create_state(model, training.optax.adam(0.1), seed)
+    for seed in (0, 0, 1)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, states[0], states[1])
+  kernels = [s.params['encoder']['mean']['kernel'] for s in states]
+  assert not np.array_equal(kernels[0], kernels[2])

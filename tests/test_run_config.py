@@ -1,0 +1,140 @@
+from etils import epath
+import pytest
+
+from configs import celeba, default, faces
+import run_config
+from vae.errors import UserError
+
+
+@pytest.mark.parametrize('module', [default, celeba, faces])
+def test_the_projects_configs_are_valid(module):
+  run_config.validate(module.get_config())
+
+
+def test_every_key_has_a_rule_and_every_rule_a_key():
+  keys = run_config.flatten(default.get_config())
+  assert run_config.RULES.keys() == keys.keys()
+  assert run_config.FREE_KEYS <= keys.keys()
+
+
+def test_celeba_is_the_articles_schedule():
+  config = celeba.get_config()
+  pixels = config.data.image_size**2 * config.data.channels
+  assert config.objective.beta == pytest.approx(0.00025 * pixels / 2)
+  assert config.model.sigma == 1.0 and not config.model.learn_sigma
+  assert (config.seed, config.train.num_epochs) == (1265, 100)
+  assert config.train.batch_size == 64
+  optimizer = config.optimizer
+  assert (optimizer.learning_rate, optimizer.decay_per_epoch) == (0.005, 0.95)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'said'),
+  [
+    ('seed', -1, 'from 0 to'),
+    ('objective.beta', -0.5, 'at least 0'),
+    ('objective.beta', float('nan'), 'a finite number'),
+    ('objective.beta', float('inf'), 'a finite number'),
+    ('objective.beta', '1', 'a finite number'),
+    ('model.latent_dim', 0, 'at least 1'),
+    ('model.latent_dim', -3, 'at least 1'),
+    ('model.latent_dim', 2.0, 'a whole number'),
+    ('model.latent_dim', None, 'a whole number'),
+    ('model.hidden_channels', (32, 0), 'at least 1 each'),
+    ('model.hidden_channels', (32, 'x'), 'a tuple of whole numbers'),
+    ('model.hidden_channels', 32, 'a tuple of whole numbers'),
+    ('model.likelihood', 'poisson', 'one of gaussian, bernoulli'),
+    ('model.dtype', 'float16', 'one of float32, bfloat16, float64'),
+    ('model.dtype', 'float64', 'JAX_ENABLE_X64=1'),
+    ('model.sigma', 0.0, 'greater than 0'),
+    ('data.source', 'imagenet', 'one of celeba, cartoon_faces, folder'),
+    ('data.source', 'folder', 'data.dir is empty'),
+    ('data.cache', 'disk', 'one of auto, none, host'),
+    ('data.image_size', 72, 'a multiple of 32'),
+    ('data.channels', 2, 'one of 1, 3'),
+    ('train.batch_size', 0, 'at least 1'),
+    ('train.flip', 1, 'True or False'),
+    ('optimizer.decay_per_epoch', 1.5, 'in (0, 1]'),
+  ],
+)
+def test_wrong_values_are_named(key, value, said):
+  config = default.get_config()
+  with config.ignore_type():
+    group, _, name = key.rpartition('.')
+    (config[group] if group else config)[name] = value
+  with pytest.raises(UserError) as caught:
+    run_config.validate(config)
+  message = str(caught.value)
+  assert f'config.{key}' in message and said in message
+  assert '\n' not in message
+
+
+def test_unknown_and_missing_keys_are_named():
+  config = default.get_config()
+  config.model.latent_dims = 3
+  with pytest.raises(UserError, match='config.model.latent_dims: there is no'):
+    run_config.validate(config)
+  config = default.get_config()
+  del config.train['flip']
+  with pytest.raises(UserError, match='config.train.flip: missing'):
+    run_config.validate(config)
+
+
+def test_whole_numbers_are_numbers():
+  config = default.get_config()
+  with config.ignore_type():
+    config.objective.beta = 4
+  run_config.validate(config)
+
+
+def test_devices_must_divide_the_batch():
+  config = default.get_config()
+  config.train.batch_size = 20
+  run_config.check_devices(config, 4)
+  with pytest.raises(UserError, match='batch_size is 20.*the 8 devices'):
+    run_config.check_devices(config, 8)
+
+
+def test_workdir_remembers_its_config(tmp_path):
+  workdir = epath.Path(tmp_path) / 'a' / 'b'
+  config = celeba.get_config()
+  run_config.claim_workdir(config, workdir)
+  assert run_config.flatten(run_config.load(workdir)) == (
+    run_config.flatten(config)
+  )
+  # Longer, or told otherwise where the data is: the same run.
+  config.train.num_epochs = 200
+  config.data.dir = '/elsewhere'
+  run_config.claim_workdir(config, workdir)
+  assert run_config.load(workdir).train.num_epochs == 200
+
+
+def test_workdir_of_a_contradicting_config_is_refused(tmp_path):
+  workdir = epath.Path(tmp_path)
+  config = celeba.get_config()
+  run_config.claim_workdir(config, workdir)
+  before = (workdir / 'config.json').read_text()
+  config.objective.beta = 4.0
+  config.model.hidden_channels = (512, 256, 128, 64, 32)
+  with pytest.raises(UserError) as caught:
+    run_config.claim_workdir(config, workdir)
+  message = str(caught.value)
+  assert 'config.objective.beta was 1.536 and is now 4.0' in message
+  assert 'config.model.hidden_channels' in message
+  assert 'config.seed' not in message
+  assert (workdir / 'config.json').read_text() == before
+
+
+def test_workdir_that_is_a_file_is_refused(tmp_path):
+  (tmp_path / 'taken').write_text('')
+  with pytest.raises(UserError, match='taken cannot be written'):
+    run_config.claim_workdir(
+      default.get_config(), epath.Path(tmp_path / 'taken')
+    )
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"model": 3}'])
+def test_damaged_config_is_a_clear_error(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(UserError, match='config.json'):
+    run_config.load(epath.Path(tmp_path))

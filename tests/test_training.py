@@ -1,0 +1,246 @@
+import json
+import os
+import subprocess
+import sys
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import default
+from tests.conftest import ROOT
+from vae import objective as objectives
+from vae import splits, training
+from vae.model import VAE
+
+
+def run_topologies(dtype, steps, device_counts, x64):
+  """`topology_run.py` on so many virtual devices each, at the same time."""
+  processes = []
+  for count in device_counts:
+    environment = dict(
+      os.environ,
+      XLA_FLAGS=f'--xla_force_host_platform_device_count={count}',
+      JAX_ENABLE_X64=str(int(x64)),
+      PYTHONPATH=str(ROOT),
+    )
+    processes.append(
+      subprocess.Popen(
+        [sys.executable, ROOT / 'tests/topology_run.py', dtype, str(steps)],
+        stdout=subprocess.PIPE,
+        env=environment,
+      )
+    )
+  results = [json.loads(p.communicate(timeout=300)[0]) for p in processes]
+  assert [r['devices'] for r in results] == list(device_counts)
+  return results
+
+
+def test_number_of_devices_does_not_matter_in_float64():
+  one, *others = run_topologies('float64', 20, (1, 4, 8), x64=True)
+  assert len(one['losses']) == 20
+  for other in others:
+    for key in ('losses', 'val'):
+      np.testing.assert_allclose(other[key], one[key], rtol=1e-9)
+
+
+def test_number_of_devices_does_not_matter_in_the_first_float32_step():
+  one, *others = run_topologies('float32', 1, (1, 4, 8), x64=False)
+  for other in others:
+    np.testing.assert_allclose(other['losses'], one['losses'], rtol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def setting():
+  model = VAE((8, 8, 3), 3, (4,), axis_name=training.AXIS)
+  optimizer = optax.adam(0.01)
+  pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
+  return model, optimizer, pixels
+
+
+def test_cuts_into_dispatches_leave_the_same_bits(setting):
+  model, optimizer, pixels = setting
+  run = training.make_train_steps(
+    model, objectives.Objective(1.0), optimizer, flip=True
+  )
+  key = training.train_key(0)
+  results = []
+  for cuts in ((8,), (3, 5), (1,) * 8):
+    state = training.create_state(model, optimizer, seed=0)
+    done = 0
+    for num_steps in cuts:
+      # A full buffer whatever the number of steps, as in the loop.
+      chunk = np.zeros((1, 8, 8, *model.image_shape), np.uint8)
+      chunk[0, :num_steps] = pixels.reshape(8, 8, *model.image_shape)[
+        done : done + num_steps
+      ]
+      state, _ = run(state, key, chunk, num_steps)
+      done += num_steps
+    results.append(state)
+  assert results[0].step == 8
+  for other in results[1:]:
+    jax.tree.map(np.testing.assert_array_equal, other, results[0])
+
+
+def test_step_is_the_gradient_step_of_the_objective(setting):
+  """One step, without its machinery: plain jax.grad of the mean loss."""
+  model, _, pixels = setting
+  images = pixels[:8]
+  objective = objectives.Objective(0.0, sample_posterior=False)
+  optimizer = optax.sgd(0.01)
+  run = training.make_train_steps(model, objective, optimizer, flip=False)
+  state = training.create_state(model, optimizer, seed=0)
+  before = jax.device_get(state)
+  after, sums = run(state, training.train_key(0), images[None, None], 1)
+
+  plain = model.copy(axis_name=None)
+  x = images / np.float32(255)
+
+  def loss(params):
+    decoded, _ = plain.apply(
+      {'params': params, 'batch_stats': before.batch_stats},
+      x,
+      train=True,
+      mutable='batch_stats',
+    )
+    constant = x[0].size / 2 * np.log(2 * np.pi)
+    return jnp.mean(jnp.sum((x - decoded) ** 2, axis=(1, 2, 3))) / 2 + constant
+
+  value, grads = jax.value_and_grad(loss)(before.params)
+  assert sums['loss'] == pytest.approx(float(value), rel=1e-6)
+  jax.tree.map(
+    lambda p, g, q: np.testing.assert_allclose(p - 0.01 * g, q, atol=2e-5),
+    before.params,
+    grads,
+    after.params,
+  )
+
+
+def first_losses(setting, steps=2, **options):
+  """The per-step losses of a few steps from the same start."""
+  model, optimizer, pixels = setting
+  options = {'seed': 0, 'flip': False, **options}
+  objective = objectives.Objective(
+    1.0,
+    sample_posterior=options.get('sample_posterior', False),
+    input_noise=options.get('input_noise', 0.0),
+  )
+  run = training.make_train_steps(
+    model, objective, optax.sgd(0.0), options['flip']
+  )
+  state = training.create_state(model, optax.sgd(0.0), seed=0)
+  losses = []
+  for _ in range(steps):
+    state, sums = run(
+      state, training.train_key(options['seed']), pixels[None, None], 1
+    )
+    losses.append(float(sums['loss']))
+  return losses
+
+
+@pytest.mark.parametrize(
+  'chance',
+  [{'sample_posterior': True}, {'input_noise': 0.5}, {'flip': True}],
+)
+def test_draws_differ_by_step_and_seed_and_by_nothing_else(setting, chance):
+  # Same images, same parameters (the learning rate is 0): what differs is
+  # chance alone.
+  losses = first_losses(setting, **chance)
+  assert losses[0] != losses[1]
+  assert losses == first_losses(setting, **chance)
+  assert losses[0] != first_losses(setting, seed=1, **chance)[0]
+
+
+def test_without_chance_steps_are_the_same(setting):
+  losses = first_losses(setting)
+  assert losses[0] == losses[1]
+
+
+def test_every_example_counts_once_whatever_the_batch_size(setting):
+  model, optimizer, pixels = setting
+  objective = objectives.Objective(1.0)
+  step = training.make_eval_step(model, objective)
+  state = training.create_state(model, optimizer, seed=0)
+  split = splits.ArraySplit(pixels[:53])
+  totals = []
+  for batch_size in (53, 16, 7, 100):
+    sums = [
+      step(state.variables, training.eval_key(0), images, start, 53)
+      for images, start in splits.eval_batches(split, batch_size, 1)
+    ]
+    totals.append({k: sum(float(s[k]) for s in sums) for k in sums[0]})
+  for total in totals[1:]:
+    for name, value in total.items():
+      assert value == pytest.approx(totals[0][name], rel=1e-6), name
+
+
+def test_learning_rate_decays_by_the_epoch():
+  config = default.get_config()
+  config.optimizer.learning_rate = 0.005
+  config.optimizer.decay_per_epoch = 0.95
+  schedule = training.learning_rate_schedule(config, steps_per_epoch=37)
+  for step, epoch in ((0, 0), (36, 0), (37, 1), (74, 2), (3699, 99)):
+    assert schedule(step) == pytest.approx(0.005 * 0.95**epoch, rel=1e-5)
+
+
+def test_weight_decay_is_the_gradient_of_an_l2_penalty():
+  config = default.get_config()
+  config.optimizer.weight_decay = 0.1
+  params = {'w': jnp.array([1.0, -2.0])}
+  grads = {'w': jnp.array([0.3, 0.4])}
+  optimizer = training.make_optimizer(config, lambda _: 0.01)
+  plain = optax.adam(0.01)
+  penalised = jax.tree.map(lambda g, p: g + 0.1 * p, grads, params)
+  updates = [
+    optimizer.update(grads, optimizer.init(params), params)[0],
+    plain.update(penalised, plain.init(params))[0],
+  ]
+  np.testing.assert_allclose(*(u['w'] for u in updates), rtol=1e-6)
+
+
+def ppca_log_likelihood(x, latent_dim):
+  """Mean log-likelihood at the maximum; Tipping & Bishop 1999, equation 8."""
+  count, dimensions = x.shape
+  eigenvalues = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
+  noise = eigenvalues[latent_dim:].mean()
+  log_determinant = np.sum(np.log(eigenvalues[:latent_dim]))
+  log_determinant += (dimensions - latent_dim) * np.log(noise)
+  # The trace of C⁻¹S is the number of dimensions at the maximum.
+  return -0.5 * (dimensions * np.log(2 * np.pi) + log_determinant + dimensions)
+
+
+def test_linear_vae_reaches_the_exact_likelihood_of_ppca():
+  generator = np.random.default_rng(0)
+  loadings = generator.normal(size=(2, 16)) * 0.12
+  x = 0.5 + generator.normal(size=(512, 2)) @ loadings
+  x += generator.normal(size=x.shape) * 0.04
+  pixels = np.clip(np.round(x * 255), 0, 255).astype(np.uint8)
+  pixels = pixels.reshape(-1, 4, 4, 1)
+  exact = ppca_log_likelihood(pixels.reshape(512, 16) / 255, latent_dim=2)
+
+  model = VAE(
+    (4, 4, 1), 2, (), sigma=0.2, learn_sigma=True, axis_name=training.AXIS
+  )
+  objective = objectives.Objective(1.0, num_samples=8)
+  optimizer = optax.adam(optax.cosine_decay_schedule(0.01, 3000))
+  run = training.make_train_steps(model, objective, optimizer, flip=False)
+  state = training.create_state(model, optimizer, seed=0)
+  chunk = np.broadcast_to(pixels, (1, 500, *pixels.shape))
+  for _ in range(6):
+    state, _ = run(state, training.train_key(0), chunk, 500)
+
+  sharp = objectives.Objective(1.0, num_samples=500)
+  images = pixels / np.float32(255)
+  terms = nn.apply(objectives.terms, model)(
+    jax.device_get(state.variables),
+    *(sharp, images, images),
+    jax.random.normal(jax.random.key(1), (500, 512, 2)),
+    train=False,
+  )
+  elbo = float(terms['elbo'].mean())
+  assert elbo == pytest.approx(exact, rel=0.005)
+  # A bound, up to the Monte-Carlo error.
+  assert elbo < exact + 0.01

@@ -1,0 +1,61 @@
+"""Trains for a few steps on this process's devices; prints losses as JSON.
+
+Run by test_training.py, once for each number of virtual devices.
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from vae import model as models
+from vae import objective as objectives
+from vae import splits, training
+
+
+def main():
+  dtype, steps = sys.argv[1], int(sys.argv[2])
+  num_devices = jax.device_count()
+  model = models.VAE(
+    (16, 16, 3), 5, (4, 8), learn_sigma=True, dtype=dtype, axis_name='devices'
+  )
+  # Everything random is on: flips, noise on the input, two samples of z.
+  objective = objectives.Objective(1.5, num_samples=2, input_noise=0.1)
+  optimizer = training.optax.adam(0.005)
+  run = training.make_train_steps(model, objective, optimizer, flip=True)
+  evaluate = training.make_eval_step(model, objective)
+
+  pixels = np.random.default_rng(0).integers(0, 256, (80, 16, 16, 3), np.uint8)
+  split = splits.ArraySplit(pixels)
+  state = training.create_state(model, optimizer, seed=3)
+  # A batch size that does not divide the split. Evaluated before training:
+  # rounding noise that Adam blows up, in biases before BatchNorm, cancels in
+  # the training loss alone.
+  evaluated = [
+    evaluate(state.variables, training.eval_key(3), images, start, 80)
+    for images, start in splits.eval_batches(split, 24, num_devices)
+  ]
+  losses = []
+  while len(losses) < steps:
+    epoch, first = divmod(len(losses), 5)
+    for images, n in splits.train_chunks(
+      split, 3, epoch, first, 16, 1, num_devices
+    ):
+      state, sums = run(state, training.train_key(3), images, n)
+      losses.append(float(sums['loss']))
+      if len(losses) == steps:
+        break
+  print(
+    json.dumps(
+      {
+        'devices': num_devices,
+        'losses': losses,
+        'val': sum(float(e['loss']) for e in evaluated),
+      }
+    )
+  )
+
+
+if __name__ == '__main__':
+  main()
