@@ -4,7 +4,9 @@ from collections.abc import Callable
 import os
 import sys
 
-from absl import app, flags, logging
+from absl import app
+from absl import flags
+from absl import logging
 from ml_collections import config_flags
 
 from vae.errors import UserError

@@ -8,6 +8,7 @@ The same command again goes on where the run stopped.
 
 import os
 import pathlib
+import sys
 
 from absl import flags
 from etils import epath
@@ -15,6 +16,7 @@ import jax
 
 import command_line
 import run_config
+from vae.errors import UserError
 
 # TensorFlow's C++ side is chatty, and reads this when it is loaded.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -26,6 +28,22 @@ _WORKDIR = flags.DEFINE_string(
   'Where the run is kept: config, metrics, checkpoints, pictures. By default '
   'logs/NAME, with the NAME of the config file.',
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed',
+  False,
+  'Whether this is one of several processes that train together: the same '
+  'command on every host of a TPU pod, or under Slurm. Elsewhere name the '
+  'next three flags too.',
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator_address', None, 'HOST:PORT of the first process.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'Number of processes.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Of this process, from 0.'
+)
 
 
 def main() -> None:
@@ -33,15 +51,23 @@ def main() -> None:
   path = command_line.config_path()
   config = flags.FLAGS.config
   run_config.validate(config)
+  if _DISTRIBUTED.value:
+    _join_the_others()
   run_config.check_devices(config, jax.device_count())
   workdir = epath.Path(_WORKDIR.value or f'logs/{pathlib.Path(path).stem}')
-  run_config.claim_workdir(config, workdir)
+  first = jax.process_index() == 0
+  if first:
+    run_config.claim_workdir(config, workdir)
+  else:
+    # One process speaks for all.
+    sys.stdout = open(os.devnull, 'w')
 
   # TensorFlow takes seconds to load; a mistake above is told before.
   import tensorflow as tf
 
   import input_pipeline
   import metric_writer
+  import report
   import train
 
   # The accelerators are JAX's alone.
@@ -49,11 +75,25 @@ def main() -> None:
   tf.config.set_visible_devices([], 'TPU')
 
   data = input_pipeline.load(config)
-  writer = metric_writer.MetricWriter(workdir)
+  writer = metric_writer.MetricWriter(workdir) if first else report.NullWriter()
   try:
     train.train_and_evaluate(config, workdir, data, writer)
   finally:
     writer.close()
+
+
+def _join_the_others() -> None:
+  """Connects the processes of a run, so that JAX sees all their devices."""
+  try:
+    jax.distributed.initialize(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
+  except (ValueError, RuntimeError) as error:
+    raise UserError(
+      f'--distributed: {error} On a TPU pod and under Slurm the flag suffices; '
+      'elsewhere give --coordinator_address, --num_processes and --process_id '
+      'too.'
+    ) from error
 
 
 if __name__ == '__main__':

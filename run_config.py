@@ -14,7 +14,9 @@ import jax
 import ml_collections
 
 from configs import default
-from vae import layers, likelihoods, model
+from vae import layers
+from vae import likelihoods
+from vae import model
 from vae.errors import UserError
 
 FILENAME = 'config.json'

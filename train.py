@@ -5,36 +5,30 @@ TensorFlow nor clu.
 """
 
 import time
-from typing import Protocol
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
-import progress as progress_lib
+import report as reports
 import run_config
-from vae import checkpoints, figures, splits, training
+from vae import checkpoints
+from vae import figures
 from vae import model as models
 from vae import objective as objectives
+from vae import splits
+from vae import training
 
 # Images along a side of the grids of samples and reconstructions.
 _GRID = 12
 
 
-class Writer(Protocol):
-  """What the loop asks of `metric_writer.MetricWriter`; described there."""
-
-  def rewind(self, step): ...
-
-  def write_scalars(self, step, scalars): ...
-
-  def write_images(self, step, images): ...
-
-  def write_hparams(self, hparams): ...
-
-
 def train_and_evaluate(
-  config, workdir: epath.PathLike, data: splits.DataSet, writer: Writer
+  config,
+  workdir: epath.PathLike,
+  data: splits.DataSet,
+  writer: reports.Writer,
 ) -> training.TrainState:
   """Trains the model of `config`, going on from the workdir's last checkpoint.
 
@@ -48,7 +42,9 @@ def train_and_evaluate(
     The state after the last step.
   """
   workdir = epath.Path(workdir)
-  num_devices = jax.device_count()
+  topology = splits.Topology(
+    jax.local_device_count(), jax.process_index(), jax.process_count()
+  )
   batch_size = config.train.batch_size
   steps_per_epoch = data.train.num_examples // batch_size
   total_steps = steps_per_epoch * config.train.num_epochs
@@ -64,6 +60,7 @@ def train_and_evaluate(
   eval_step = training.make_eval_step(model, objective)
   state = training.create_state(model, optimizer, config.seed)
   train_key = training.train_key(config.seed)
+  eval_key = training.eval_key(config.seed)
 
   with checkpoints.Checkpoints(workdir, config.checkpoint.keep_best) as saved:
     # Where the run stands.
@@ -79,10 +76,16 @@ def train_and_evaluate(
       print(f'{workdir}: this run goes on from step {step}.')
     else:
       writer.write_hparams(run_config.flatten(config))
+    report = reports.Report(
+      writer,
+      workdir,
+      step=step,
+      total_steps=total_steps,
+      steps_per_epoch=steps_per_epoch,
+      batch_size=batch_size,
+    )
 
     # Loop.
-    progress = progress_lib.Progress(step, total_steps, batch_size)
-    log_every = config.train.log_every_steps
     sums, num_summed = [], 0
     last_save = time.monotonic()
     while step < total_steps:
@@ -94,84 +97,71 @@ def train_and_evaluate(
         first_step,
         batch_size,
         config.train.steps_per_dispatch,
-        num_devices,
+        topology,
       ):
         state, chunk_sums = train_steps(state, train_key, images, num_steps)
-        progress.dispatched()
+        report.dispatched()
         step += num_steps
         sums.append(chunk_sums)
         num_summed += num_steps
+        if step % config.train.log_every_steps >= num_steps:
+          continue
 
-        # Metrics.
-        if step % log_every < num_steps:
-          means = mean_metrics(sums, num_summed)
-          sums, num_summed = [], 0
-          speed = progress.images_per_second(step)
-          scalars = {f'train/{name}': value for name, value in means.items()}
-          scalars['learning_rate'] = float(schedule(step - 1))
-          scalars['images_per_second'] = speed
-          writer.write_scalars(
-            step, {'epoch': step / steps_per_epoch, **scalars}
-          )
-          progress.show(
-            step,
-            f'epoch {step / steps_per_epoch:.2f}  '
-            f'loss {means["loss"]:.1f} nats  {speed:,.0f} images/s',
-          )
+        # Metrics: here alone the host waits for the device.
+        metrics = mean_metrics(sums, num_summed)
+        sums, num_summed = [], 0
+        report.training(step, metrics, float(schedule(step - 1)))
 
-        # A checkpoint within a long epoch.
+        # A checkpoint within a long epoch; validation makes the one at its
+        # end.
         minutes = (time.monotonic() - last_save) / 60
-        if (
-          step % steps_per_epoch and minutes >= config.checkpoint.every_minutes
-        ):
+        due = minutes >= config.checkpoint.every_minutes
+        if step % steps_per_epoch and _as_first_process(due):
           saved.save(step, state)
           last_save = time.monotonic()
 
       # Validation.
-      epoch += 1
       val_metrics = None
+      epoch += 1
       if epoch % config.eval.every_epochs == 0 or step == total_steps:
-        start = time.monotonic()
-        means = evaluate_split(
-          eval_step,
-          state.variables,
-          training.eval_key(config.seed),
-          data.validation,
-          config.eval.batch_size,
-        )
-        val_metrics = {f'val/{name}': value for name, value in means.items()}
-        writer.write_scalars(step, {'epoch': epoch, **val_metrics})
-        pictures = draw_pictures(
-          model, state.variables, data.validation, config.seed
-        )
-        writer.write_images(step, pictures)
-        for name, picture in pictures.items():
-          path = workdir / name / f'epoch_{epoch:04d}.png'
-          figures.save_png(picture, path)
-        progress.line(
-          f'epoch {epoch}/{config.train.num_epochs}  '
-          + '  '.join(f'{k} {v:.5g}' for k, v in val_metrics.items())
-        )
-        progress.skip(time.monotonic() - start)
+        jax.block_until_ready(state)
+        with report.pause():
+          metrics = evaluate_split(
+            eval_step,
+            state.variables,
+            eval_key,
+            data.validation,
+            config.eval.batch_size,
+            topology,
+          )
+          val_metrics = {'val/loss': metrics['loss']}
+          pictures = {}
+          if topology.process_index == 0:
+            pictures = draw_pictures(
+              model,
+              jax.device_get(state.variables),
+              data.validation,
+              config.seed,
+            )
+          report.validation(step, metrics, pictures)
       saved.save(step, state, val_metrics)
       last_save = time.monotonic()
-
-    print(f'Done: {step} steps. In {workdir}:')
-    print(f'  checkpoints/{saved.best_step()} is the best by val/loss')
-    for name in pictures:
-      print(f'  {name}/epoch_{epoch:04d}.png')
+    report.done(saved.best_step())
   return state
 
 
 def evaluate_split(
-  eval_step, variables, key: jax.Array, split: splits.Split, batch_size: int
+  eval_step,
+  variables,
+  key: jax.Array,
+  split: splits.Split,
+  batch_size: int,
+  topology: splits.Topology,
 ) -> dict[str, float]:
   """Means of the metrics over a split, every example counted once."""
   sums = [
     eval_step(variables, key, images, start, split.num_examples)
-    for images, start in splits.eval_batches(
-      split, batch_size, jax.device_count()
-    )
+    for images, start in splits.eval_batches(split, batch_size, topology)
   ]
   return mean_metrics(sums, split.num_examples)
 
@@ -204,3 +194,10 @@ def draw_pictures(
       model, variables, images, _GRID
     ),
   }
+
+
+def _as_first_process(decision: bool) -> bool:
+  """What the first process decided; their clocks may differ."""
+  if jax.process_count() == 1:
+    return decision
+  return bool(multihost_utils.broadcast_one_to_all(np.array(decision)))

@@ -9,7 +9,8 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
+from PIL import ImageDraw
 import tensorflow_datasets as tfds
 
 WIDTH, HEIGHT = 178, 218
@@ -17,10 +18,10 @@ WIDTH, HEIGHT = 178, 218
 # Every factor and its values, in the order in which they are drawn at random.
 # Positions are in pixels from the centre, rotation in degrees, colours RGB.
 FACTORS = {
-  'x': tuple(range(-14, 15, 4)),
-  'y': tuple(range(-14, 15, 4)),
-  'scale': (0.8, 0.87, 0.94, 1.0, 1.07, 1.14),
-  'rotation': (-24, -18, -12, -6, 0, 6, 12, 18, 24),
+  'x': (-7, -5, -3, -1, 1, 3, 5, 7),
+  'y': (-7, -5, -3, -1, 1, 3, 5, 7),
+  'scale': (0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
+  'rotation': (-12, -9, -6, -3, 0, 3, 6, 9, 12),
   'background': (
     (214, 92, 92),
     (222, 151, 84),

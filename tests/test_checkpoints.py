@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae import checkpoints, training
+from vae import checkpoints
+from vae import training
 from vae.errors import UserError
 
 
@@ -59,8 +60,6 @@ def test_nothing_saved_is_a_clear_error(tmp_path):
       saved.restore(state_at(0))
 
 
-# Orbax leaves behind a coroutine of its own when it refuses.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_other_shapes_are_a_clear_error(tmp_path):
   save_all(tmp_path, {1: 2.0})
   with checkpoints.Checkpoints(tmp_path) as saved:

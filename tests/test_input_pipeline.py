@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 
 from datasets import cartoon_faces
 import input_pipeline
-from tests.conftest import SPLIT_SIZES, write_faces
+from tests.conftest import SPLIT_SIZES
+from tests.conftest import write_faces
 from vae.errors import UserError
 
 SPLITS = ('train', 'validation', 'test')

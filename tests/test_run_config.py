@@ -1,12 +1,18 @@
 from etils import epath
 import pytest
 
-from configs import celeba, default, faces
+from configs import autoencoder
+from configs import celeba
+from configs import default
+from configs import denoising_autoencoder
+from configs import faces
 import run_config
 from vae.errors import UserError
 
 
-@pytest.mark.parametrize('module', [default, celeba, faces])
+@pytest.mark.parametrize(
+  'module', [default, celeba, faces, autoencoder, denoising_autoencoder]
+)
 def test_the_projects_configs_are_valid(module):
   run_config.validate(module.get_config())
 

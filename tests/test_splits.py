@@ -30,7 +30,7 @@ def go_through(first_step=0, max_steps=3, num_devices=1):
   """The indices of each step's global batch, in order."""
   steps = []
   chunks = splits.train_chunks(
-    numbered(43), 0, 2, first_step, 8, max_steps, num_devices
+    numbered(43), 0, 2, first_step, 8, max_steps, splits.Topology(num_devices)
   )
   for images, num_steps in chunks:
     assert images.shape == (num_devices, max_steps, 8 // num_devices, 2, 2, 1)
@@ -65,7 +65,7 @@ def test_an_epoch_goes_on_from_any_step(first_step):
 def test_evaluation_sees_every_example_once(batch_size, num_devices):
   seen = []
   for images, start in splits.eval_batches(
-    numbered(43), batch_size, num_devices
+    numbered(43), batch_size, splits.Topology(num_devices)
   ):
     assert images.shape[0] == num_devices
     flat = images[..., 0, 0, 0].ravel()
@@ -73,3 +73,27 @@ def test_evaluation_sees_every_example_once(batch_size, num_devices):
     seen.extend(zip(positions, flat, strict=True))
   inside = [(p, i) for p, i in seen if p < 43]
   assert inside == [(i, i) for i in range(43)]
+
+
+def test_processes_share_the_batches_out():
+  """Two processes of two devices read, together, what one of four reads."""
+  whole = splits.Topology(4)
+  parts = [splits.Topology(2, process, 2) for process in range(2)]
+  chunks = [
+    list(splits.train_chunks(numbered(43), 0, 2, 1, 8, 3, topology))
+    for topology in (whole, *parts)
+  ]
+  for together, *apart in zip(*chunks, strict=True):
+    assert {num_steps for _, num_steps in apart} == {together[1]}
+    np.testing.assert_array_equal(
+      np.concatenate([images for images, _ in apart]), together[0]
+    )
+  batches = [
+    list(splits.eval_batches(numbered(43), 10, topology))
+    for topology in (whole, *parts)
+  ]
+  for together, *apart in zip(*batches, strict=True):
+    assert {start for _, start in apart} == {together[1]}
+    np.testing.assert_array_equal(
+      np.concatenate([images for images, _ in apart]), together[0]
+    )

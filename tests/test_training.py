@@ -13,7 +13,8 @@ import pytest
 from configs import default
 from tests.conftest import ROOT
 from vae import objective as objectives
-from vae import splits, training
+from vae import splits
+from vae import training
 from vae.model import VAE
 
 
@@ -169,7 +170,9 @@ def test_every_example_counts_once_whatever_the_batch_size(setting):
   for batch_size in (53, 16, 7, 100):
     sums = [
       step(state.variables, training.eval_key(0), images, start, 53)
-      for images, start in splits.eval_batches(split, batch_size, 1)
+      for images, start in splits.eval_batches(
+        split, batch_size, splits.Topology()
+      )
     ]
     totals.append({k: sum(float(s[k]) for s in sums) for k in sums[0]})
   for total in totals[1:]:

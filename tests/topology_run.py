@@ -11,12 +11,13 @@ import numpy as np
 
 from vae import model as models
 from vae import objective as objectives
-from vae import splits, training
+from vae import splits
+from vae import training
 
 
 def main():
   dtype, steps = sys.argv[1], int(sys.argv[2])
-  num_devices = jax.device_count()
+  topology = splits.Topology(jax.device_count())
   model = models.VAE(
     (16, 16, 3), 5, (4, 8), learn_sigma=True, dtype=dtype, axis_name='devices'
   )
@@ -34,13 +35,13 @@ def main():
   # the training loss alone.
   evaluated = [
     evaluate(state.variables, training.eval_key(3), images, start, 80)
-    for images, start in splits.eval_batches(split, 24, num_devices)
+    for images, start in splits.eval_batches(split, 24, topology)
   ]
   losses = []
   while len(losses) < steps:
     epoch, first = divmod(len(losses), 5)
     for images, n in splits.train_chunks(
-      split, 3, epoch, first, 16, 1, num_devices
+      split, 3, epoch, first, 16, 1, topology
     ):
       state, sums = run(state, training.train_key(3), images, n)
       losses.append(float(sums['loss']))
@@ -49,7 +50,7 @@ def main():
   print(
     json.dumps(
       {
-        'devices': num_devices,
+        'devices': topology.num_devices,
         'losses': losses,
         'val': sum(float(e['loss']) for e in evaluated),
       }

@@ -4,16 +4,25 @@ Orbax writes them asynchronously and atomically: a step's folder has its final
 name only when all of it is on disk.
 """
 
+import math
+
 from etils import epath
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from vae import training
 from vae.errors import UserError
 from vae.training import TrainState
 
 DIRECTORY = 'checkpoints'
 METRIC = 'val/loss'
+
+
+def _loss(metrics: dict[str, float]) -> float:
+  """What checkpoints are ranked by; one without a validation is the worst."""
+  return metrics.get(METRIC, math.inf)
 
 
 class Checkpoints:
@@ -34,17 +43,16 @@ class Checkpoints:
       [
         preservation_policy.LatestN(n=1),
         preservation_policy.BestN(
-          get_metric_fn=lambda metrics: metrics[METRIC],
+          get_metric_fn=_loss,
           reverse=True,
           n=keep_best,
-          keep_checkpoints_without_metrics=False,
         ),
       ]
     )
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        best_fn=lambda metrics: metrics[METRIC],
+        best_fn=_loss,
         best_mode='min',
         preservation_policy=policy,
         cleanup_tmp_directories=True,
@@ -80,13 +88,22 @@ class Checkpoints:
       metrics: of a validation of this very state; without them a checkpoint
         is kept only until the next.
     """
-    self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+    if jax.process_count() > 1:
+      # pmap returns arrays of this process's devices; Orbax wants to be told
+      # that all processes hold the same.
+      state = jax.tree.map(
+        ocp.utils.fully_replicated_host_local_array_to_global_array, state
+      )
+    self._manager.save(
+      step, args=ocp.args.StandardSave(state), metrics=metrics or {}
+    )
 
   def restore(self, state: TrainState, step: int | None = None) -> TrainState:
     """The state saved at `step`, by default the last.
 
     Args:
-      state: says shapes, dtypes and on which devices the result is to lie.
+      state: says shapes and dtypes. On how many devices the checkpoint was
+        written does not matter; the result is on all that there are now.
       step: which checkpoint.
 
     Raises:
@@ -95,11 +112,24 @@ class Checkpoints:
     step = self.latest_step() if step is None else step
     if step is None:
       raise UserError(f'{self._directory} holds no complete checkpoint.')
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), state)
     try:
-      return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+      restored = self._manager.restore(
+        step, args=ocp.args.StandardRestore(target)
+      )
+      for (path, wanted), found in zip(
+        jax.tree.leaves_with_path(target),
+        jax.tree.leaves(restored),
+        strict=True,
+      ):
+        if wanted.shape != found.shape:
+          raise ValueError(
+            f'{jax.tree_util.keystr(path)} has the shape {found.shape}, and '
+            f'the config asks for {wanted.shape}.'
+          )
     except (ValueError, KeyError, OSError) as error:
       reason = str(error).strip().split('\n')[0]
       raise UserError(
         f'checkpoint {self._directory / str(step)} cannot be restored: {reason}'
       ) from error
+    return training.replicate(restored)

@@ -15,7 +15,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vae import layers, likelihoods
+from vae import layers
+from vae import likelihoods
 
 ACTIVATIONS = {
   'leaky_relu': functools.partial(nn.leaky_relu, negative_slope=0.01),

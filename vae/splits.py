@@ -65,6 +65,33 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
   return np.argsort(bits.random_raw(num_examples), kind='stable')
 
 
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """How a global batch is laid over processes and their devices, in order.
+
+  Attributes:
+    local_devices: of each process.
+    process_index: of this process.
+    process_count: of all.
+  """
+
+  local_devices: int = 1
+  process_index: int = 0
+  process_count: int = 1
+
+  @property
+  def num_devices(self) -> int:
+    """Of all processes together."""
+    return self.local_devices * self.process_count
+
+  def local_part(self, batches: np.ndarray) -> np.ndarray:
+    """This process's part of [n, batch_size, …] global batches."""
+    parts = batches.reshape(
+      len(batches), self.process_count, -1, *batches.shape[2:]
+    )
+    return parts[:, self.process_index]
+
+
 def train_chunks(
   split: Split,
   seed: int,
@@ -72,31 +99,35 @@ def train_chunks(
   first_step: int,
   batch_size: int,
   max_steps: int,
-  num_devices: int,
+  topology: Topology,
 ) -> Iterator[tuple[np.ndarray, int]]:
   """An epoch's batches from `first_step` on, several steps at a time.
+
+  Only this process's part of each batch is read.
 
   Args:
     split: to be gone through; a last partial batch is dropped.
     seed: of the run.
     epoch: counted from 0.
     first_step: of this epoch, counted from 0.
-    batch_size: global.
+    batch_size: global; a multiple of the number of devices.
     max_steps: in a chunk.
-    num_devices: that share a batch, in order.
+    topology: the devices that share a batch.
 
   Returns:
-    An iterator over pairs of the images, uint8 [num_devices, max_steps,
-    batch_size / num_devices, height, width, channels], and the number of
-    steps; only the last chunk has fewer than `max_steps`, the rest is zeros.
+    An iterator over pairs of the images, uint8 [local_devices, max_steps,
+    per_device_batch_size, height, width, channels], and the number of steps;
+    only the last chunk has fewer than `max_steps`, the rest of it is zeros.
   """
   steps = split.num_examples // batch_size
   order = epoch_order(seed, epoch, split.num_examples)
   order = order[first_step * batch_size : steps * batch_size]
-  for images in split.batches(order, max_steps * batch_size):
-    num_steps = len(images) // batch_size
+  order = topology.local_part(order.reshape(-1, batch_size))
+  local_batch_size = order.shape[1]
+  for images in split.batches(order.ravel(), max_steps * local_batch_size):
+    num_steps = len(images) // local_batch_size
     images = images.reshape(
-      num_steps, num_devices, -1, *split.image_shape
+      num_steps, topology.local_devices, -1, *split.image_shape
     ).swapaxes(0, 1)
     missing = max_steps - num_steps
     if missing:
@@ -105,21 +136,29 @@ def train_chunks(
 
 
 def eval_batches(
-  split: Split, batch_size: int, num_devices: int
+  split: Split, batch_size: int, topology: Topology
 ) -> Iterator[tuple[np.ndarray, int]]:
   """Every example of a split once, in order; the last batch is padded.
 
+  Args:
+    split: to be gone through.
+    batch_size: global; rounded up to a multiple of the number of devices.
+    topology: the devices that share a batch.
+
   Returns:
-    An iterator over pairs of the images, uint8 [num_devices,
-    ceil(batch_size / num_devices), height, width, channels], and the position
-    of the batch's first example.
+    An iterator over pairs of this process's images, uint8 [local_devices,
+    per_device_batch_size, height, width, channels], and the position in the
+    split of the global batch's first example.
   """
-  per_device = -(-batch_size // num_devices)
-  batch_size = per_device * num_devices
-  start = 0
-  for images in split.batches(np.arange(split.num_examples), batch_size):
-    missing = batch_size - len(images)
-    if missing:
-      images = np.pad(images, ((0, missing), *((0, 0),) * 3))
-    yield images.reshape(num_devices, per_device, *split.image_shape), start
-    start += batch_size
+  per_device = -(-batch_size // topology.num_devices)
+  batch_size = per_device * topology.num_devices
+  num_batches = -(-split.num_examples // batch_size)
+  # Padding repeats the last example; the step does not count it.
+  order = np.minimum(
+    np.arange(num_batches * batch_size), split.num_examples - 1
+  )
+  order = topology.local_part(order.reshape(num_batches, batch_size))
+  batches = split.batches(order.ravel(), order.shape[1])
+  for index, images in enumerate(batches):
+    shape = (topology.local_devices, per_device, *split.image_shape)
+    yield images.reshape(shape), index * batch_size

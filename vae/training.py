@@ -101,8 +101,8 @@ def create_state(
 
 
 def replicate(tree: Any) -> Any:
-  """Places `tree` on every device, as the pmapped steps return it."""
-  mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
+  """Places `tree` on this process's devices, as the pmapped steps return it."""
+  mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return jax.device_put(tree, sharding)
 
