@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import os
 import socket
-import sys
 import time
 from typing import Protocol
 
@@ -473,7 +472,8 @@ def _prepare_cartoon_faces(directory: str) -> dict[str, EncodedSplit]:
   builder = _find_prepared('cartoon_faces', directory)
   if builder is None:
     root = directory or tfds.core.constants.DATA_DIR
-    print(f'Rendering the cartoon faces into {root} …', file=sys.stderr)
+    print(f'Rendering the cartoon faces into {root} …', flush=True)
+    tfds.disable_progress_bar()
     try:
       builder = cartoon_faces.CartoonFaces(data_dir=directory or None)
       builder.download_and_prepare()
