@@ -29,6 +29,9 @@ def run(main: Callable[[], None]) -> None:
       main()
     except UserError as error:
       _fail(str(error))
+    except KeyboardInterrupt:
+      print('\ninterrupted; the same command goes on.', file=sys.stderr)
+      sys.exit(130)
 
   app.run(guarded, flags_parser=_parse)
 

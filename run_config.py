@@ -14,6 +14,7 @@ import jax
 import ml_collections
 
 from configs import default
+from vae import checkpoints
 from vae import layers
 from vae import likelihoods
 from vae import model
@@ -189,14 +190,15 @@ def claim_workdir(
 ) -> None:
   """Writes the config into the workdir, or checks the one that is there.
 
-  Keys of `FREE_KEYS` may differ; the file then takes the new values.
+  Keys of `FREE_KEYS` may differ; the file then takes the new values. So may
+  all where the earlier run came to nothing, as when its data was missing.
 
   Raises:
     UserError: if the workdir cannot be written, or was made by a config that
       contradicts this one.
   """
   path = workdir / FILENAME
-  if path.exists():
+  if path.exists() and (workdir / checkpoints.DIRECTORY).exists():
     _check_same_run(flatten(config), flatten(load(workdir)), workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)

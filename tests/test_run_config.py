@@ -115,10 +115,19 @@ def test_workdir_remembers_its_config(tmp_path):
   assert run_config.load(workdir).train.num_epochs == 200
 
 
+def test_workdir_in_which_nothing_was_trained_is_free(tmp_path):
+  config = celeba.get_config()
+  run_config.claim_workdir(config, epath.Path(tmp_path))
+  config.objective.beta = 4.0
+  run_config.claim_workdir(config, epath.Path(tmp_path))
+  assert run_config.load(epath.Path(tmp_path)).objective.beta == 4.0
+
+
 def test_workdir_of_a_contradicting_config_is_refused(tmp_path):
   workdir = epath.Path(tmp_path)
   config = celeba.get_config()
   run_config.claim_workdir(config, workdir)
+  (workdir / 'checkpoints').mkdir()
   before = (workdir / 'config.json').read_text()
   config.objective.beta = 4.0
   config.model.hidden_channels = (512, 256, 128, 64, 32)
