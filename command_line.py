@@ -7,6 +7,7 @@ import sys
 from absl import app
 from absl import flags
 from absl import logging
+import jax
 from ml_collections import config_flags
 
 from vae.errors import UserError
@@ -106,5 +107,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _fail(message: str) -> None:
-  print(f'error: {message}', file=sys.stderr)
+  print(f'error: {message}', file=sys.stderr, flush=True)
+  if jax.distributed.is_initialized():
+    # A proper exit would wait, for minutes, for processes that go on.
+    os._exit(2)
   sys.exit(2)

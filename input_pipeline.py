@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import hashlib
 import os
+import re
 import socket
 import time
 from typing import Protocol
@@ -28,7 +29,7 @@ from vae.errors import UserError
 
 SPLITS = ('train', 'validation', 'test')
 
-_IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif')
+_IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 
 # Where CelebA's official and Kaggle's archives put the images and the lists,
 # relative to the folder that they are unpacked in.
@@ -42,6 +43,11 @@ _CELEBA_LISTS = (
   'list_eval_partition.csv',
   'Eval/list_eval_partition.txt',
 )
+
+_CSV_HEADER = ['image_id', 'partition']
+
+# Where Linux tells a container its limits.
+_CGROUP = epath.Path('/sys/fs/cgroup')
 
 _CELEBA_DRIVE = ('drive.google.com', 443)
 
@@ -73,7 +79,8 @@ class FileSplit:
   """Images that are a file each."""
 
   def __init__(self, paths: list[str]):
-    self._paths = np.array(paths, dtype=object)
+    # Bytes, as some file systems' names are no UTF-8.
+    self._paths = np.array([os.fsencode(path) for path in paths], dtype=object)
     self.num_examples = len(paths)
 
   def read(self, indices: np.ndarray) -> tf.data.Dataset:
@@ -85,7 +92,7 @@ class FileSplit:
 
   def name(self, index: int) -> str:
     """See `EncodedSplit`."""
-    return str(self._paths[index])
+    return os.fsdecode(self._paths[index])
 
 
 class TfdsSplit:
@@ -218,6 +225,8 @@ class StreamedSplit:
       except tf.errors.OpError as error:
         suspects = indices[delivered : delivered + batch_size]
         corrupt = find_corrupt(self._encoded, suspects, self._crop)
+        if not corrupt:  # It was not the images.
+          raise
         raise _corrupt_error(self._encoded, corrupt) from error
       yield images
       delivered += len(images)
@@ -227,7 +236,7 @@ class CachedSplit:
   """A split that is decoded once, when first read, into host memory."""
 
   def __init__(self, streamed: StreamedSplit, label: str):
-    """Takes the split and what to call it in the progress line."""
+    """Takes the split and what to call it."""
     self._streamed = streamed
     self._label = label
     self._cache = None
@@ -250,9 +259,10 @@ class CachedSplit:
       images[done : done + len(batch)] = batch
       done += len(batch)
     seconds = time.monotonic() - start
-    logging.info(
-      '%s: decoded %d images into %.0f MB of memory, %.0f images/s',
-      *(self._label, done, images.nbytes / 1e6, done / seconds),
+    print(
+      f'{self._label}: decoded {done:,} images in {seconds:.1f}s, '
+      f'{images.nbytes / 1e6:,.0f} MB',
+      flush=True,
     )
     return images
 
@@ -274,31 +284,30 @@ def load(config) -> splits.DataSet:
   else:
     encoded = _list_folder(_existing_folder(data.dir))
   crop = Crop(data.crop_size, data.image_size, data.channels)
-  for split in SPLITS:
-    if not encoded[split].num_examples:
-      raise UserError(
-        f'the {split} split of {data.dir or data.source} has no images.'
-      )
-  if encoded['train'].num_examples < config.train.batch_size:
-    raise UserError(
-      f'config.train.batch_size is {config.train.batch_size}, but the train '
-      f'split has only {encoded["train"].num_examples} images.'
-    )
   num_examples = sum(split.num_examples for split in encoded.values())
   cached = _use_cache(data.cache, num_examples * int(np.prod(crop.image_shape)))
-  return splits.DataSet(
-    **{
-      split: _make_split(split, encoded[split], crop, cached, data.skip_corrupt)
-      for split in SPLITS
-    }
-  )
+  loaded = {
+    split: _make_split(split, encoded[split], crop, cached, data.skip_corrupt)
+    for split in SPLITS
+  }
+  for name, split in loaded.items():
+    if not split.num_examples:
+      raise UserError(
+        f'the {name} split of {data.dir or data.source} has no images.'
+      )
+  if loaded['train'].num_examples < config.train.batch_size:
+    raise UserError(
+      f'config.train.batch_size is {config.train.batch_size}, but the train '
+      f'split has only {loaded["train"].num_examples} images.'
+    )
+  return splits.DataSet(**loaded)
 
 
 def _make_split(
   name: str, encoded: EncodedSplit, crop: Crop, cached: bool, skip_corrupt: bool
 ) -> splits.Split:
   indices = np.arange(encoded.num_examples)
-  if skip_corrupt:
+  if skip_corrupt and len(indices):
     corrupt = find_corrupt(encoded, indices, crop)
     if corrupt:
       logging.warning(
@@ -312,8 +321,19 @@ def _make_split(
 
 def _use_cache(cache: str, num_bytes: int) -> bool:
   if cache == 'auto':
-    return num_bytes < psutil.virtual_memory().available / 2
+    return num_bytes < _free_memory() / 2
   return cache == 'host'
+
+
+def _free_memory() -> int:
+  """Bytes that this process may still take: the machine's, or its cgroup's."""
+  free = psutil.virtual_memory().available
+  try:
+    limit = int(_CGROUP.joinpath('memory.max').read_text())
+    used = int(_CGROUP.joinpath('memory.current').read_text())
+  except (OSError, ValueError):  # No cgroup, or 'max'.
+    return free
+  return min(free, limit - used)
 
 
 def find_corrupt(
@@ -391,7 +411,7 @@ def _read_celeba_folder(
 ) -> dict[str, EncodedSplit]:
   files = _read_partition(partition)
   # One listing is much faster than asking for each of 202,599 files.
-  present = set(os.listdir(images))
+  present = {path.name for path in images.iterdir()}
   missing = [
     name for names in files.values() for name in names if name not in present
   ]
@@ -408,19 +428,25 @@ def _read_celeba_folder(
 
 def _read_partition(path: epath.Path) -> dict[str, list[str]]:
   """File names by split, of the official list or Kaggle's .csv."""
-  text = path.read_text(encoding='utf-8-sig')
-  if path.suffix == '.csv':
-    rows = list(csv.reader(text.splitlines()))[1:]
-  else:
-    rows = [line.split() for line in text.splitlines()]
+  try:
+    text = path.read_bytes().decode('utf-8-sig')
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'{path} cannot be read as text: {error}.') from error
+  lines = text.splitlines()
+  rows = csv.reader(lines) if path.suffix == '.csv' else map(str.split, lines)
   files = {split: [] for split in SPLITS}
-  for number, row in enumerate(filter(None, rows), start=1):
+  for number, row in enumerate(rows, start=1):
+    row = [cell.strip() for cell in row]
+    if not any(row) or row == _CSV_HEADER:
+      continue
     # A name with a folder in it could lead out of the images' folder.
     if (
-      len(row) != 2 or row[1] not in '012' or os.path.basename(row[0]) != row[0]
+      len(row) != 2
+      or row[1] not in ('0', '1', '2')
+      or os.path.basename(row[0]) != row[0]
     ):
       raise UserError(
-        f'{path}, entry {number}: {" ".join(row)!r}; it must be a file name '
+        f'{path}, line {number}: {" ".join(row)!r}; it must be a file name '
         'and 0 (train), 1 (validation) or 2 (test).'
       )
     files[SPLITS[int(row[1])]].append(row[0])
@@ -459,7 +485,7 @@ def _find_prepared(
   versions = [
     path.parent
     for path in (root / name).glob('*/dataset_info.json')
-    if 'incomplete' not in path.parent.name
+    if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name)
   ]
   if not versions:
     return None
@@ -478,6 +504,10 @@ def _prepare_cartoon_faces(directory: str) -> dict[str, EncodedSplit]:
       builder = cartoon_faces.CartoonFaces(data_dir=directory or None)
       builder.download_and_prepare()
     except OSError as error:
+      # Another process may have been faster.
+      builder = _find_prepared('cartoon_faces', directory)
+      if builder is not None:
+        return _tfds_splits(builder)
       raise UserError(
         f'the cartoon faces cannot be written to {root} '
         f'({error.strerror or error}); name a folder that can be written with '
@@ -511,14 +541,15 @@ def _list_folder(folder: epath.Path) -> dict[str, EncodedSplit]:
 
   Which is which depends on the names alone, through their hashes.
   """
+  walk = tf.io.gfile.walk if '://' in str(folder) else os.walk
+  names = (
+    os.path.relpath(os.path.join(root, name), folder)
+    for root, _, files in walk(str(folder))
+    for name in files
+    if name.lower().endswith(_IMAGE_SUFFIXES)
+  )
   paths = sorted(
-    (
-      os.path.relpath(os.path.join(root, name), folder)
-      for root, _, names in os.walk(folder)
-      for name in names
-      if name.lower().endswith(_IMAGE_SUFFIXES)
-    ),
-    key=lambda path: hashlib.sha256(path.encode()).digest(),
+    names, key=lambda path: hashlib.sha256(os.fsencode(path)).digest()
   )
   if len(paths) < len(SPLITS):
     raise UserError(

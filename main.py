@@ -51,13 +51,17 @@ def main() -> None:
   path = command_line.config_path()
   config = flags.FLAGS.config
   run_config.validate(config)
+  explicit = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
   if _DISTRIBUTED.value:
     _join_the_others()
+  elif any(flag.value is not None for flag in explicit):
+    names = ', '.join(f'--{flag.name}' for flag in explicit)
+    raise UserError(f'{names} go with --distributed; add it, or drop them.')
   run_config.check_devices(config, jax.device_count())
   workdir = epath.Path(_WORKDIR.value or f'logs/{pathlib.Path(path).stem}')
   first = jax.process_index() == 0
   if first:
-    run_config.claim_workdir(config, workdir)
+    run_config.check_workdir(config, workdir)
   else:
     # One process speaks for all.
     sys.stdout = open(os.devnull, 'w')

@@ -5,6 +5,7 @@ A config is checked before any data is read: against the table of
 rules below, which know the values.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from vae import model
 from vae.errors import UserError
 
 FILENAME = 'config.json'
+DATA_FILENAME = 'data.json'
 
 SOURCES = ('celeba', 'cartoon_faces', 'folder')
 CACHES = ('auto', 'none', 'host')
@@ -165,6 +167,16 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
       'config.data.dir is empty; with config.data.source=folder it must name '
       'a folder of images.'
     )
+  if config.model.learn_sigma and config.model.likelihood != 'gaussian':
+    raise UserError(
+      'config.model.learn_sigma is True; only the gaussian likelihood has a '
+      f'sigma, {config.model.likelihood} has none.'
+    )
+  if config.objective.num_samples > 1 and not config.objective.sample_posterior:
+    raise UserError(
+      f'config.objective.num_samples is {config.objective.num_samples}; '
+      'without sampling (sample_posterior=False) it must be 1.'
+    )
   if config.model.dtype == 'float64' and not jax.config.jax_enable_x64:
     raise UserError(
       'config.model.dtype is float64; that needs JAX_ENABLE_X64=1 in the '
@@ -185,32 +197,77 @@ def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
     )
 
 
-def claim_workdir(
+def check_workdir(
   config: ml_collections.ConfigDict, workdir: epath.Path
 ) -> None:
-  """Writes the config into the workdir, or checks the one that is there.
+  """Checks that a run of this config can live, or go on, in a workdir.
 
-  Keys of `FREE_KEYS` may differ; the file then takes the new values. So may
-  all where the earlier run came to nothing, as when its data was missing.
+  Keys of `FREE_KEYS` may differ from those of the run that is there; all may
+  where that run came to nothing, as when its data was missing.
 
   Raises:
-    UserError: if the workdir cannot be written, or was made by a config that
-      contradicts this one.
+    UserError: if the workdir cannot be written, or holds checkpoints of a
+      config that contradicts this one.
   """
-  path = workdir / FILENAME
-  if path.exists() and (workdir / checkpoints.DIRECTORY).exists():
-    _check_same_run(flatten(config), flatten(load(workdir)), workdir)
-  try:
+  with _workdir_errors(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
-    # Written aside and renamed, so that the file is never half there.
-    partial = workdir / f'{FILENAME}.{os.getpid()}.partial'
-    partial.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
-    partial.replace(path)
-  except OSError as error:
+    probe = workdir / f'.probe.{os.getpid()}'
+    probe.write_text('')
+    probe.unlink()
+    begun = checkpoints.exist(workdir)
+  if begun:
+    _check_same_run(flatten(config), flatten(load(workdir)), workdir)
+
+
+def claim_workdir(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  num_examples: dict[str, int],
+) -> None:
+  """Writes into a workdir which config, on how much data, trains in it.
+
+  Args:
+    config: as `check_workdir` found it fitting.
+    workdir: of the run.
+    num_examples: of each split.
+
+  Raises:
+    UserError: if the workdir cannot be written, or holds checkpoints that
+      were trained on another number of examples.
+  """
+  with _workdir_errors(workdir):
+    path = workdir / DATA_FILENAME
+    if checkpoints.exist(workdir) and path.exists():
+      found = json.loads(path.read_text())
+      if found != num_examples:
+        raise UserError(
+          f'{workdir} holds a run on other data: {found} images, and now '
+          f'{num_examples}. Name another --workdir, or give it its data.'
+        )
+    _write_json(path, num_examples)
+    _write_json(workdir / FILENAME, config.to_dict())
+
+
+@contextlib.contextmanager
+def _workdir_errors(workdir: epath.Path):
+  """Turns what a file system may raise, gs:// included, into a UserError."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
     raise UserError(
-      f'--workdir={workdir} cannot be written ({error.strerror or error}); '
-      'name a folder that can.'
+      f'--workdir={workdir} cannot be written ({reason}); name a folder that '
+      'can.'
     ) from error
+
+
+def _write_json(path: epath.Path, content: object) -> None:
+  # Written aside and renamed, so that the file is never half there.
+  partial = path.parent / f'{path.name}.{os.getpid()}.partial'
+  partial.write_text(json.dumps(content, indent=2) + '\n')
+  partial.replace(path)
 
 
 def load(workdir: epath.Path) -> ml_collections.ConfigDict:

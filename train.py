@@ -71,6 +71,15 @@ def train_and_evaluate(
     if step >= total_steps:
       print(f'{workdir}: this run is finished, at step {step}.')
       return state
+    # Read now, so that a picture that cannot be is told before training.
+    pairs = min(_GRID * _GRID // 2, data.validation.num_examples)
+    originals = next(data.validation.batches(np.arange(pairs), pairs))
+    if topology.process_index == 0:
+      num_examples = {
+        'train': data.train.num_examples,
+        'validation': data.validation.num_examples,
+      }
+      run_config.claim_workdir(config, workdir, num_examples)
     writer.rewind(step)
     if step:
       print(f'{workdir}: this run goes on from step {step}.')
@@ -104,7 +113,8 @@ def train_and_evaluate(
         step += num_steps
         sums.append(chunk_sums)
         num_summed += num_steps
-        if step % config.train.log_every_steps >= num_steps:
+        due = step % config.train.log_every_steps < num_steps
+        if not due and step % steps_per_epoch:
           continue
 
         # Metrics: here alone the host waits for the device.
@@ -140,7 +150,7 @@ def train_and_evaluate(
             pictures = draw_pictures(
               model,
               jax.device_get(state.variables),
-              data.validation,
+              originals,
               config.seed,
             )
           report.validation(step, metrics, pictures)
@@ -178,20 +188,18 @@ def mean_metrics(
 
 
 def draw_pictures(
-  model: models.VAE, variables, split: splits.Split, seed: int
+  model: models.VAE, variables, originals: np.ndarray, seed: int
 ) -> dict[str, np.ndarray]:
-  """Grids of samples, and of a split's first images beside reconstructions.
+  """Grids of samples, and of originals beside their reconstructions.
 
-  The same z and the same images each time, so that epochs can be compared.
+  The seed fixes the samples' z, so that epochs can be compared.
   """
-  pairs = min(_GRID * _GRID // 2, split.num_examples)
-  images = next(split.batches(np.arange(pairs), pairs))
   return {
     'samples': figures.sample_grid(
       model, variables, training.sample_key(seed), _GRID
     ),
     'reconstructions': figures.reconstruction_grid(
-      model, variables, images, _GRID
+      model, variables, originals, _GRID
     ),
   }
 

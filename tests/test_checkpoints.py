@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,7 @@ def save_all(workdir, losses, keep_best=2):
     ({1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}, [1, 2, 4]),
     ({1: 4.0, 2: 3.0, 3: 2.0, 4: 1.0}, [3, 4]),
     ({1: 1.0, 2: None, 3: 2.0, 4: None, 5: None}, [1, 3, 5]),
+    ({1: 3.0, 2: math.nan, 3: 1.0, 4: math.nan, 5: math.inf}, [1, 3, 5]),
   ],
 )
 def test_keeps_the_two_best_and_the_last(tmp_path, losses, kept):
@@ -37,7 +40,7 @@ def test_keeps_the_two_best_and_the_last(tmp_path, losses, kept):
   with checkpoints.Checkpoints(tmp_path) as saved:
     assert saved.all_steps() == kept
     assert saved.latest_step() == max(losses)
-    scored = {s: loss for s, loss in losses.items() if loss is not None}
+    scored = {s: loss for s, loss in losses.items() if loss and loss < math.inf}
     assert saved.best_step() == min(scored, key=scored.get)
 
 

@@ -187,6 +187,9 @@ def test_embedded_faces_go_through_tfds(small_config, tmp_path, monkeypatch):
   )
   small_config.data.source = 'cartoon_faces'
   small_config.data.dir = str(tmp_path)
+  # A copy that someone made is no version.
+  (tmp_path / 'cartoon_faces' / '1.0.0_old').mkdir(parents=True)
+  (tmp_path / 'cartoon_faces' / '1.0.0_old' / 'dataset_info.json').touch()
   data = input_pipeline.load(small_config)
   images = everything(data.validation)
   factors = cartoon_faces.sample_factors('validation', 6)
@@ -278,6 +281,8 @@ def test_lists_that_name_missing_files(small_config, celeba_dir, tmp_path):
   [
     ('000001.jpg 3', "'000001.jpg 3'"),
     ('000001.jpg', "'000001.jpg'"),
+    ('000001.jpg 12', "'000001.jpg 12'"),
+    ('000001.jpg 01', "'000001.jpg 01'"),
     ('../../secret.jpg 0', "'../../secret.jpg 0'"),
   ],
 )
@@ -288,7 +293,57 @@ def test_lists_with_a_wrong_line(
   small_config.data.dir = str(folder)
   partition = folder / 'list_eval_partition.txt'
   partition.write_text(line + '\n' + partition.read_text())
-  assert said in fails(small_config, 'entry 1')
+  assert said in fails(small_config, 'line 1')
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'image_id,partition\n000001.jpg,0\n',
+    '000001.jpg,0\n',
+    'image_id,partition\r\n000001.jpg, 0\r\n\r\n',
+    '\ufeffimage_id,partition\n000001.jpg,0',
+  ],
+)
+def test_csv_lists_as_tools_write_them(tmp_path, text):
+  path = tmp_path / 'list.csv'
+  path.write_bytes(text.encode())
+  files = input_pipeline._read_partition(input_pipeline.epath.Path(path))
+  assert files == {'train': ['000001.jpg'], 'validation': [], 'test': []}
+
+
+@pytest.mark.parametrize('content', [b'000001.jpg,\n', b'\xff\xfe\x00'])
+def test_damaged_csv_lists(tmp_path, content):
+  path = tmp_path / 'list.csv'
+  path.write_bytes(content)
+  with pytest.raises(UserError, match='list.csv'):
+    input_pipeline._read_partition(input_pipeline.epath.Path(path))
+
+
+def test_split_of_which_nothing_is_left(small_config, celeba_dir, tmp_path):
+  folder = copy(celeba_dir, tmp_path)
+  small_config.data.dir = str(folder)
+  small_config.data.skip_corrupt = True
+  for number in range(41, 52):
+    (folder / 'img_align_celeba' / f'{number:06d}.jpg').write_bytes(b'')
+  fails(small_config, 'the validation split of .* has no images')
+  small_config.train.batch_size = 40
+  (folder / 'img_align_celeba' / '000001.jpg').write_bytes(b'')
+  shutil.copy(
+    folder / 'img_align_celeba' / '000002.jpg',
+    folder / 'img_align_celeba' / '000041.jpg',
+  )
+  fails(small_config, 'the train split has only 39 images')
+
+
+def test_names_that_are_not_utf8(tmp_path, small_config):
+  write_faces(tmp_path, [f'{i}.jpg' for i in range(12)])
+  odd = os.fsencode(tmp_path) + b'/\xff\xfe.jpg'
+  os.rename(tmp_path / '0.jpg', odd)
+  small_config.data.source = 'folder'
+  small_config.data.dir = str(tmp_path)
+  data = input_pipeline.load(small_config)
+  assert sum(len(everything(getattr(data, name))) for name in SPLITS) == 12
 
 
 def test_split_without_images(small_config, celeba_dir, tmp_path):

@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
+import input_pipeline
 import main
+import run_config
 from tests.conftest import ROOT
 from tests.conftest import SPLIT_SIZES
 from vae import checkpoints
@@ -89,9 +91,9 @@ def test_metrics_are_complete(finished):
   rows = metrics(workdir)
   train = [row for row in rows if 'train/loss' in row]
   val = [row for row in rows if 'val/loss' in row]
-  # 5 steps an epoch in dispatches of 2, 2 and 1: each passes a multiple of 2
-  # but the third.
-  assert [row['step'] for row in train] == [2, 4, 7, 9, 10, 12, 14]
+  # 5 steps an epoch in dispatches of 2, 2 and 1: where a multiple of 2 was
+  # passed, and at each epoch's end.
+  assert [row['step'] for row in train] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
   assert [row['step'] for row in val] == [5, 10, 15]
   assert [row['epoch'] for row in val] == [1, 2, 3]
   parts = {'loss', 'elbo', 'distortion', 'kl', 'mse'}
@@ -112,30 +114,32 @@ def test_metrics_are_complete(finished):
     assert d == pytest.approx(768 / 2 * row['val/mse'] + constant)
 
 
-def test_validation_is_that_of_the_checkpoint(finished, celeba_dir):
-  """The val/mse in the log, recomputed from files and checkpoint alone."""
-  import input_pipeline
-  import run_config
+def test_validation_is_that_of_the_checkpoint(finished):
+  """The metrics in the log, recomputed from the files and the checkpoint.
 
+  In one batch and without pmap; z is drawn by each example's own key.
+  """
   workdir, _, _ = finished
   config = run_config.load(main.epath.Path(workdir))
   _, state = final_state(workdir)
   model = models.from_config(config)
   split = input_pipeline.load(config).validation
   images = next(split.batches(np.arange(11), 11)) / np.float32(255)
-  variables = {
-    'params': state['params'],
-    'batch_stats': state['batch_stats'],
-  }
+  variables = {'params': state['params'], 'batch_stats': state['batch_stats']}
   mean, logvar = model.apply(variables, images, method='encode')
+  keys = jax.vmap(lambda i: jax.random.fold_in(training.eval_key(1265), i))(
+    np.arange(11)
+  )
+  epsilon = [
+    jax.random.normal(jax.random.split(key, 3)[2], (1, 3))[0] for key in keys
+  ]
+  z = mean + np.exp(logvar / 2) * np.stack(epsilon)
+  decoded = model.apply(variables, z, method='decode')
   kl = 0.5 * np.sum(mean**2 + np.exp(logvar) - 1 - logvar, axis=-1)
   last = [row for row in metrics(workdir) if 'val/kl' in row][-1]
   assert last['val/kl'] == pytest.approx(float(kl.mean()), rel=1e-4)
-  # z is drawn: so only about.
-  decoded = model.apply(variables, mean, method='decode')
-  assert last['val/mse'] == pytest.approx(
-    float(np.mean((decoded - images) ** 2)), rel=0.5
-  )
+  mse = np.mean((np.asarray(decoded) - images) ** 2)
+  assert last['val/mse'] == pytest.approx(float(mse), rel=1e-5)
 
 
 def test_pictures_and_checkpoints_are_there(finished):
@@ -167,7 +171,7 @@ def test_finished_run_says_so(finished):
 
 
 def test_killed_run_ends_in_the_same_bits(finished, tmp_path):
-  """SIGKILL in the middle of an epoch, another start, other dispatches."""
+  """SIGKILL in the middle of a run, and another start."""
   workdir, flags, _ = finished
   flags = (*flags, f'--workdir={tmp_path}')
   often = '--config.checkpoint.every_minutes=1e-9'
@@ -179,22 +183,18 @@ def test_killed_run_ends_in_the_same_bits(finished, tmp_path):
   process.wait()
   with checkpoints.Checkpoints(tmp_path) as saved:
     assert 0 < saved.latest_step() < 15, 'killed too early or too late'
-  code, out, err = run(*flags, '--config.train.steps_per_dispatch=3')
+  code, out, err = run(*flags)
   assert code == 0, err
   assert 'goes on from step' in out
   step, state = final_state(tmp_path)
   undisturbed_step, undisturbed = final_state(workdir)
   assert step == undisturbed_step == 15
   jax.tree.map(np.testing.assert_array_equal, state, undisturbed)
-  # And in the same metrics.
-  for mine, other in zip(
-    *(
-      [row for row in metrics(d) if 'val/loss' in row]
-      for d in (tmp_path, workdir)
-    ),
-    strict=True,
-  ):
-    assert mine == other
+  # And in the same metrics, but for the speed.
+  rows = [metrics(tmp_path), metrics(workdir)]
+  for row in sum(rows, []):
+    row.pop('images_per_second', None)
+  assert rows[0] == rows[1]
 
 
 def test_contradicting_config_is_refused(finished):
@@ -240,6 +240,7 @@ def test_two_processes_are_the_run_of_one(finished, tmp_path):
   ('flags', 'said'),
   [
     (['--distributed'], '--distributed: '),
+    (['--process_id=1'], '--process_id go with --distributed'),
     (['--config.objective.betta=1'], '--config.objective.betta=1: there is no'),
     (['--config.model.latent_dim=many'], 'latent_dim=many'),
     (['--config.objective.beta=nan'], 'config.objective.beta is nan'),
@@ -280,14 +281,3 @@ def test_help_names_the_flags():
   _, out, _ = run('--help')
   for word in ('--config', '--workdir', 'configs/default.py'):
     assert word in out
-
-
-def test_initial_state_is_the_same_for_any_number_of_devices():
-  model = models.VAE((8, 8, 3), 2, (4,))
-  states = [
-    training.create_state(model, training.optax.adam(0.1), seed)
-    for seed in (0, 0, 1)
-  ]
-  jax.tree.map(np.testing.assert_array_equal, states[0], states[1])
-  kernels = [s.params['encoder']['mean']['kernel'] for s in states]
-  assert not np.array_equal(kernels[0], kernels[2])

@@ -86,6 +86,20 @@ def test_unknown_and_missing_keys_are_named():
     run_config.validate(config)
 
 
+@pytest.mark.parametrize(
+  ('group', 'values', 'said'),
+  [
+    ('model', {'likelihood': 'bernoulli', 'learn_sigma': True}, 'has none'),
+    ('objective', {'sample_posterior': False, 'num_samples': 5}, 'must be 1'),
+  ],
+)
+def test_settings_that_would_do_nothing_are_refused(group, values, said):
+  config = default.get_config()
+  config[group].update(values)
+  with pytest.raises(UserError, match=said):
+    run_config.validate(config)
+
+
 def test_whole_numbers_are_numbers():
   config = default.get_config()
   with config.ignore_type():
@@ -101,50 +115,72 @@ def test_devices_must_divide_the_batch():
     run_config.check_devices(config, 8)
 
 
+COUNTS = {'train': 40, 'validation': 10}
+
+
+def claim(config, workdir, counts=COUNTS, begun=True):
+  """A run that is started, and perhaps comes as far as a checkpoint."""
+  workdir = epath.Path(workdir)
+  run_config.check_workdir(config, workdir)
+  run_config.claim_workdir(config, workdir, counts)
+  if begun:
+    (workdir / 'checkpoints' / '5').mkdir(parents=True, exist_ok=True)
+
+
 def test_workdir_remembers_its_config(tmp_path):
   workdir = epath.Path(tmp_path) / 'a' / 'b'
   config = celeba.get_config()
-  run_config.claim_workdir(config, workdir)
+  claim(config, workdir)
   assert run_config.flatten(run_config.load(workdir)) == (
     run_config.flatten(config)
   )
   # Longer, or told otherwise where the data is: the same run.
   config.train.num_epochs = 200
   config.data.dir = '/elsewhere'
-  run_config.claim_workdir(config, workdir)
+  claim(config, workdir)
   assert run_config.load(workdir).train.num_epochs == 200
 
 
 def test_workdir_in_which_nothing_was_trained_is_free(tmp_path):
   config = celeba.get_config()
-  run_config.claim_workdir(config, epath.Path(tmp_path))
+  claim(config, tmp_path, begun=False)
+  (tmp_path / 'checkpoints').mkdir()
   config.objective.beta = 4.0
-  run_config.claim_workdir(config, epath.Path(tmp_path))
+  claim(config, tmp_path)
   assert run_config.load(epath.Path(tmp_path)).objective.beta == 4.0
 
 
 def test_workdir_of_a_contradicting_config_is_refused(tmp_path):
-  workdir = epath.Path(tmp_path)
   config = celeba.get_config()
-  run_config.claim_workdir(config, workdir)
-  (workdir / 'checkpoints').mkdir()
-  before = (workdir / 'config.json').read_text()
+  claim(config, tmp_path)
+  before = (tmp_path / 'config.json').read_text()
   config.objective.beta = 4.0
   config.model.hidden_channels = (512, 256, 128, 64, 32)
   with pytest.raises(UserError) as caught:
-    run_config.claim_workdir(config, workdir)
+    run_config.check_workdir(config, epath.Path(tmp_path))
   message = str(caught.value)
   assert 'config.objective.beta was 1.536 and is now 4.0' in message
   assert 'config.model.hidden_channels' in message
   assert 'config.seed' not in message
-  assert (workdir / 'config.json').read_text() == before
+  assert (tmp_path / 'config.json').read_text() == before
 
 
-def test_workdir_that_is_a_file_is_refused(tmp_path):
+def test_workdir_of_other_data_is_refused(tmp_path):
+  config = celeba.get_config()
+  claim(config, tmp_path)
+  before = (tmp_path / 'config.json').read_text()
+  config.train.num_epochs = 7
+  with pytest.raises(UserError, match="'train': 40.*now.*'train': 48"):
+    claim(config, tmp_path, counts={'train': 48, 'validation': 10})
+  assert (tmp_path / 'config.json').read_text() == before
+
+
+@pytest.mark.parametrize('workdir', ['taken', 'taken/below'])
+def test_workdir_that_is_a_file_is_refused(tmp_path, workdir):
   (tmp_path / 'taken').write_text('')
-  with pytest.raises(UserError, match='taken cannot be written'):
-    run_config.claim_workdir(
-      default.get_config(), epath.Path(tmp_path / 'taken')
+  with pytest.raises(UserError, match='taken.* cannot be written'):
+    run_config.check_workdir(
+      default.get_config(), epath.Path(tmp_path / workdir)
     )
 
 

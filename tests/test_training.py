@@ -44,7 +44,7 @@ def test_number_of_devices_does_not_matter_in_float64():
   one, *others = run_topologies('float64', 20, (1, 4, 8), x64=True)
   assert len(one['losses']) == 20
   for other in others:
-    for key in ('losses', 'val'):
+    for key in ('losses', 'statistics', 'val'):
       np.testing.assert_allclose(other[key], one[key], rtol=1e-9)
 
 
@@ -60,6 +60,14 @@ def setting():
   optimizer = optax.adam(0.01)
   pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
   return model, optimizer, pixels
+
+
+def test_initial_state_is_a_function_of_the_seed(setting):
+  model, optimizer, _ = setting
+  states = [training.create_state(model, optimizer, s) for s in (0, 0, 1)]
+  jax.tree.map(np.testing.assert_array_equal, states[0], states[1])
+  kernels = [s.params['encoder']['mean']['kernel'] for s in states]
+  assert not np.array_equal(kernels[0], kernels[2])
 
 
 def test_cuts_into_dispatches_leave_the_same_bits(setting):

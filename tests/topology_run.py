@@ -37,7 +37,7 @@ def main():
     evaluate(state.variables, training.eval_key(3), images, start, 80)
     for images, start in splits.eval_batches(split, 24, topology)
   ]
-  losses = []
+  losses, statistics = [], None
   while len(losses) < steps:
     epoch, first = divmod(len(losses), 5)
     for images, n in splits.train_chunks(
@@ -45,6 +45,9 @@ def main():
     ):
       state, sums = run(state, training.train_key(3), images, n)
       losses.append(float(sums['loss']))
+      if statistics is None:
+        leaves = jax.device_get(jax.tree.leaves(state.batch_stats))
+        statistics = np.concatenate(leaves).tolist()
       if len(losses) == steps:
         break
   print(
@@ -52,6 +55,7 @@ def main():
       {
         'devices': topology.num_devices,
         'losses': losses,
+        'statistics': statistics,
         'val': sum(float(e['loss']) for e in evaluated),
       }
     )

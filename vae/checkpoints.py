@@ -21,8 +21,17 @@ METRIC = 'val/loss'
 
 
 def _loss(metrics: dict[str, float]) -> float:
-  """What checkpoints are ranked by; one without a validation is the worst."""
-  return metrics.get(METRIC, math.inf)
+  """What checkpoints are ranked by; none, or no number, is the worst."""
+  loss = metrics.get(METRIC, math.inf)
+  return loss if math.isfinite(loss) else math.inf
+
+
+def exist(workdir: epath.Path) -> bool:
+  """Whether a workdir holds a complete checkpoint."""
+  directory = workdir / DIRECTORY
+  return directory.exists() and any(
+    path.name.isdigit() for path in directory.iterdir()
+  )
 
 
 class Checkpoints:
@@ -85,8 +94,8 @@ class Checkpoints:
     Args:
       step: the state's.
       state: to be saved.
-      metrics: of a validation of this very state; without them a checkpoint
-        is kept only until the next.
+      metrics: of a validation of this very state; a checkpoint without them
+        gives way to any that has them.
     """
     if jax.process_count() > 1:
       # pmap returns arrays of this process's devices; Orbax wants to be told
