@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 import os
+import re
 import sys
+import traceback
 
 from absl import app
 from absl import flags
@@ -31,8 +33,12 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
       _fail(str(error))
     except KeyboardInterrupt:
+      # What was to be saved is saved by now. A proper exit can crash while
+      # the device still computes.
       print('\ninterrupted; the same command goes on.', file=sys.stderr)
-      sys.exit(130)
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(130)
 
   app.run(guarded, flags_parser=_parse)
 
@@ -78,13 +84,13 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    _fail(f'{_one_line(error)} (--help lists the flags)')
+    _fail(f'{_brief(str(error))} (--help lists the flags)')
   except Exception as error:
     # Configs are programs, which may fail in any way.
+    trace = ''.join(traceback.format_exception(error))
     _fail(
       _about_missing_key(error, argv)
-      or f'the config cannot be loaded: {type(error).__name__}: '
-      f'{_one_line(error)}'
+      or f'the config cannot be loaded: {_brief(trace)}'
     )
 
 
@@ -102,8 +108,16 @@ def _about_missing_key(error: Exception, argv: list[str]) -> str | None:
   return None
 
 
-def _one_line(error: Exception) -> str:
-  return ' '.join(str(error).split())
+def _brief(error: str) -> str:
+  """An error's message in one line; of a traceback, what and where it was."""
+  lines = error.split('\n')
+  if not any('Traceback' in line for line in lines):
+    return ' '.join(' '.join(lines).split())
+  places = re.findall(r'File "([^"]+)", line (\d+)', error)
+  # The user's own code, not the library that it ran into.
+  own = [place for place in places if 'site-packages' not in place[0]]
+  last = [line.strip() for line in lines if line.strip()][-1]
+  return ', line '.join(own[-1]) + f': {last}' if own else last
 
 
 def _fail(message: str) -> None:

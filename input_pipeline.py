@@ -13,10 +13,10 @@ import hashlib
 import os
 import re
 import socket
+import sys
 import time
 from typing import Protocol
 
-from absl import logging
 from etils import epath
 import numpy as np
 import psutil
@@ -310,9 +310,10 @@ def _make_split(
   if skip_corrupt and len(indices):
     corrupt = find_corrupt(encoded, indices, crop)
     if corrupt:
-      logging.warning(
-        '%s: skipped %d of %d images that cannot be decoded: %s',
-        *(name, len(corrupt), len(indices), _some_names(encoded, corrupt)),
+      print(
+        f'{name}: skipped {len(corrupt)} of {len(indices)} images that cannot '
+        f'be decoded: {_some_names(encoded, corrupt)}',
+        file=sys.stderr,
       )
       indices = np.delete(indices, corrupt)
   streamed = StreamedSplit(encoded, indices, crop)

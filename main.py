@@ -19,9 +19,10 @@ import run_config
 from vae.errors import UserError
 
 # TensorFlow's C++ side is chatty, and reads this when it is loaded.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 command_line.define_config('configs/faces.py')
+flags.adopt_module_key_flags(command_line)
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,

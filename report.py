@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import shutil
 import sys
 import time
 from typing import Protocol
@@ -141,7 +142,10 @@ class Report:
   def done(self, best_step: int | None) -> None:
     """Tells that the run is over, and where its results are."""
     seconds = time.monotonic() - self._start_time
-    print(f'Trained to step {self._total_steps:,} in {duration(seconds)}.')
+    print(
+      f'Trained steps {self._first_step + 1:,} to {self._total_steps:,} in '
+      f'{duration(seconds)}.'
+    )
     print(f'  best checkpoint by val/loss: step {best_step}')
     for path in self._last_pictures:
       print(f'  {path}')
@@ -160,7 +164,8 @@ def duration(seconds: float) -> str:
 def _progress_line(text: str) -> None:
   """In a terminal the next line will overwrite it."""
   if sys.stdout.isatty():
-    print(f'\r\033[K{text}', end='', flush=True)
+    width = shutil.get_terminal_size().columns - 1
+    print(f'\r\033[K{text[:width]}', end='', flush=True)
   else:
     print(text, flush=True)
 

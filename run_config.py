@@ -114,6 +114,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
   Raises:
     UserError: names the first key that is wrong, and what is accepted.
   """
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(
+      f'the config is {config!r}; get_config() must return a ConfigDict, best '
+      'the one of configs/default.py, changed.'
+    )
   given = flatten(config)
   known = flatten(default.get_config())
   for key in given:

@@ -85,6 +85,14 @@ def train_and_evaluate(
       print(f'{workdir}: this run goes on from step {step}.')
     else:
       writer.write_hparams(run_config.flatten(config))
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    print(
+      f'Training {num_parameters:,} parameters on '
+      f'{data.train.num_examples:,} images (validation: '
+      f'{data.validation.num_examples:,}), {topology.num_devices} × '
+      f'{jax.devices()[0].device_kind}, into {workdir}.',
+      flush=True,
+    )
     report = reports.Report(
       writer,
       workdir,

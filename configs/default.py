@@ -74,7 +74,10 @@ def get_config() -> ml_collections.ConfigDict:
   train.num_epochs = 10
   # Whether images are mirrored at random.
   train.flip = True
+  # Steps that the devices are sent at a time.
   train.steps_per_dispatch = 10
+  # Metrics are written after the dispatch that reaches a multiple of this,
+  # and at each epoch's end.
   train.log_every_steps = 50
 
   config.eval = evaluation = ml_collections.ConfigDict()
@@ -85,7 +88,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.checkpoint = checkpoint = ml_collections.ConfigDict()
   # How many of the best by val/loss are kept, besides the last.
   checkpoint.keep_best = 2
-  # Between the checkpoints at each epoch's end, one every so many minutes.
+  # Between the checkpoints at each epoch's end, one every so many minutes, at
+  # the next metrics.
   checkpoint.every_minutes = 10.0
 
   return config

@@ -226,7 +226,7 @@ def test_two_processes_are_the_run_of_one(finished, tmp_path):
   outputs = [p.communicate(timeout=300) for p in processes]
   assert [p.returncode for p in processes] == [0, 0], outputs
   # The first speaks for both.
-  assert 'Trained to step 15' in outputs[0][0]
+  assert 'Trained steps 1 to 15' in outputs[0][0]
   assert 'Trained' not in outputs[1][0]
   assert final_state(tmp_path)[0] == 15
   one, two = metrics(workdir), metrics(tmp_path)
@@ -258,11 +258,40 @@ def test_mistakes_get_one_line(flags, said, tmp_path):
   assert not (tmp_path / 'w').exists()
 
 
-def test_config_that_fails_gets_one_line(tmp_path):
+@pytest.mark.parametrize(
+  ('body', 'said'),
+  [
+    ('  return 1 / 0\n', 'broken.py, line 3: ZeroDivisionError'),
+    ('  config.objective.beta = "4"\n  return config\n', 'broken.py, line 3'),
+    ('  config.bata = 4\n  return config\n', 'config.bata: there is no such'),
+    ('  pass\n', 'the config is None'),
+  ],
+)
+def test_config_that_fails_gets_one_line(tmp_path, body, said):
   config = tmp_path / 'broken.py'
-  config.write_text('def get_config():\n  return 1 / 0\n')
+  config.write_text(
+    'from configs import default\n'
+    'def get_config(config=default.get_config()):\n' + body
+  )
   code, _, err = run(f'--config={config}', f'--workdir={tmp_path}/w')
-  assert code == 2 and 'ZeroDivisionError' in err and err.count('\n') == 1
+  assert code == 2 and said in err
+  # ml_collections has a word of its own to say where nothing was returned.
+  assert [line[:6] for line in err.splitlines()][-1] == 'error:'
+  assert err.count('error:') == 1 and 'Traceback' not in err
+
+
+@pytest.mark.parametrize('seconds', [0.0, 1.5])
+def test_interrupt_ends_at_once_and_in_order(finished, tmp_path, seconds):
+  _, flags, _ = finished
+  flags = (*flags, f'--workdir={tmp_path}', '--config.train.num_epochs=10000')
+  process = start(*flags)
+  while 'Training' not in process.stdout.readline():
+    assert process.poll() is None
+  time.sleep(seconds)
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 130
+  assert err.strip() == 'interrupted; the same command goes on.'
 
 
 def test_vae_and_the_loop_need_no_tensorflow():
@@ -279,5 +308,5 @@ def test_vae_and_the_loop_need_no_tensorflow():
 
 def test_help_names_the_flags():
   _, out, _ = run('--help')
-  for word in ('--config', '--workdir', 'configs/default.py'):
+  for word in ('--config:', '--workdir:', 'configs/default.py'):
     assert word in out

@@ -105,3 +105,10 @@ def test_without_sampling_it_is_the_autoencoder():
   expected = np.mean((x - model.apply(variables, x)) ** 2, axis=(1, 2, 3))
   np.testing.assert_allclose(terms['mse'], expected, rtol=1e-5)
   np.testing.assert_allclose(terms['loss'], terms['distortion'])
+
+
+def test_learned_sigma_is_among_the_terms():
+  model = VAE((8, 8, 3), 3, (4,), sigma=0.3, learn_sigma=True)
+  objective = objectives.Objective(1.0, sample_posterior=False)
+  *_, terms = evaluate(objective, None, model)
+  np.testing.assert_allclose(terms['sigma'], np.full(5, 0.3), rtol=1e-6)

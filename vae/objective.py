@@ -91,7 +91,7 @@ def terms(
 
   Returns:
     [batch] each: `loss`, `elbo`, `distortion` (-log p(x|z)), `kl`, in nats per
-    image, and `mse`, the mean over pixels.
+    image, and `mse`, the mean over pixels; also `sigma`, where it is learned.
   """
   mean, logvar = model.encode(inputs, train=train)
   if epsilon is None:
@@ -103,10 +103,13 @@ def terms(
   distortion = -model.log_prob(images, outputs).mean(axis=0)
   kl = kl_to_standard_normal(mean, logvar)
   errors = jnp.square(likelihoods.mean(model.likelihood, outputs) - images)
-  return {
+  values = {
     'loss': distortion + objective.beta * kl,
     'elbo': -distortion - kl,
     'distortion': distortion,
     'kl': kl,
     'mse': errors.mean(axis=(0, -3, -2, -1)),
   }
+  if model.learn_sigma:
+    values['sigma'] = jnp.full_like(kl, model.current_sigma())
+  return values
