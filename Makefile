@@ -17,8 +17,8 @@ lint: $(VENV)/installed-for-tests
 	$(VENV)/bin/ruff format --check
 
 $(VENV)/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo 'Python 3.11 or later is needed: make demo PYTHON=python3.11' >&2; \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo 'Needs Python 3.11 to 3.13: make demo PYTHON=python3.11' >&2; \
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
