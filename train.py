@@ -121,8 +121,8 @@ def train_and_evaluate(
         step += num_steps
         sums.append(chunk_sums)
         num_summed += num_steps
-        due = step % config.train.log_every_steps < num_steps
-        if not due and step % steps_per_epoch:
+        within_epoch = step % steps_per_epoch > 0
+        if within_epoch and step % config.train.log_every_steps >= num_steps:
           continue
 
         # Metrics: here alone the host waits for the device.
@@ -134,7 +134,7 @@ def train_and_evaluate(
         # end.
         minutes = (time.monotonic() - last_save) / 60
         due = minutes >= config.checkpoint.every_minutes
-        if step % steps_per_epoch and _as_first_process(due):
+        if within_epoch and _as_first_process(due):
           saved.save(step, state)
           last_save = time.monotonic()
 
