@@ -1,1 +1,1 @@
-"""The data set that comes with the project."""
+"""Data sets: where their images are, and the one that is drawn here."""

@@ -4,6 +4,7 @@ import shutil
 import socket
 import time
 
+from etils import epath
 import numpy as np
 from PIL import Image
 import pytest
@@ -11,6 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from datasets import cartoon_faces
+from datasets import sources
 import input_pipeline
 from tests.conftest import SPLIT_SIZES
 from tests.conftest import write_faces
@@ -216,9 +218,7 @@ def test_folder_is_split_by_the_names_alone(tmp_path, small_config):
   small_config.data.source = 'folder'
 
   def found():
-    encoded = input_pipeline._list_folder(
-      input_pipeline.epath.Path(small_config.data.dir)
-    )
+    encoded = sources._list_folder(epath.Path(small_config.data.dir))
     return {
       name: [os.path.basename(split.name(i)) for i in range(split.num_examples)]
       for name, split in encoded.items()
@@ -308,7 +308,7 @@ def test_lists_with_a_wrong_line(
 def test_csv_lists_as_tools_write_them(tmp_path, text):
   path = tmp_path / 'list.csv'
   path.write_bytes(text.encode())
-  files = input_pipeline._read_partition(input_pipeline.epath.Path(path))
+  files = sources._read_partition(epath.Path(path))
   assert files == {'train': ['000001.jpg'], 'validation': [], 'test': []}
 
 
@@ -317,7 +317,7 @@ def test_damaged_csv_lists(tmp_path, content):
   path = tmp_path / 'list.csv'
   path.write_bytes(content)
   with pytest.raises(UserError, match='list.csv'):
-    input_pipeline._read_partition(input_pipeline.epath.Path(path))
+    sources._read_partition(epath.Path(path))
 
 
 def test_split_of_which_nothing_is_left(small_config, celeba_dir, tmp_path):
@@ -397,9 +397,7 @@ def test_without_network_the_message_comes_at_once(
     raise OSError('Network is unreachable')
 
   monkeypatch.setattr(socket, 'create_connection', refuse)
-  monkeypatch.setattr(
-    input_pipeline.tfds.core.constants, 'DATA_DIR', str(tmp_path)
-  )
+  monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path))
   small_config.data.dir = ''
   start = time.monotonic()
   message = fails(small_config, 'cannot be reached')
