@@ -1,8 +1,8 @@
 """A small VAE on the embedded cartoon faces: no download, minutes on a CPU.
 
 The likelihood's σ of 0.35 makes the code carry about 45 nats, enough for
-faces that can be told apart; at the σ = 1 of `configs/celeba.py` it would
-carry 15, and the reconstructions blur.
+faces that can be told apart; the larger the σ, the less it carries, and the
+more the reconstructions blur.
 """
 
 from configs import default
