@@ -18,9 +18,6 @@ import command_line
 import run_config
 from vae.errors import UserError
 
-# TensorFlow's C++ side is chatty, and reads this when it is loaded.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-
 command_line.define_config('configs/faces.py')
 flags.adopt_module_key_flags(command_line)
 _WORKDIR = flags.DEFINE_string(
@@ -67,7 +64,9 @@ def main() -> None:
     # One process speaks for all.
     sys.stdout = open(os.devnull, 'w')
 
-  # TensorFlow takes seconds to load; a mistake above is told before.
+  # TensorFlow takes seconds to load; a mistake above is told before. What its
+  # C++ side has to say comes as exceptions too; JAX has set another level.
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
   import tensorflow as tf
 
   import input_pipeline

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -292,6 +293,20 @@ def test_interrupt_ends_at_once_and_in_order(finished, tmp_path, seconds):
   _, err = process.communicate(timeout=60)
   assert process.returncode == 130
   assert err.strip() == 'interrupted; the same command goes on.'
+
+
+def test_corrupt_image_gets_one_line(celeba_dir, tmp_path):
+  folder = shutil.copytree(celeba_dir, tmp_path / 'celeba')
+  image = folder / 'img_align_celeba' / '000003.jpg'
+  image.write_bytes(image.read_bytes()[:900])
+  flags = (*SMALL, f'--config.data.dir={folder}', f'--workdir={tmp_path}/w')
+  code, _, err = run(*flags)
+  assert code == 2 and err.startswith('error: ') and err.count('\n') == 1
+  assert '000003.jpg cannot be decoded' in err
+  # The advice can be followed in the same workdir.
+  code, out, err = run(*flags, '--config.data.skip_corrupt=True')
+  assert code == 0 and 'Trained steps 1 to 12' in out
+  assert err.startswith('train: skipped 1 of 40') and err.count('\n') == 1
 
 
 def test_vae_and_the_loop_need_no_tensorflow():
