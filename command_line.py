@@ -1,9 +1,12 @@
 """How the scripts meet the command line: flags, and errors in one line."""
 
+import _thread
 from collections.abc import Callable
+from collections.abc import Sequence
 import os
 import re
 import sys
+import threading
 import traceback
 
 from absl import app
@@ -15,32 +18,62 @@ from ml_collections import config_flags
 from vae.errors import UserError
 
 
-def run(main: Callable[[], None]) -> None:
+def run(
+  main: Callable[..., None],
+  commands: Sequence[str] = (),
+  on_interrupt: str = 'interrupted.',
+) -> None:
   """Parses the flags and runs `main`.
 
   A user's mistake, in the flags or a `UserError`, is told in one line on
   standard error, with exit status 2 and no traceback.
+
+  Args:
+    main: to be run.
+    commands: words of which the command line must have one, which `main`
+      gets; by default it has flags alone.
+    on_interrupt: what to say after Ctrl-C.
   """
 
   def guarded(argv):
     # absl's default shows the libraries' running commentary.
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
-      _fail(f'{argv[1]!r} is not a flag; flags look like --name=value.')
+    words, choices = argv[1:], ', '.join(commands)
+    if commands and not words:
+      _fail(f'say what to do: one of {choices} (--help lists the flags).')
+    if commands and words[0] not in commands:
+      _fail(f'{words[0]!r} is none of {choices}.')
+    if len(words) > bool(commands):
+      _fail(f'{words[-1]!r} is not a flag; flags look like --name=value.')
     try:
-      main()
+      main(*words)
     except UserError as error:
       _fail(str(error))
     except KeyboardInterrupt:
       # What was to be saved is saved by now. A proper exit can crash while
       # the device still computes.
-      print('\ninterrupted; the same command goes on.', file=sys.stderr)
+      print(f'\n{on_interrupt}', file=sys.stderr)
       sys.stdout.flush()
       sys.stderr.flush()
       os._exit(130)
 
+  _redeliver_lost_interrupts()
   app.run(guarded, flags_parser=_parse)
+
+
+def _redeliver_lost_interrupts() -> None:
+  """Makes Ctrl-C count that falls into a destructor, where Python drops it."""
+  report = sys.unraisablehook
+
+  def hook(unraisable):
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+      # Not at once, which would be within the destructor again.
+      threading.Timer(0.1, _thread.interrupt_main).start()
+    else:
+      report(unraisable)
+
+  sys.unraisablehook = hook
 
 
 def define_config(default: str) -> None:
@@ -79,7 +112,8 @@ _default_config = None
 
 
 def _parse(argv: list[str]) -> list[str]:
-  if not any(arg.split('=')[0] in ('--config', '-config') for arg in argv):
+  given = any(arg.split('=')[0] in ('--config', '-config') for arg in argv)
+  if _default_config is not None and not given:
     argv = [argv[0], f'--config={_default_config}', *argv[1:]]
   try:
     return flags.FLAGS(argv)

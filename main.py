@@ -64,19 +64,11 @@ def main() -> None:
     # One process speaks for all.
     sys.stdout = open(os.devnull, 'w')
 
-  # TensorFlow takes seconds to load; a mistake above is told before. What its
-  # C++ side has to say comes as exceptions too; JAX has set another level.
-  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-  import tensorflow as tf
-
+  # TensorFlow takes seconds to load; a mistake above is told before.
   import input_pipeline
   import metric_writer
   import report
   import train
-
-  # The accelerators are JAX's alone.
-  tf.config.set_visible_devices([], 'GPU')
-  tf.config.set_visible_devices([], 'TPU')
 
   data = input_pipeline.load(config)
   writer = metric_writer.MetricWriter(workdir) if first else report.NullWriter()
@@ -101,4 +93,4 @@ def _join_the_others() -> None:
 
 
 if __name__ == '__main__':
-  command_line.run(main)
+  command_line.run(main, on_interrupt='interrupted; the same command goes on.')

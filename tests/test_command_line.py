@@ -1,0 +1,56 @@
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+
+def run_script(body, *arguments):
+  """Runs a script whose `main` is this, in a process of its own."""
+  script = f'import os, signal, time\nimport command_line\n{body}'
+  process = subprocess.run(
+    [sys.executable, '-c', script, *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  return process.returncode, process.stdout, process.stderr
+
+
+LOST_INTERRUPT = """
+class Interrupted:
+  def __del__(self):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)
+
+def main():
+  Interrupted()
+  print('on', flush=True)
+  time.sleep(30)
+
+command_line.run(main)
+"""
+
+
+def test_an_interrupt_that_falls_into_a_destructor_counts():
+  code, out, err = run_script(LOST_INTERRUPT)
+  assert (code, out) == (130, 'on\n')
+  assert err == '\ninterrupted.\n'
+
+
+WITH_COMMANDS = """
+command_line.run(lambda command: print('does', command), ('walk', 'run'))
+"""
+
+
+def test_commands_are_checked():
+  assert run_script(WITH_COMMANDS, 'walk') == (0, 'does walk\n', '')
+  for words, said in (
+    ((), 'error: say what to do: one of walk, run (--help lists the flags).\n'),
+    (('fly',), "error: 'fly' is none of walk, run.\n"),
+    (
+      ('run', 'fast'),
+      "error: 'fast' is not a flag; flags look like --name=value.\n",
+    ),
+  ):
+    assert run_script(WITH_COMMANDS, *words) == (2, '', said)
