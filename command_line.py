@@ -1,10 +1,10 @@
 """How the scripts meet the command line: flags, and errors in one line."""
 
-import _thread
 from collections.abc import Callable
 from collections.abc import Sequence
 import os
 import re
+import signal
 import sys
 import threading
 import traceback
@@ -69,7 +69,9 @@ def _redeliver_lost_interrupts() -> None:
   def hook(unraisable):
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
       # Not at once, which would be within the destructor again.
-      threading.Timer(0.1, _thread.interrupt_main).start()
+      main_thread = threading.main_thread().ident
+      again = (main_thread, signal.SIGINT)
+      threading.Timer(0.1, signal.pthread_kill, again).start()
     else:
       report(unraisable)
 

@@ -8,18 +8,30 @@ happens in the training step.
 
 from collections.abc import Iterator
 import dataclasses
+import functools
+import os
 import sys
 import time
 
 from etils import epath
 import numpy as np
 import psutil
+
+# What TensorFlow's C++ side has to say comes as exceptions too. It reads this
+# once, while it is imported; JAX has set another level.
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 import tensorflow as tf
 
 from datasets import sources
-from datasets.sources import EncodedSplit
+from datasets.encoded import EncodedSplit
+from datasets.encoded import some
+from datasets.encoded import SPLITS
 from vae import splits
 from vae.errors import UserError
+
+# The accelerators are JAX's alone.
+tf.config.set_visible_devices([], 'GPU')
+tf.config.set_visible_devices([], 'TPU')
 
 # Where Linux tells a container its limits.
 _CGROUP = epath.Path('/sys/fs/cgroup')
@@ -124,6 +136,17 @@ class StreamedSplit:
       yield images
       delivered += len(images)
 
+  def labels(self) -> splits.Labels | None:
+    """See `splits.Split`."""
+    return self._labels
+
+  @functools.cached_property
+  def _labels(self) -> splits.Labels | None:
+    labels = self._encoded.labels()
+    if labels is None:
+      return None
+    return dataclasses.replace(labels, values=labels.values[self._indices])
+
 
 class CachedSplit:
   """A split that is decoded once, when first read, into host memory."""
@@ -143,6 +166,10 @@ class CachedSplit:
     if self._cache is None:
       self._cache = splits.ArraySplit(self._decode())
     return self._cache.batches(indices, batch_size)
+
+  def labels(self) -> splits.Labels | None:
+    """See `splits.Split`."""
+    return self._streamed.labels()
 
   def _decode(self) -> np.ndarray:
     images = np.empty((self.num_examples, *self.image_shape), np.uint8)
@@ -176,7 +203,7 @@ def load(config) -> splits.DataSet:
   cached = _use_cache(data.cache, num_examples * int(np.prod(crop.image_shape)))
   loaded = {
     split: _make_split(split, encoded[split], crop, cached, data.skip_corrupt)
-    for split in sources.SPLITS
+    for split in SPLITS
   }
   for name, split in loaded.items():
     if not split.num_examples:
@@ -230,8 +257,8 @@ def find_corrupt(
 ) -> list[int]:
   """Those of `indices` whose images cannot be read or decoded."""
 
-  def decodes(some):
-    images = encoded.read(some).map(crop.decode, tf.data.AUTOTUNE)
+  def decodes(suspects):
+    images = encoded.read(suspects).map(crop.decode, tf.data.AUTOTUNE)
     try:
       for _ in images:
         pass
@@ -257,4 +284,4 @@ def _corrupt_error(encoded: EncodedSplit, corrupt: list[int]) -> UserError:
 
 
 def _some_names(encoded: EncodedSplit, indices: list[int]) -> str:
-  return sources.some([encoded.name(index) for index in indices])
+  return some([encoded.name(index) for index in indices])

@@ -4,12 +4,12 @@ Nothing is decoded here. Each data set is found, checked for completeness and
 handed on as its three splits.
 """
 
-import csv
+from collections.abc import Iterable
+import functools
 import hashlib
 import os
 import re
 import socket
-from typing import Protocol
 
 from etils import epath
 import numpy as np
@@ -17,26 +17,15 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from datasets import cartoon_faces
+from datasets import celeba
+from datasets.encoded import EncodedSplit
+from datasets.encoded import FileSplit
+from datasets.encoded import SPLITS
+from datasets.encoded import TfdsSplit
 from vae.errors import UserError
-
-SPLITS = ('train', 'validation', 'test')
+from vae.splits import Labels
 
 _IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
-
-# Where CelebA's official and Kaggle's archives put the images and the lists,
-# relative to the folder that they are unpacked in.
-_CELEBA_IMAGES = (
-  'img_align_celeba/img_align_celeba',
-  'img_align_celeba',
-  'Img/img_align_celeba',
-)
-_CELEBA_LISTS = (
-  'list_eval_partition.txt',
-  'list_eval_partition.csv',
-  'Eval/list_eval_partition.txt',
-)
-
-_CSV_HEADER = ['image_id', 'partition']
 
 _CELEBA_DRIVE = ('drive.google.com', 443)
 
@@ -50,75 +39,6 @@ _HOW_TO_GET_CELEBA = """\
        python -c "import tensorflow_datasets as tfds; tfds.load('celeb_a')"
        python main.py --config=configs/celeba.py
 To train without any download: python main.py --config=configs/faces.py"""
-
-
-class EncodedSplit(Protocol):
-  """The encoded images of a split, before they are decoded."""
-
-  num_examples: int
-
-  def read(self, indices: np.ndarray) -> tf.data.Dataset:
-    """Encoded images, scalar strings, at `indices`, in this order."""
-
-  def name(self, index: int) -> str:
-    """What to call an image in a message."""
-
-
-class FileSplit:
-  """Images that are a file each."""
-
-  def __init__(self, paths: list[str]):
-    # Bytes, as some file systems' names are no UTF-8.
-    self._paths = np.array([os.fsencode(path) for path in paths], dtype=object)
-    self.num_examples = len(paths)
-
-  def read(self, indices: np.ndarray) -> tf.data.Dataset:
-    """See `EncodedSplit`."""
-    paths = tf.data.Dataset.from_tensor_slices(
-      tf.constant(self._paths[indices], tf.string)
-    )
-    return paths.map(tf.io.read_file, tf.data.AUTOTUNE, deterministic=True)
-
-  def name(self, index: int) -> str:
-    """See `EncodedSplit`."""
-    return os.fsdecode(self._paths[index])
-
-
-class TfdsSplit:
-  """Images of a TFDS split, in the order of its files.
-
-  Its records can only be read one after the other, so that any other order
-  is taken from the encoded images in host memory (CelebA: 1.4 GB).
-  """
-
-  def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-    self._builder = builder
-    self._split = split
-    self._encoded = None
-    self.num_examples = builder.info.splits[split].num_examples
-
-  def read(self, indices: np.ndarray) -> tf.data.Dataset:
-    """See `EncodedSplit`."""
-    if np.array_equal(indices, np.arange(self.num_examples)):
-      return self._read_in_order()
-    if self._encoded is None:
-      self._encoded = list(self._read_in_order().as_numpy_iterator())
-    return tf.data.Dataset.from_generator(
-      lambda: (self._encoded[i] for i in indices),
-      output_signature=tf.TensorSpec((), tf.string),
-    )
-
-  def _read_in_order(self) -> tf.data.Dataset:
-    examples = self._builder.as_dataset(
-      self._split,
-      decoders={'image': tfds.decode.SkipDecoding()},
-      read_config=tfds.ReadConfig(interleave_cycle_length=1),
-    )
-    return examples.map(lambda example: example['image'])
-
-  def name(self, index: int) -> str:
-    """See `EncodedSplit`."""
-    return f'{self._builder.info.full_name} {self._split} example {index}'
 
 
 def find(source: str, directory: str) -> dict[str, EncodedSplit]:
@@ -138,86 +58,25 @@ def find(source: str, directory: str) -> dict[str, EncodedSplit]:
   return _list_folder(_existing_folder(directory))
 
 
-def some(names: list[str]) -> str:
-  """The first few names, and how many more there are."""
-  more = len(names) - 3
-  return ', '.join(names[:3]) + (f' and {more} more' if more > 0 else '')
-
-
 # CelebA.
 
 
 def _find_celeba(directory: str) -> dict[str, EncodedSplit]:
   """CelebA as an unpacked archive or as TFDS has it, whichever is there."""
   if directory:
-    folder = _existing_folder(directory)
-    images = [folder / d for d in _CELEBA_IMAGES if (folder / d).is_dir()]
-    lists = [folder / f for f in _CELEBA_LISTS if (folder / f).exists()]
-    if images and lists:
-      return _read_celeba_folder(images[0], lists[0])
-    if images:
-      raise UserError(
-        f'{folder} holds the images of CelebA but no list_eval_partition.txt '
-        'or .csv, which says what is train, validation and test; get it from '
-        'the same place, or split at random with --config.data.source=folder.'
-      )
+    unpacked = celeba.find(_existing_folder(directory))
+    if unpacked is not None:
+      return unpacked
   builder = _find_prepared('celeb_a', directory)
   if builder is not None:
-    return _tfds_splits(builder)
+    return _tfds_splits(builder, 'attributes')
   if directory:
     reason = (
       f'{directory} holds neither img_align_celeba/ with its '
       "list_eval_partition, nor TFDS's celeb_a."
     )
     raise UserError(_HOW_TO_GET_CELEBA.format(reason=reason))
-  return _tfds_splits(_download_celeba())
-
-
-def _read_celeba_folder(
-  images: epath.Path, partition: epath.Path
-) -> dict[str, EncodedSplit]:
-  files = _read_partition(partition)
-  # One listing is much faster than asking for each of 202,599 files.
-  present = {path.name for path in images.iterdir()}
-  missing = [
-    name for names in files.values() for name in names if name not in present
-  ]
-  if missing:
-    raise UserError(
-      f'{partition} names {len(missing)} files that are not in {images}: '
-      f'{some(missing)}.'
-    )
-  return {
-    split: FileSplit([str(images / name) for name in names])
-    for split, names in files.items()
-  }
-
-
-def _read_partition(path: epath.Path) -> dict[str, list[str]]:
-  """File names by split, of the official list or Kaggle's .csv."""
-  try:
-    text = path.read_bytes().decode('utf-8-sig')
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'{path} cannot be read as text: {error}.') from error
-  lines = text.splitlines()
-  rows = csv.reader(lines) if path.suffix == '.csv' else map(str.split, lines)
-  files = {split: [] for split in SPLITS}
-  for number, row in enumerate(rows, start=1):
-    row = [cell.strip() for cell in row]
-    if not any(row) or row == _CSV_HEADER:
-      continue
-    # A name with a folder in it could lead out of the images' folder.
-    if (
-      len(row) != 2
-      or row[1] not in ('0', '1', '2')
-      or os.path.basename(row[0]) != row[0]
-    ):
-      raise UserError(
-        f'{path}, line {number}: {" ".join(row)!r}; it must be a file name '
-        'and 0 (train), 1 (validation) or 2 (test).'
-      )
-    files[SPLITS[int(row[1])]].append(row[0])
-  return files
+  return _tfds_splits(_download_celeba(), 'attributes')
 
 
 def _download_celeba() -> tfds.core.DatasetBuilder:
@@ -274,23 +133,42 @@ def _prepare_cartoon_faces(directory: str) -> dict[str, EncodedSplit]:
       # Another process may have been faster.
       builder = _find_prepared('cartoon_faces', directory)
       if builder is not None:
-        return _tfds_splits(builder)
+        return _tfds_splits(builder, 'factors', cartoon_faces.FACTORS)
       raise UserError(
         f'the cartoon faces cannot be written to {root} '
         f'({error.strerror or error}); name a folder that can be written with '
         '--config.data.dir.'
       ) from error
-  return _tfds_splits(builder)
+  return _tfds_splits(builder, 'factors', cartoon_faces.FACTORS)
 
 
-def _tfds_splits(builder: tfds.core.DatasetBuilder) -> dict[str, EncodedSplit]:
+def _tfds_splits(
+  builder: tfds.core.DatasetBuilder,
+  label_feature: str,
+  label_names: Iterable[str] | None = None,
+) -> dict[str, EncodedSplit]:
+  """The splits of a prepared data set.
+
+  Args:
+    builder: of the data set.
+    label_feature: the feature that is a dictionary of labels, if there.
+    label_names: their order; alphabetical by default.
+  """
   missing = [split for split in SPLITS if split not in builder.info.splits]
   if missing:
     raise UserError(
       f'{builder.data_dir} has no {missing[0]} split; delete the folder and '
       'prepare it again.'
     )
-  return {split: TfdsSplit(builder, split) for split in SPLITS}
+  if label_feature not in builder.info.features:
+    label_names = ()
+  elif label_names is None:
+    # The order of CelebA's own list, whichever TFDS keeps its features in.
+    label_names = sorted(builder.info.features[label_feature])
+  return {
+    split: TfdsSplit(builder, split, label_feature, label_names)
+    for split in SPLITS
+  }
 
 
 # A folder of images.
@@ -329,7 +207,30 @@ def _list_folder(folder: epath.Path) -> dict[str, EncodedSplit]:
     'validation': paths[:held_out],
     'test': paths[held_out : 2 * held_out],
   }
-  return {
-    split: FileSplit([str(folder / path) for path in sorted(part)])
-    for split, part in parts.items()
-  }
+  classes = _classes(paths)
+
+  def make_split(part):
+    files = [str(folder / path) for path in part]
+    return FileSplit(files, functools.partial(_class_labels, part, classes))
+
+  return {split: make_split(sorted(part)) for split, part in parts.items()}
+
+
+def _classes(paths: list[str]) -> list[str]:
+  """The sub-folders that hold the images; none if they are no classes."""
+  heads = {_head(path) for path in paths}
+  return sorted(heads) if '' not in heads and len(heads) > 1 else []
+
+
+def _class_labels(paths: list[str], classes: list[str]) -> Labels | None:
+  if not classes:
+    return None
+  indices = {name: index for index, name in enumerate(classes)}
+  values = np.array([[indices[_head(path)]] for path in paths], np.int32)
+  return Labels(('class',), values, {'class': classes})
+
+
+def _head(path: str) -> str:
+  """The first folder of a relative path, or nothing."""
+  head, separator, _ = path.partition(os.sep)
+  return head if separator else ''

@@ -18,12 +18,28 @@ SPLIT_SIZES = (40, 11, 5)
 
 
 def write_faces(folder, names, seed='tests'):
-  """Writes a cartoon face as 178×218 JPEG for each name."""
+  """Writes a cartoon face as 178×218 JPEG for each name.
+
+  Returns:
+    What shows in each: attributes as CelebA names them, bool [num_names].
+  """
   factors = cartoon_faces.sample_factors(seed, len(names))
   for name, row in zip(names, factors, strict=True):
     labels = dict(zip(cartoon_faces.FACTORS, map(int, row), strict=True))
     image = cartoon_faces.encode_jpeg(cartoon_faces.render(labels))
     (folder / name).write_bytes(image.getvalue())
+  drawn = {
+    name: np.array(values)[column]
+    for (name, values), column in zip(
+      cartoon_faces.FACTORS.items(), factors.T, strict=True
+    )
+  }
+  return {
+    'Bald': drawn['hair_style'] == 'none',
+    'Eyeglasses': drawn['glasses'],
+    'Mouth_Slightly_Open': drawn['mouth_open'] > 0,
+    'Smiling': drawn['mouth_curve'] > 0,
+  }
 
 
 @pytest.fixture(scope='session')
@@ -33,9 +49,13 @@ def celeba_dir(tmp_path_factory):
   (folder / 'img_align_celeba').mkdir()
   numbers = np.repeat([0, 1, 2], SPLIT_SIZES)
   names = [f'{i:06d}.jpg' for i in range(1, len(numbers) + 1)]
-  write_faces(folder / 'img_align_celeba', names)
+  attributes = write_faces(folder / 'img_align_celeba', names)
   rows = [f'{n} {p}\n' for n, p in zip(names, numbers, strict=True)]
   (folder / 'list_eval_partition.txt').write_text(''.join(rows))
+  signs = np.where(np.stack(list(attributes.values()), axis=-1), '1', '-1')
+  rows = [f'{n} {" ".join(s)}\n' for n, s in zip(names, signs, strict=True)]
+  head = f'{len(names)}\n{" ".join(attributes)}\n'
+  (folder / 'list_attr_celeba.txt').write_text(head + ''.join(rows))
   return folder
 
 

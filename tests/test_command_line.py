@@ -12,7 +12,7 @@ def run_script(body, *arguments):
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=60,
+    timeout=20,
   )
   return process.returncode, process.stdout, process.stderr
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from datasets import cartoon_faces
+from datasets import celeba
 from datasets import sources
 import input_pipeline
 from tests.conftest import SPLIT_SIZES
@@ -33,6 +34,11 @@ def with_pil(path, crop=148, size=64, mode='RGB'):
   left, top = (image.width - side) // 2, (image.height - side) // 2
   image = image.crop((left, top, left + side, top + side))
   return np.asarray(image.resize((size, size), Image.BILINEAR)).astype(int)
+
+
+def assert_same_labels(a, b):
+  assert a.labels().names == b.labels().names
+  np.testing.assert_array_equal(a.labels().values, b.labels().values)
 
 
 def copy(celeba_dir, tmp_path):
@@ -144,21 +150,44 @@ class CelebA(tfds.core.GeneratorBasedBuilder):
 
   def _info(self):
     image = tfds.features.Image(shape=(218, 178, 3), encoding_format='jpeg')
+    # In another order than the list has.
+    attributes = dict.fromkeys(self._attributes()[0][::-1], np.bool_)
     return tfds.core.DatasetInfo(
       builder=self,
-      features=tfds.features.FeaturesDict({'image': image}),
+      features=tfds.features.FeaturesDict(
+        {'image': image, 'attributes': attributes}
+      ),
       disable_shuffling=True,
     )
+
+  def _attributes(self):
+    _, names, *rows = (
+      line.split()
+      for line in (self.folder / 'list_attr_celeba.txt')
+      .read_text()
+      .splitlines()
+    )
+    return names, rows
 
   def _split_generators(self, dl_manager):
     return dict(zip(SPLITS, map(self._generate_examples, '012'), strict=True))
 
   def _generate_examples(self, number):
     lines = (self.folder / 'list_eval_partition.txt').read_text().splitlines()
-    for index, line in enumerate(lines):
+    attributes, rows = self._attributes()
+    for index, (line, row) in enumerate(zip(lines, rows, strict=True)):
       name, partition = line.split()
       if partition == number:
-        yield index, {'image': self.folder / 'img_align_celeba' / name}
+        yield (
+          index,
+          {
+            'image': self.folder / 'img_align_celeba' / name,
+            'attributes': {
+              attribute: sign == '1'
+              for attribute, sign in zip(attributes, row[1:], strict=True)
+            },
+          },
+        )
 
 
 def test_tfds_and_the_folder_are_the_same_data(
@@ -177,6 +206,7 @@ def test_tfds_and_the_folder_are_the_same_data(
         everything(getattr(from_tfds, name)),
         everything(getattr(from_folder, name)),
       )
+      assert_same_labels(getattr(from_tfds, name), getattr(from_folder, name))
     np.testing.assert_array_equal(
       next(from_tfds.train.batches(order, 40)),
       next(from_folder.train.batches(order, 40)),
@@ -201,12 +231,9 @@ def test_embedded_faces_go_through_tfds(small_config, tmp_path, monkeypatch):
     expected = with_pil(tmp_path / 'a.png', size=16)
     assert np.abs(image - expected).mean() < 2  # JPEG's loss.
   # Its factors lie beside each image.
-  builder = tfds.builder_from_directory(tmp_path / 'cartoon_faces' / '1.0.0')
-  stored = [
-    [int(example['factors'][name]) for name in cartoon_faces.FACTORS]
-    for example in builder.as_dataset('validation')
-  ]
-  np.testing.assert_array_equal(stored, factors)
+  labels = data.validation.labels()
+  assert labels.names == tuple(cartoon_faces.FACTORS)
+  np.testing.assert_array_equal(labels.values, factors)
 
 
 def test_folder_is_split_by_the_names_alone(tmp_path, small_config):
@@ -236,6 +263,205 @@ def test_folder_is_split_by_the_names_alone(tmp_path, small_config):
   small_config.data.dir = str(tmp_path / 'elsewhere')
   assert found() == first
   assert input_pipeline.load(small_config).train.num_examples == 40
+
+
+# Labels.
+
+
+def attributes_in(celeba_dir):
+  """The fixture's list, int [num_images, num_attributes]."""
+  lines = (celeba_dir / 'list_attr_celeba.txt').read_text().splitlines()
+  rows = [[int(sign) for sign in line.split()[1:]] for line in lines[2:]]
+  return (np.array(rows) + 1) // 2
+
+
+def as_csv(text):
+  """Kaggle's form of the official list."""
+  _, names, *rows = text.splitlines()
+  return '\n'.join([f'image_id {names}', *rows]).replace(' ', ',') + '\n'
+
+
+def test_attributes_are_those_of_the_images(celeba_dir, small_config, tmp_path):
+  data = input_pipeline.load(small_config)
+  factors = cartoon_faces.sample_factors('tests', sum(SPLIT_SIZES))
+  column = list(cartoon_faces.FACTORS).index('glasses')
+  first = 0
+  for name, size in zip(SPLITS, SPLIT_SIZES, strict=True):
+    labels = getattr(data, name).labels()
+    assert labels.names == (
+      'Bald',
+      'Eyeglasses',
+      'Mouth_Slightly_Open',
+      'Smiling',
+    )
+    part = slice(first, first + size)
+    np.testing.assert_array_equal(
+      labels.values, attributes_in(celeba_dir)[part]
+    )
+    np.testing.assert_array_equal(labels.values[:, 1], factors[part, column])
+    first += size
+
+
+@pytest.mark.parametrize('mark', ['', '\ufeff'])
+@pytest.mark.parametrize('newline', ['\n', '\r\n'])
+@pytest.mark.parametrize('suffix', ['txt', 'csv'])
+def test_attributes_as_tools_write_them(
+  celeba_dir, tmp_path, suffix, newline, mark
+):
+  text = (celeba_dir / 'list_attr_celeba.txt').read_text()
+  if suffix == 'csv':
+    text = as_csv(text)
+  path = tmp_path / f'list.{suffix}'
+  path.write_bytes((mark + text.replace('\n', newline)).encode())
+  # The images' order, not the list's.
+  labels = celeba._read_attributes(
+    epath.Path(path), ['000005.jpg', '000002.jpg', '000056.jpg']
+  )
+  assert labels.names[1] == 'Eyeglasses'
+  np.testing.assert_array_equal(
+    labels.values, attributes_in(celeba_dir)[[4, 1, 55]]
+  )
+
+
+@pytest.mark.parametrize(
+  ('partition', 'attributes'),
+  [
+    ('list_eval_partition.txt', 'list_attr_celeba.csv'),
+    ('list_eval_partition.txt', 'Anno/list_attr_celeba.txt'),
+    ('Eval/list_eval_partition.txt', 'Anno/list_attr_celeba.txt'),
+    ('Eval/list_eval_partition.txt', 'Eval/list_attr_celeba.csv'),
+  ],
+)
+def test_where_the_list_of_attributes_may_be(
+  celeba_dir, small_config, tmp_path, partition, attributes
+):
+  expected = input_pipeline.load(small_config)
+  folder = copy(celeba_dir, tmp_path)
+  text = (folder / 'list_attr_celeba.txt').read_text()
+  (folder / 'list_attr_celeba.txt').unlink()
+  for path in (partition, attributes):
+    (folder / path).parent.mkdir(exist_ok=True)
+  (folder / 'list_eval_partition.txt').rename(folder / partition)
+  (folder / attributes).write_text(
+    as_csv(text) if attributes.endswith('csv') else text
+  )
+  small_config.data.dir = str(folder)
+  assert_same_labels(input_pipeline.load(small_config).test, expected.test)
+
+
+def test_without_a_list_there_are_no_labels(celeba_dir, small_config, tmp_path):
+  folder = copy(celeba_dir, tmp_path)
+  (folder / 'list_attr_celeba.txt').unlink()
+  small_config.data.dir = str(folder)
+  for cache in ('none', 'host'):
+    small_config.data.cache = cache
+    assert input_pipeline.load(small_config).train.labels() is None
+
+
+@pytest.mark.parametrize('source', ['celeba', 'folder'])
+def test_labels_are_read_when_asked_for(
+  celeba_dir, small_config, tmp_path, source
+):
+  folder = copy(celeba_dir, tmp_path)
+  (folder / 'list_attr_celeba.txt').write_text('not a list')
+  small_config.data.source = source
+  small_config.data.dir = str(folder)
+  train = input_pipeline.load(small_config).train
+  everything(train)
+  if source == 'celeba':
+    with pytest.raises(UserError, match='list_attr_celeba.txt: line 1 must be'):
+      train.labels()
+  else:  # One sub-folder is no classes.
+    assert train.labels() is None
+
+
+def change_line(number, line):
+  def change(text):
+    lines = text.splitlines()
+    lines[number - 1] = line
+    return '\n'.join(lines)
+
+  return change
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (change_line(1, ''), ': line 1 must be the number of images'),
+    (change_line(2, '000001.jpg -1'), 'line 3: .* each of 2 attributes'),
+    (change_line(4, '000002.jpg 1 1 -1'), 'line 4: .* each of 4 attributes'),
+    (change_line(4, '000002.jpg 1 1 -1 1 1'), 'line 4: '),
+    (change_line(5, '000003.jpg 1 1 -1 0'), 'line 5: '),
+    (change_line(5, '000003.jpg 1 1 -1 x'), 'line 5: '),
+    (change_line(6, ''), 'lacks .* of 1 images: 000004.jpg'),
+    (lambda text: text[:400], 'line'),
+    (lambda text: '', ': line 1 must be'),
+    (lambda text: '56\n', ': line 1 must be .* line 2 the names'),
+    (as_csv, ': line 1 must be the number'),
+  ],
+)
+def test_damaged_attributes(celeba_dir, small_config, tmp_path, change, said):
+  folder = copy(celeba_dir, tmp_path)
+  path = folder / 'list_attr_celeba.txt'
+  path.write_text(change(path.read_text()))
+  small_config.data.dir = str(folder)
+  train = input_pipeline.load(small_config).train
+  with pytest.raises(UserError, match=f'{path}.*{said}') as caught:
+    train.labels()
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'text', ['', 'image_id\n', '000001.jpg,1,-1\n', 'image_id,Bald\na.jpg\n']
+)
+def test_damaged_csv_attributes(tmp_path, text):
+  path = tmp_path / 'list.csv'
+  path.write_text(text)
+  with pytest.raises(UserError, match='list.csv.*line [12]'):
+    celeba._read_attributes(epath.Path(path), ['a.jpg'])
+
+
+@pytest.mark.parametrize('cache', ['none', 'host'])
+def test_labels_of_skipped_images_are_left_out(
+  small_config, celeba_dir, tmp_path, cache
+):
+  folder = copy(celeba_dir, tmp_path)
+  small_config.data.dir = str(folder)
+  small_config.data.cache = cache
+  small_config.data.skip_corrupt = True
+  for number in (4, 40):
+    (folder / 'img_align_celeba' / f'{number:06d}.jpg').write_bytes(b'')
+  labels = input_pipeline.load(small_config).train.labels()
+  np.testing.assert_array_equal(
+    labels.values, np.delete(attributes_in(celeba_dir)[:40], [3, 39], axis=0)
+  )
+
+
+def test_sub_folders_are_classes(tmp_path, small_config):
+  names = [f'{i}.jpg' for i in range(10)]
+  for folder in ('cat', 'bird/small', 'bird/large', 'ant'):
+    (tmp_path / folder).mkdir(parents=True)
+    write_faces(tmp_path / folder, names)
+  (tmp_path / 'empty').mkdir()
+  encoded = sources.find('folder', str(tmp_path))
+  for split in encoded.values():
+    labels = split.labels()
+    assert labels.names == ('class',)
+    folders = [
+      os.path.relpath(split.name(i), tmp_path).split('/')[0]
+      for i in range(split.num_examples)
+    ]
+    assert [('ant', 'bird', 'cat')[i] for i in labels.values[:, 0]] == folders
+  # The test split need not have them all to count them as the others do.
+  small_config.data.source = 'folder'
+  small_config.data.dir = str(tmp_path)
+  train = input_pipeline.load(small_config).train
+  np.testing.assert_array_equal(
+    train.labels().values, encoded['train'].labels().values
+  )
+  # An image beside the folders has no class, so that they are none.
+  write_faces(tmp_path, ['0.jpg'])
+  assert sources.find('folder', str(tmp_path))['train'].labels() is None
 
 
 # What is wrong with the data.
@@ -308,7 +534,7 @@ def test_lists_with_a_wrong_line(
 def test_csv_lists_as_tools_write_them(tmp_path, text):
   path = tmp_path / 'list.csv'
   path.write_bytes(text.encode())
-  files = sources._read_partition(epath.Path(path))
+  files = celeba._read_partition(epath.Path(path))
   assert files == {'train': ['000001.jpg'], 'validation': [], 'test': []}
 
 
@@ -317,7 +543,7 @@ def test_damaged_csv_lists(tmp_path, content):
   path = tmp_path / 'list.csv'
   path.write_bytes(content)
   with pytest.raises(UserError, match='list.csv'):
-    sources._read_partition(epath.Path(path))
+    celeba._read_partition(epath.Path(path))
 
 
 def test_split_of_which_nothing_is_left(small_config, celeba_dir, tmp_path):

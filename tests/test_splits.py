@@ -10,6 +10,13 @@ def numbered(count):
   return splits.ArraySplit(np.broadcast_to(indices, (count, 2, 2, 1)))
 
 
+def test_arrays_have_the_labels_that_they_are_given():
+  images = np.zeros((3, 2, 2, 1), np.uint8)
+  labels = splits.Labels(('Smiling',), np.array([[0], [1], [0]]))
+  assert splits.ArraySplit(images, labels).labels() is labels
+  assert splits.ArraySplit(images).labels() is None
+
+
 def test_order_is_a_permutation_that_seed_and_epoch_fix():
   order = splits.epoch_order(3, 5, 1000)
   np.testing.assert_array_equal(np.sort(order), np.arange(1000))

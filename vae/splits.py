@@ -1,16 +1,41 @@
 """Splits of a data set, and the order in which training sees their examples.
 
-A split is anything with `num_examples`, `image_shape` and
-`batches(indices, batch_size)`, as `ArraySplit` has them. The order depends on
-the seed and the epoch alone, not on where the images are kept, on the devices
-or on when the run was last started.
+A split is anything with `num_examples`, `image_shape`,
+`batches(indices, batch_size)` and `labels()`, as `ArraySplit` has them. The
+order depends on the seed and the epoch alone, not on where the images are
+kept, on the devices or on when the run was last started.
 """
 
 from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 from typing import Protocol
 
 import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+  """Class indices of a split's examples: attributes, factors or classes.
+
+  Attributes:
+    names: of the labels, [num_labels].
+    values: int [num_examples, num_labels], counted from 0.
+    classes: what the classes of a label are called, by its name, where they
+      are called anything.
+  """
+
+  names: tuple[str, ...]
+  values: np.ndarray
+  classes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+
+  def class_names(self, label: str) -> list[str]:
+    """What to call each class of a label."""
+    if label in self.classes:
+      return list(self.classes[label])
+    values = self.values[:, self.names.index(label)]
+    return [f'{label} {value}' for value in range(values.max() + 1)]
 
 
 class Split(Protocol):
@@ -28,6 +53,15 @@ class Split(Protocol):
       An iterator over uint8 [batch_size, height, width, channels].
     """
 
+  def labels(self) -> Labels | None:
+    """What is known of each example, in order; None where nothing is.
+
+    Reads it when first asked; training never asks.
+
+    Raises:
+      UserError: what is wrong with the labels' file.
+    """
+
 
 @dataclasses.dataclass
 class DataSet:
@@ -41,9 +75,10 @@ class DataSet:
 class ArraySplit:
   """A split whose images lie in host memory."""
 
-  def __init__(self, images: np.ndarray):
-    """Takes uint8 [num_examples, height, width, channels]."""
+  def __init__(self, images: np.ndarray, labels: Labels | None = None):
+    """Takes uint8 [num_examples, height, width, channels] and their labels."""
     self._images = images
+    self._labels = labels
     self.num_examples = len(images)
     self.image_shape = images.shape[1:]
 
@@ -54,6 +89,10 @@ class ArraySplit:
     for start in range(0, len(indices), batch_size):
       yield self._images[indices[start : start + batch_size]]
 
+  def labels(self) -> Labels | None:
+    """See `Split`."""
+    return self._labels
+
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
   """A permutation of the examples, [num_examples], for an epoch.
@@ -63,6 +102,12 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
   """
   bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
   return np.argsort(bits.random_raw(num_examples), kind='stable')
+
+
+def spread(num_examples: int, at_most: int) -> np.ndarray:
+  """Positions of no more than so many examples, evenly spread over a split."""
+  count = min(num_examples, at_most)
+  return np.linspace(0, num_examples - 1, count).astype(int)
 
 
 @dataclasses.dataclass(frozen=True)

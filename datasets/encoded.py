@@ -1,0 +1,141 @@
+"""The encoded images of a split: a file each, or the records of TFDS.
+
+Labels, where there are any, lie beside the images and are read on demand.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+import os
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from vae.splits import Labels
+
+SPLITS = ('train', 'validation', 'test')
+
+
+class EncodedSplit(Protocol):
+  """The encoded images of a split, before they are decoded."""
+
+  num_examples: int
+
+  def read(self, indices: np.ndarray) -> tf.data.Dataset:
+    """Encoded images, scalar strings, at `indices`, in this order."""
+
+  def labels(self) -> Labels | None:
+    """Reads the labels of all images, in their order; None without any.
+
+    Raises:
+      UserError: what is wrong with them.
+    """
+
+  def name(self, index: int) -> str:
+    """What to call an image in a message."""
+
+
+class FileSplit:
+  """Images that are a file each."""
+
+  def __init__(
+    self,
+    paths: list[str],
+    read_labels: Callable[[], Labels | None] = lambda: None,
+  ):
+    """Takes the images' files and what reads their labels."""
+    # Bytes, as some file systems' names are no UTF-8.
+    self._paths = np.array([os.fsencode(path) for path in paths], dtype=object)
+    self._read_labels = read_labels
+    self.num_examples = len(paths)
+
+  def read(self, indices: np.ndarray) -> tf.data.Dataset:
+    """See `EncodedSplit`."""
+    paths = tf.data.Dataset.from_tensor_slices(
+      tf.constant(self._paths[indices], tf.string)
+    )
+    return paths.map(tf.io.read_file, tf.data.AUTOTUNE, deterministic=True)
+
+  def labels(self) -> Labels | None:
+    """See `EncodedSplit`."""
+    return self._read_labels()
+
+  def name(self, index: int) -> str:
+    """See `EncodedSplit`."""
+    return os.fsdecode(self._paths[index])
+
+
+class TfdsSplit:
+  """Images of a TFDS split, in the order of its files.
+
+  Its records can only be read one after the other, so that any other order
+  is taken from the encoded images in host memory (CelebA: 1.4 GB).
+  """
+
+  def __init__(
+    self,
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    label_feature: str,
+    label_names: Iterable[str],
+  ):
+    """Takes the split and what of its examples are labels.
+
+    Args:
+      builder: of a data set that is prepared.
+      split: its name.
+      label_feature: the feature that is a dictionary of labels.
+      label_names: its keys, in the order that the labels get; may be empty.
+    """
+    self._builder = builder
+    self._split = split
+    self._label_feature = label_feature
+    self._label_names = tuple(label_names)
+    self._encoded = None
+    self.num_examples = builder.info.splits[split].num_examples
+
+  def read(self, indices: np.ndarray) -> tf.data.Dataset:
+    """See `EncodedSplit`."""
+    if np.array_equal(indices, np.arange(self.num_examples)):
+      return self._read_in_order()
+    if self._encoded is None:
+      self._encoded = list(self._read_in_order().as_numpy_iterator())
+    return tf.data.Dataset.from_generator(
+      lambda: (self._encoded[i] for i in indices),
+      output_signature=tf.TensorSpec((), tf.string),
+    )
+
+  def labels(self) -> Labels | None:
+    """See `EncodedSplit`."""
+    if not self._label_names:
+      return None
+
+    def values(example):
+      labels = example[self._label_feature]
+      return tf.stack(
+        [tf.cast(labels[name], tf.int32) for name in self._label_names]
+      )
+
+    rows = self._examples().map(values).batch(1024).as_numpy_iterator()
+    return Labels(self._label_names, np.concatenate(list(rows)))
+
+  def _read_in_order(self) -> tf.data.Dataset:
+    return self._examples().map(lambda example: example['image'])
+
+  def _examples(self) -> tf.data.Dataset:
+    return self._builder.as_dataset(
+      self._split,
+      decoders={'image': tfds.decode.SkipDecoding()},
+      read_config=tfds.ReadConfig(interleave_cycle_length=1),
+    )
+
+  def name(self, index: int) -> str:
+    """See `EncodedSplit`."""
+    return f'{self._builder.info.full_name} {self._split} example {index}'
+
+
+def some(names: list[str]) -> str:
+  """The first few names, and how many more there are."""
+  more = len(names) - 3
+  return ', '.join(names[:3]) + (f' and {more} more' if more > 0 else '')
