@@ -19,9 +19,9 @@ from vae import checkpoints
 from vae import layers
 from vae import likelihoods
 from vae import model
+from vae import trained
 from vae.errors import UserError
 
-FILENAME = 'config.json'
 DATA_FILENAME = 'data.json'
 
 SOURCES = ('celeba', 'cartoon_faces', 'folder')
@@ -214,14 +214,27 @@ def check_workdir(
     UserError: if the workdir cannot be written, or holds checkpoints of a
       config that contradicts this one.
   """
-  with _workdir_errors(workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / f'.probe.{os.getpid()}'
-    probe.write_text('')
-    probe.unlink()
-    begun = checkpoints.exist(workdir)
+  check_writable(workdir, '--workdir')
+  begun = checkpoints.exist(workdir)
   if begun:
     _check_same_run(flatten(config), flatten(load(workdir)), workdir)
+
+
+def check_writable(folder: epath.Path, flag: str) -> None:
+  """Makes a folder, if it is not there, and tries to write into it.
+
+  Args:
+    folder: for results.
+    flag: that names the folder.
+
+  Raises:
+    UserError: if that fails.
+  """
+  with _writing_errors(folder, flag):
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f'.probe.{os.getpid()}'
+    probe.write_text('')
+    probe.unlink()
 
 
 def claim_workdir(
@@ -240,7 +253,7 @@ def claim_workdir(
     UserError: if the workdir cannot be written, or holds checkpoints that
       were trained on another number of examples.
   """
-  with _workdir_errors(workdir):
+  with _writing_errors(workdir, '--workdir'):
     path = workdir / DATA_FILENAME
     if checkpoints.exist(workdir) and path.exists():
       found = json.loads(path.read_text())
@@ -250,11 +263,11 @@ def claim_workdir(
           f'{num_examples}. Name another --workdir, or give it its data.'
         )
     _write_json(path, num_examples)
-    _write_json(workdir / FILENAME, config.to_dict())
+    _write_json(workdir / trained.CONFIG, config.to_dict())
 
 
 @contextlib.contextmanager
-def _workdir_errors(workdir: epath.Path):
+def _writing_errors(folder: epath.Path, flag: str):
   """Turns what a file system may raise, gs:// included, into a UserError."""
   try:
     yield
@@ -263,8 +276,7 @@ def _workdir_errors(workdir: epath.Path):
   except Exception as error:
     reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
     raise UserError(
-      f'--workdir={workdir} cannot be written ({reason}); name a folder that '
-      'can.'
+      f'{flag}={folder} cannot be written ({reason}); name a folder that can.'
     ) from error
 
 
@@ -275,20 +287,17 @@ def _write_json(path: epath.Path, content: object) -> None:
   partial.replace(path)
 
 
-def load(workdir: epath.Path) -> ml_collections.ConfigDict:
-  """The config that made a workdir.
+def load(workdir: epath.PathLike) -> ml_collections.ConfigDict:
+  """The config that made a workdir, complete and valid.
 
   Raises:
-    UserError: if the workdir holds no config, or an unreadable one.
+    UserError: if the workdir holds no config, or one that cannot be used.
   """
-  path = workdir / FILENAME
+  config = default.get_config()
   try:
-    loaded = json.loads(path.read_text())
-    config = default.get_config()
-    config.update(ml_collections.ConfigDict(loaded))
-  except FileNotFoundError:
-    raise UserError(f'{path} is missing; {workdir} holds no run.') from None
-  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    config.update(trained.read_config(workdir))
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    path = epath.Path(workdir) / trained.CONFIG
     raise UserError(f'{path} cannot be read as a config: {error}') from error
   validate(config)
   return config

@@ -5,11 +5,15 @@ import pathlib
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
+from etils import epath
 import numpy as np
 import pytest
 
 from configs import default
 from datasets import cartoon_faces
+import input_pipeline
+import metric_writer
+import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -59,13 +63,12 @@ def celeba_dir(tmp_path_factory):
   return folder
 
 
-@pytest.fixture
-def small_config(celeba_dir):
+def make_small_config(data_dir):
   """A valid config that trains in seconds."""
   config = default.get_config()
   config.seed = 7
   config.data.source = 'celeba'
-  config.data.dir = str(celeba_dir)
+  config.data.dir = str(data_dir)
   config.data.image_size = 16
   config.model.hidden_channels = (4, 8)
   config.model.latent_dim = 3
@@ -74,3 +77,26 @@ def small_config(celeba_dir):
   config.train.steps_per_dispatch = 2
   config.train.log_every_steps = 2
   return config
+
+
+@pytest.fixture
+def small_config(celeba_dir):
+  """See `make_small_config`."""
+  return make_small_config(celeba_dir)
+
+
+@pytest.fixture(scope='session')
+def trained_run(celeba_dir, tmp_path_factory):
+  """The workdir of a small finished run, of two latent dimensions.
+
+  Its readers leave it as it is, but for their own folders in it.
+  """
+  workdir = epath.Path(tmp_path_factory.mktemp('trained_run'))
+  config = make_small_config(celeba_dir)
+  config.model.latent_dim = 2
+  config.model.sigma = 0.3
+  data = input_pipeline.load(config)
+  writer = metric_writer.MetricWriter(workdir)
+  train.train_and_evaluate(config, workdir, data, writer)
+  writer.close()
+  return workdir

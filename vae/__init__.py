@@ -1,5 +1,7 @@
-"""Variational autoencoders in JAX: model, objective, training, pictures.
+"""Variational autoencoders in JAX: model, objective, training, evaluation.
 
 Pure JAX: it runs without TensorFlow, from a notebook as well as from the
-scripts beside it.
+scripts beside it. `vae.load(workdir)` gives a trained model.
 """
+
+from vae.trained import load as load

@@ -34,18 +34,38 @@ def exist(workdir: epath.Path) -> bool:
   )
 
 
+def open_to_read(workdir: epath.PathLike) -> 'Checkpoints':
+  """The checkpoints of a run that may still be training; changes nothing.
+
+  Raises:
+    UserError: if there are none.
+  """
+  if not exist(epath.Path(workdir)):
+    raise UserError(
+      f'{epath.Path(workdir) / DIRECTORY} holds no complete checkpoint; the '
+      'run writes its first after an epoch.'
+    )
+  return Checkpoints(workdir, read_only=True)
+
+
 class Checkpoints:
   """The checkpoints in `workdir/checkpoints`; a context manager.
 
   On leaving the context, what is being written is written to its end.
   """
 
-  def __init__(self, workdir: epath.PathLike, keep_best: int = 2):
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    keep_best: int = 2,
+    read_only: bool = False,
+  ):
     """Opens the folder, and clears away what a killed process left half done.
 
     Args:
       workdir: of the run.
       keep_best: how many to keep by validation loss, besides the last.
+      read_only: leaves all as it is; use `open_to_read`.
     """
     self._directory = epath.Path(workdir).resolve() / DIRECTORY
     policy = preservation_policy.AnyPreservationPolicy(
@@ -58,15 +78,23 @@ class Checkpoints:
         ),
       ]
     )
-    self._manager = ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        best_fn=_loss,
-        best_mode='min',
-        preservation_policy=policy,
-        cleanup_tmp_directories=True,
-      ),
-    )
+    try:
+      self._manager = ocp.CheckpointManager(
+        self._directory,
+        options=ocp.CheckpointManagerOptions(
+          best_fn=_loss,
+          best_mode='min',
+          preservation_policy=policy,
+          # Orbax's own `read_only` says so in a warning each time.
+          create=not read_only,
+          cleanup_tmp_directories=not read_only,
+        ),
+      )
+    except ValueError as error:
+      raise UserError(
+        f'{self._directory}: the metrics of a checkpoint are damaged '
+        f'({_first_line(error)}); delete its folder to use the others.'
+      ) from error
 
   def __enter__(self):
     return self
@@ -85,6 +113,25 @@ class Checkpoints:
   def all_steps(self) -> list[int]:
     """The steps of all the checkpoints, ascending."""
     return sorted(self._manager.all_steps())
+
+  def find(self, checkpoint: str | int) -> int:
+    """The step that `best`, `last` or a number means.
+
+    Raises:
+      UserError: if there is no such checkpoint.
+    """
+    if checkpoint == 'best':
+      # A run that has not been validated yet has no best.
+      return self.best_step() or self.latest_step()
+    if checkpoint == 'last':
+      return self.latest_step()
+    steps = self.all_steps()
+    if not str(checkpoint).isdigit() or int(checkpoint) not in steps:
+      raise UserError(
+        f'{self._directory} has no checkpoint {checkpoint}; there are best, '
+        f'last, {", ".join(map(str, steps))}.'
+      )
+    return int(checkpoint)
 
   def save(
     self, step: int, state: TrainState, metrics: dict[str, float] | None = None
@@ -116,7 +163,8 @@ class Checkpoints:
       step: which checkpoint.
 
     Raises:
-      UserError: if there is none, or its shapes are not those of `state`.
+      UserError: if there is none, or it is damaged, or its shapes are not
+        those of `state`.
     """
     step = self.latest_step() if step is None else step
     if step is None:
@@ -137,8 +185,15 @@ class Checkpoints:
             f'the config asks for {wanted.shape}.'
           )
     except (ValueError, KeyError, OSError) as error:
-      reason = str(error).strip().split('\n')[0]
+      others = [str(other) for other in self.all_steps() if other != step]
       raise UserError(
-        f'checkpoint {self._directory / str(step)} cannot be restored: {reason}'
+        f'checkpoint {self._directory / str(step)} cannot be restored: '
+        f'{_first_line(error)} Others: {", ".join(others) or "none"}.'
       ) from error
     return training.replicate(restored)
+
+
+def _first_line(error: Exception) -> str:
+  """What an error says first; TensorStore goes on with all its settings."""
+  line = str(error).strip().split('\n')[0]
+  return line if len(line) < 200 else line[:200] + ' …'

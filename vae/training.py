@@ -73,6 +73,18 @@ def make_optimizer(
   )
 
 
+def abstract_state(
+  model: VAE, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """Shapes and dtypes of a state, which a checkpoint is restored into."""
+  images = jnp.zeros((1, *model.image_shape))
+  return jax.eval_shape(
+    lambda: _first_state(
+      model, optimizer, model.init(jax.random.key(0), images)
+    )
+  )
+
+
 def create_state(
   model: VAE, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
@@ -85,19 +97,23 @@ def create_state(
     else None
   )
   init = jax.jit(model.init, compiler_options=options)
-  variables = init(init_key(seed), images)
+  return replicate(_first_state(model, optimizer, init(init_key(seed), images)))
+
+
+def _first_state(
+  model: VAE, optimizer: optax.GradientTransformation, variables
+) -> TrainState:
   params = variables['params']
   # Flax makes the statistics float32, and updates them in the model's dtype.
   batch_stats = jax.tree.map(
-    lambda a: a.astype(_float_dtype(model)), variables.get('batch_stats', {})
+    lambda a: a.astype(float_dtype(model)), variables.get('batch_stats', {})
   )
-  state = TrainState(
+  return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=batch_stats,
     opt_state=optimizer.init(params),
   )
-  return replicate(state)
 
 
 def replicate(tree: Any) -> Any:
@@ -125,6 +141,16 @@ def eval_key(seed: int) -> jax.Array:
 def sample_key(seed: int) -> jax.Array:
   """The key of the samples that are drawn at each validation."""
   return jax.random.fold_in(jax.random.key(seed), 3)
+
+
+def measure_key(seed: int) -> jax.Array:
+  """The key that measuring a trained model folds with each position."""
+  return jax.random.fold_in(jax.random.key(seed), 4)
+
+
+def bound_key(seed: int) -> jax.Array:
+  """The same for the importance-weighted bound, whose draws are others."""
+  return jax.random.fold_in(jax.random.key(seed), 5)
 
 
 def to_unit_range(images: jax.Array, dtype: Any) -> jax.Array:
@@ -162,7 +188,7 @@ def train_step(
   keys = _example_keys(jax.random.fold_in(key, state.step), positions)
   flip_keys, noise_keys, z_keys = keys[:, 0], keys[:, 1], keys[:, 2]
 
-  images = to_unit_range(images, _float_dtype(model))
+  images = to_unit_range(images, float_dtype(model))
   if flip:
     mirrored = jax.vmap(jax.random.bernoulli)(flip_keys)
     images = jnp.where(
@@ -262,7 +288,7 @@ def make_eval_step(model: VAE, objective: Objective) -> Callable[..., Metrics]:
     positions = start + lax.axis_index(AXIS) * per_device
     positions += jnp.arange(per_device)
     z_keys = _example_keys(key, positions)[:, 2]
-    images = to_unit_range(images, _float_dtype(model))
+    images = to_unit_range(images, float_dtype(model))
     epsilon = _epsilon(z_keys, model, objective)
     terms = nn.apply(objectives.terms, model)(
       variables, objective, images, images, epsilon, train=False
@@ -276,7 +302,7 @@ def make_eval_step(model: VAE, objective: Objective) -> Callable[..., Metrics]:
   )
 
 
-def _float_dtype(model: VAE) -> Any:
+def float_dtype(model: VAE) -> Any:
   """Of images and losses: float32, or float64 where the model computes so."""
   return jnp.promote_types(model.dtype, jnp.float32)
 
