@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from vae import objective
+from vae import posterior
+
+
+def test_kl_sums_to_the_objectives():
+  mean, logvar = np.random.default_rng(0).normal(size=(2, 30, 5))
+  np.testing.assert_allclose(
+    posterior.kl(mean, logvar).sum(axis=1),
+    objective.kl_to_standard_normal(mean, logvar),
+    rtol=1e-5,
+  )
+
+
+def test_a_dimension_is_active_where_its_mean_moves():
+  generator = np.random.default_rng(0)
+  mean = generator.normal(size=(20_000, 4)) * np.sqrt([0, 0.005, 0.02, 1])
+  # A constant mean is not zero, and still says nothing of the image.
+  mean[:, 0] = 3
+  np.testing.assert_allclose(
+    posterior.mean_variance(mean), [0, 0.005, 0.02, 1], rtol=0.05, atol=1e-12
+  )
+  assert posterior.active_dimensions(mean).tolist() == [
+    False,
+    False,
+    True,
+    True,
+  ]
+
+
+def test_most_informative_dimensions_come_first():
+  kl = np.array([0.1, 3.0, 0.0, 2.0])
+  assert posterior.most_informative(kl).tolist() == [1, 3, 0, 2]
+
+
+@pytest.mark.parametrize(
+  ('kl', 'active', 'words'),
+  [
+    ([2.0, 1.0], [1, 1], 'Not collapsed: all 2 dimensions are active, 3.00'),
+    ([0.001, 0.0], [0, 0], 'Collapsed: none of the 2 dimensions'),
+    (
+      [2.0, 0.01, 0.02, 0.0, 1.0, 0.0],
+      [1, 0, 0, 0, 1, 0],
+      'Partly collapsed: 2 of 6 dimensions are active and carry 3.00 of 3.03 '
+      'nats; not active: 1–3, 5 (0.03 nats together).',
+    ),
+  ],
+)
+def test_verdict_names_what_collapsed(kl, active, words):
+  said = posterior.verdict(np.array(kl), np.array(active, bool))
+  assert said.startswith(words)

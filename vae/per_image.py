@@ -1,0 +1,226 @@
+"""What is measured of each image of a split, over all devices.
+
+As in training, every random draw is a function of the key and the image's
+position in its split: neither batch size nor devices change a number but by
+rounding.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from vae import bounds
+from vae import image_quality
+from vae import likelihoods
+from vae import objective as objectives
+from vae import splits
+from vae import training
+from vae.model import VAE
+
+# Draws of z per image for the expectations under the posterior. The error of
+# their mean over a split is far below that of the choice of images.
+_NUM_DRAWS = 8
+
+# Images that are decoded at a time, on each device, for the importance-
+# weighted bound: its memory, whatever the number of samples.
+_DECODED_AT_ONCE = 128
+
+# Of an image, [devices, per_device_batch, …] each.
+Values = dict[str, jax.Array]
+
+
+def make_measure_step(
+  model: VAE, sample_posterior: bool
+) -> Callable[..., Values]:
+  """Compiles what is measured of a batch in one pass.
+
+  Args:
+    model: the model.
+    sample_posterior: whether z is drawn from q(z|x), or is its mean.
+
+  Returns:
+    A function of
+      variables: parameters and statistics;
+      key: of the draws;
+      images: uint8 [devices, per_device_batch, height, width, channels];
+      start: position in the split of the batch's first image;
+    that returns, each [devices, per_device_batch, …],
+      mean, logvar: of q(z|x), [latent_dim];
+      distortion: E_q[-log p(x|z)], nats;
+      squared_error, dequantised_squared_error: E_q‖x - x̂‖², of x in [0, 1]
+        and of the dequantised image;
+      mse, psnr, ssim: of the reconstruction through the posterior mean, cut
+        to [0, 1]; no ssim for images smaller than its window.
+  """
+
+  def measure(vae, images, keys):
+    x = training.to_unit_range(images, training.float_dtype(vae))
+    y = bounds.dequantise(images, _uniform(keys, images.shape[1:]))
+    mean, logvar = vae.encode(x)
+
+    def draw(i):
+      z = mean
+      if sample_posterior:
+        epsilon = _normal(keys, i, vae.latent_dim)
+        z = objectives.reparameterize(mean, logvar, epsilon)
+      outputs = vae.decode_outputs(z)
+      decoded = likelihoods.mean(vae.likelihood, outputs)
+      return {
+        'distortion': -vae.log_prob(x, outputs),
+        'squared_error': _squared_error(x, decoded),
+        'dequantised_squared_error': _squared_error(y, decoded),
+      }
+
+    draws = lax.map(draw, jnp.arange(_NUM_DRAWS if sample_posterior else 1))
+    values = jax.tree.map(lambda a: a.mean(axis=0), draws)
+    reconstruction = jnp.clip(vae.decode(mean), 0, 1)
+    values |= {
+      'mean': mean,
+      'logvar': logvar,
+      'mse': image_quality.mean_squared_error(x, reconstruction),
+      'psnr': image_quality.psnr(x, reconstruction),
+    }
+    if min(vae.image_shape[:2]) >= image_quality.WINDOW:
+      values['ssim'] = image_quality.ssim(x, reconstruction)
+    return values
+
+  def step(variables, key, images, start):
+    keys = _keys(key, start, len(images))
+    return nn.apply(measure, model)(variables, images, keys)
+
+  return jax.pmap(step, axis_name=training.AXIS, in_axes=(None, None, 0, None))
+
+
+def make_bound_step(model: VAE) -> Callable[..., Values]:
+  """Compiles the importance-weighted bounds of a batch.
+
+  Memory does not grow with the number of samples: they are drawn, decoded and
+  summed in chunks.
+
+  Returns:
+    A function of
+      variables, key, images, start: as of `make_measure_step`;
+      num_samples: K;
+      sigma: of a Gaussian likelihood of the dequantised images;
+    that returns, each [devices, per_device_batch],
+      bound: L_K of the image in [0, 1] under the model's own likelihood, nats;
+      effective_sample_size: of its weights;
+      dequantised_bound, dequantised_effective_sample_size: of the dequantised
+        image under N(x̂, σ²).
+  """
+
+  def bound(vae, images, keys, num_samples, sigma):
+    batch = len(images)
+    chunk = max(1, _DECODED_AT_ONCE // batch)
+    dtype = training.float_dtype(vae)
+    x = training.to_unit_range(images, dtype)
+    y = bounds.dequantise(images, _uniform(keys, images.shape[1:]))
+    mean, logvar = vae.encode(x)
+
+    def body(i, sums):
+      ks = i * chunk + jnp.arange(chunk)
+      epsilon = jax.vmap(lambda k: _normal(keys, k, vae.latent_dim))(ks)
+      z = objectives.reparameterize(mean, logvar, epsilon)
+      outputs = vae.decode_outputs(z.reshape(chunk * batch, -1))
+      outputs = outputs.reshape(chunk, batch, *outputs.shape[1:])
+      decoded = likelihoods.mean(vae.likelihood, outputs)
+      log_likelihoods = jnp.stack(
+        [
+          vae.log_prob(x, outputs),
+          likelihoods.gaussian_log_prob(y, decoded, sigma),
+        ],
+        axis=1,
+      )
+      # log p(z) - log q(z|x); the constants cancel.
+      ratio = 0.5 * (jnp.square(epsilon) - jnp.square(z) + logvar).sum(axis=-1)
+      log_weights = log_likelihoods + ratio[:, None]
+      return sums.add(log_weights, ks < num_samples)
+
+    sums = bounds.WeightSums.none((2, batch), dtype)
+    sums = lax.fori_loop(0, -(-num_samples // chunk), body, sums)
+    values, sizes = sums.bound(), sums.effective_sample_size()
+    return {
+      'bound': values[0],
+      'effective_sample_size': sizes[0],
+      'dequantised_bound': values[1],
+      'dequantised_effective_sample_size': sizes[1],
+    }
+
+  def step(variables, key, images, start, num_samples, sigma):
+    keys = _keys(key, start, len(images))
+    return nn.apply(bound, model)(variables, images, keys, num_samples, sigma)
+
+  return jax.pmap(
+    step, axis_name=training.AXIS, in_axes=(None, None, 0, None, None, None)
+  )
+
+
+def over_split(
+  step: Callable[..., Any],
+  split: splits.Split,
+  batch_size: int,
+  progress: Callable[[int], None] = lambda done: None,
+) -> Any:
+  """Applies a step to every image of a split, in order.
+
+  Args:
+    step: a function of images [devices, per_device_batch, height, width,
+      channels] and the position of the first, that returns a tree of arrays
+      [devices, per_device_batch, …].
+    split: to be gone through.
+    batch_size: global; rounded up to a multiple of the number of devices.
+    progress: told how many images are done.
+
+  Returns:
+    The tree of numpy arrays [num_examples, …].
+  """
+  topology = splits.Topology(jax.local_device_count())
+  collected, running = [], None
+
+  def collect(result):
+    collected.append(
+      jax.tree.map(
+        lambda a: a.reshape(-1, *a.shape[2:]), jax.device_get(result)
+      )
+    )
+
+  for images, start in splits.eval_batches(split, batch_size, topology):
+    ahead = step(images, start)
+    # One batch behind, so that the device always has its next one.
+    if running is not None:
+      collect(running)
+      progress(start)
+    running = ahead
+  collect(running)
+  progress(split.num_examples)
+  return jax.tree.map(
+    lambda *parts: np.concatenate(parts)[: split.num_examples], *collected
+  )
+
+
+def _keys(key: jax.Array, start: jax.Array, per_device: int) -> jax.Array:
+  """A key for each image of this device, by its position; [per_device]."""
+  first = start + lax.axis_index(training.AXIS) * per_device
+  positions = first + jnp.arange(per_device)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+
+
+def _uniform(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """The noise of each image's dequantisation, [batch, …]."""
+  keys = jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys)
+  return jax.vmap(lambda k: jax.random.uniform(k, shape))(keys)
+
+
+def _normal(keys: jax.Array, draw: jax.Array, latent_dim: int) -> jax.Array:
+  """Each image's ε of a draw, counted from 0; [batch, latent_dim]."""
+  keys = jax.vmap(lambda k: jax.random.fold_in(k, draw + 1))(keys)
+  return jax.vmap(lambda k: jax.random.normal(k, (latent_dim,)))(keys)
+
+
+def _squared_error(a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.sum(jnp.square(a - b), axis=(-3, -2, -1))
