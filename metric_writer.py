@@ -10,6 +10,20 @@ import numpy as np
 FILENAME = 'metrics.jsonl'
 
 
+def read(workdir: epath.Path) -> list[dict[str, float]]:
+  """The lines of a run's `metrics.jsonl`; none where there is no file."""
+  path = workdir / FILENAME
+  if not path.exists():
+    return []
+  rows = []
+  for line in path.read_text().splitlines():
+    try:
+      rows.append(json.loads(line))
+    except ValueError:  # Cut short by a kill.
+      continue
+  return rows
+
+
 class MetricWriter:
   """Writes scalars to both, pictures and hyperparameters to TensorBoard."""
 
@@ -27,14 +41,11 @@ class MetricWriter:
     """
     if not self._path.exists():
       return
-    kept = []
-    for line in self._path.read_text().splitlines():
-      try:
-        row = json.loads(line)
-      except ValueError:  # Cut short by the kill.
-        continue
-      if row['step'] <= step:
-        kept.append(line + '\n')
+    kept = [
+      json.dumps(row) + '\n'
+      for row in read(self._path.parent)
+      if row['step'] <= step
+    ]
     partial = self._path.with_suffix('.partial')
     partial.write_text(''.join(kept))
     partial.replace(self._path)

@@ -1,5 +1,6 @@
-"""What is told of a run while it trains: metrics, pictures, a progress line."""
+"""What is told of a run while it trains, and of any long pass: progress."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import shutil
@@ -11,6 +12,9 @@ from etils import epath
 import numpy as np
 
 from vae import figures
+
+# Of `progress`, where the output is no terminal.
+_SECONDS_BETWEEN_LINES = 10
 
 
 class Writer(Protocol):
@@ -149,6 +153,36 @@ class Report:
     print(f'  best checkpoint by val/loss: step {best_step}')
     for path in self._last_pictures:
       print(f'  {path}')
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+  """Tells how far a pass over images is, and at its end how fast it was.
+
+  Args:
+    label: what is being done.
+    total: number of images.
+
+  Yields:
+    To be called with the number of images done.
+  """
+  start = last_told = time.monotonic()
+
+  def tell(done):
+    nonlocal last_told
+    now = time.monotonic()
+    # What is not a terminal keeps every line.
+    if sys.stdout.isatty() or now - last_told > _SECONDS_BETWEEN_LINES:
+      last_told = now
+      left = duration((now - start) / max(done, 1) * (total - done))
+      _progress_line(f'{label}: {done:,} of {total:,} images, {left} left')
+
+  yield tell
+  seconds = time.monotonic() - start
+  _lasting_line(
+    f'{label}: {total:,} images in {duration(seconds)} '
+    f'({total / max(seconds, 1e-9):,.3g} images/s)'
+  )
 
 
 def duration(seconds: float) -> str:

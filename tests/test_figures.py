@@ -1,3 +1,4 @@
+from etils import epath
 import jax
 import numpy as np
 from PIL import Image
@@ -62,3 +63,15 @@ def test_grids_of_a_model():
     figures.to_uint8(reconstruction)[0].astype(int),
     atol=1,
   )
+
+
+def test_gif_shows_its_frames_in_order_for_ever(tmp_path):
+  frames = [np.full((4, 6, 3), value, np.uint8) for value in (0, 80, 160, 240)]
+  path = epath.Path(tmp_path / 'new' / 'a.gif')
+  figures.save_gif(frames, path, frame_duration=50)
+  with Image.open(path) as gif:
+    assert (gif.n_frames, gif.info['loop'], gif.size) == (4, 0, (6, 4))
+    for index, frame in enumerate(frames):
+      gif.seek(index)
+      assert gif.info['duration'] == 50
+      np.testing.assert_array_equal(np.asarray(gif.convert('RGB')), frame)

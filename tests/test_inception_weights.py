@@ -26,14 +26,19 @@ def flatten(variables):
   return traverse_util.flatten_dict(variables['params'], sep='/')
 
 
-@pytest.fixture(scope='module')
-def shapes():
+def parameter_shapes():
+  """Shapes of all parameters, by the names of the graph's nodes."""
   variables = jax.eval_shape(
     inception.Inception().init,
     jax.random.key(0),
     jax.ShapeDtypeStruct((1, 299, 299, 3), np.float32),
   )
   return {name: a.shape for name, a in flatten(variables).items()}
+
+
+@pytest.fixture(scope='module')
+def shapes():
+  return parameter_shapes()
 
 
 def graph_of(values, shapes):

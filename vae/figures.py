@@ -74,9 +74,36 @@ def save_png(image: np.ndarray, path: epath.Path) -> None:
   """Writes uint8 [height, width, 1 or 3] as PNG; makes the folder."""
   path.parent.mkdir(parents=True, exist_ok=True)
   buffer = io.BytesIO()
-  squeezed = image[..., 0] if image.shape[-1] == 1 else image
-  Image.fromarray(squeezed).save(buffer, format='PNG')
+  _to_pillow(image).save(buffer, format='PNG')
   path.write_bytes(buffer.getvalue())
+
+
+def save_gif(
+  frames: list[np.ndarray], path: epath.Path, frame_duration: int
+) -> None:
+  """Writes an animation that repeats for ever; makes the folder.
+
+  Args:
+    frames: uint8 [height, width, 1 or 3] each, of one size.
+    path: of the GIF.
+    frame_duration: milliseconds.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  first, *others = map(_to_pillow, frames)
+  buffer = io.BytesIO()
+  first.save(
+    buffer,
+    format='GIF',
+    save_all=True,
+    append_images=others,
+    duration=frame_duration,
+    loop=0,
+  )
+  path.write_bytes(buffer.getvalue())
+
+
+def _to_pillow(image: np.ndarray) -> Image.Image:
+  return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def sample_grid(model: VAE, variables, key: jax.Array, side: int) -> np.ndarray:

@@ -1,0 +1,227 @@
+"""What `evaluate.py` leaves: metrics.json, figures, and a page with both."""
+
+import json
+import math
+
+from etils import epath
+import numpy as np
+
+import html_page
+from measurements import Measurements
+from measurements import Metric
+from vae import figures
+from vae import plots
+from vae import posterior
+from vae import walks
+from vae.trained import TrainedVAE
+
+METRICS = 'metrics.json'
+PAGE = 'report.html'
+
+# Of the pictures: images along a side, dimensions and steps of traversals.
+_SIDE = 8
+_DIMENSIONS = 10
+_STEPS = 11
+_REACH = 3.0
+
+# Of the page: what is told in large figures.
+_HEADLINES = (
+  'elbo',
+  'rate',
+  'bits_per_dim_optimal_sigma',
+  'active_units',
+  'mse',
+  'fid_samples',
+)
+
+
+def write(
+  folder: epath.Path,
+  facts: dict[str, object],
+  results: Measurements,
+  trained: TrainedVAE,
+  originals: np.ndarray,
+  validation_path: np.ndarray,
+) -> None:
+  """Writes everything aside first, so that a failure leaves the old as it was.
+
+  Args:
+    folder: is made, if it is not there.
+    facts: what was measured: run, checkpoint, split.
+    results: the numbers.
+    trained: the model, for its pictures.
+    originals: images of the split, uint8 [n, height, width, channels].
+    validation_path: (rate, distortion) of the run's validations, [n, 2].
+  """
+  aside = folder / '.partial'
+  if aside.exists():
+    aside.rmtree()
+  aside.mkdir(parents=True)
+  captions = _draw(aside, facts, results, trained, originals, validation_path)
+  (aside / METRICS).write_text(_json(facts, results))
+  (aside / PAGE).write_text(_page(aside, facts, results, captions))
+  for path in aside.iterdir():
+    path.replace(folder / path.name)
+  aside.rmdir()
+
+
+def as_text(results: Measurements) -> str:
+  """The numbers for a terminal, a line each."""
+  width = max(map(len, results.metrics), default=0)
+  lines = [
+    f'{name:{width}}  {_number(metric):>18}  {metric.unit}'
+    for name, metric in results.metrics.items()
+  ]
+  lines += [results.verdict] if results.verdict else []
+  lines += [f'not measured: {note}' for note in results.notes]
+  return '\n'.join(lines)
+
+
+def _json(facts: dict[str, object], results: Measurements) -> str:
+  """As JSON knows neither NaN nor infinity, these become null."""
+
+  def plain(value):
+    if isinstance(value, dict):
+      return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+      return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+      return None
+    return value
+
+  metrics = {}
+  for name, metric in results.metrics.items():
+    metrics[name] = {'value': metric.value, 'unit': metric.unit}
+    if metric.standard_error is not None:
+      metrics[name]['standard_error'] = metric.standard_error
+    metrics[name]['about'] = metric.about
+  content = {
+    **facts,
+    'verdict': results.verdict,
+    'metrics': metrics,
+    'dimensions': results.dimensions,
+    'labels': results.labels,
+    'not_measured': results.notes,
+  }
+  return json.dumps(plain(content), indent=2, ensure_ascii=False) + '\n'
+
+
+def _draw(folder, facts, results, trained, originals, validation_path):
+  """Draws the figures; returns their captions by file name."""
+  captions = {}
+  spread = np.array(results.dimensions.get('mean_variance', ()))
+  kl = np.array(results.dimensions.get('kl', ()))
+  if len(kl):
+    active = spread > posterior.ACTIVE_VARIANCE
+    plots.kl_per_dimension(kl, active, folder / 'kl_per_dimension.png')
+    captions['kl_per_dimension.png'] = (
+      'KL of each latent dimension, mean over the images. Faint: not active.'
+    )
+  if 'elbo' in results.metrics:
+    plots.rate_distortion(
+      results.metrics['rate'].value,
+      results.metrics['distortion'].value,
+      validation_path,
+      f'step {facts["step"]:,}, {facts["split"]}',
+      folder / 'rate_distortion.png',
+    )
+    captions['rate_distortion.png'] = (
+      'Rate and distortion: this checkpoint, and the way that training took.'
+    )
+  grid = figures.side_by_side(originals, trained.reconstruct(originals))
+  figures.save_png(
+    figures.image_grid(grid, _SIDE), folder / 'reconstructions.png'
+  )
+  captions['reconstructions.png'] = (
+    'Images of the split, each with its reconstruction on its right.'
+  )
+  samples = trained.sample(_SIDE**2, facts['seed'])
+  figures.save_png(figures.image_grid(samples, _SIDE), folder / 'samples.png')
+  captions['samples.png'] = 'Samples: z from the prior, decoded.'
+  if len(spread):
+    order = posterior.most_informative(kl if len(kl) else spread)
+    paths = walks.traverse(
+      np.zeros(len(spread)), order[:_DIMENSIONS], _REACH, _STEPS
+    )
+    images = trained.decode(paths.reshape(-1, len(spread)))
+    figures.save_png(
+      figures.image_grid(images, _STEPS), folder / 'traversals.png'
+    )
+    captions['traversals.png'] = (
+      f'What the dimensions do: the {len(paths)} that carry the most, a row '
+      f'each, from {-_REACH:g} to {_REACH:g}; the others are 0. From the top: '
+      f'{", ".join(map(str, order[:_DIMENSIONS]))}.'
+    )
+  return captions
+
+
+def _page(folder, facts, results, captions) -> str:
+  page = html_page.Page(
+    f'{epath.Path(facts["workdir"]).name}, step {facts["step"]:,}, on '
+    f'{facts["num_images"]:,} {facts["split"]} images'
+  )
+  if results.verdict:
+    page.banner(results.verdict)
+  page.cards(
+    [
+      (name, _number(results.metrics[name]), results.metrics[name].unit)
+      for name in _HEADLINES
+      if name in results.metrics
+    ]
+  )
+  page.heading('Figures')
+  for name, caption in captions.items():
+    page.figure(folder / name, caption)
+  page.heading('Numbers')
+  page.table(
+    ('', 'value', 'unit', ''),
+    [
+      (name, _number(metric), metric.unit, metric.about)
+      for name, metric in results.metrics.items()
+    ],
+  )
+  page.text('± is the standard error over the images.')
+  for note in results.notes:
+    page.text(f'Not measured: {note}')
+  if results.labels:
+    page.heading('Labels')
+    columns = list(next(iter(results.labels.values())))
+    page.table(
+      ('label', *columns),
+      [
+        (name, *(_short(numbers[column]) for column in columns))
+        for name, numbers in results.labels.items()
+      ],
+    )
+  if results.dimensions:
+    page.heading('Latent dimensions')
+    page.table(
+      ('dimension', *results.dimensions),
+      [
+        (str(index), *map(_short, row))
+        for index, row in enumerate(
+          zip(*results.dimensions.values(), strict=True)
+        )
+      ],
+    )
+  page.heading('Measured')
+  page.table(('', ''), [(name, str(value)) for name, value in facts.items()])
+  return page.html()
+
+
+def _number(metric: Metric) -> str:
+  """Such as 45.31 ± 0.12."""
+  if metric.standard_error is None:
+    return _short(metric.value)
+  if not metric.standard_error > 0:  # NaN of a single image too.
+    return _short(metric.value)
+  digits = max(0, 1 - math.floor(math.log10(metric.standard_error)))
+  return f'{metric.value:,.{digits}f} ± {metric.standard_error:.{digits}f}'
+
+
+def _short(value: float) -> str:
+  if not math.isfinite(value):
+    return '–'
+  if value == int(value) and abs(value) < 1e6:
+    return f'{int(value):,}'
+  return f'{value:,.4g}' if abs(value) < 1000 else f'{value:,.1f}'

@@ -1,0 +1,114 @@
+"""A page of numbers and pictures that is one file and needs no network."""
+
+import base64
+import html
+
+from etils import epath
+
+_STYLE = """
+:root { color-scheme: light; --ink: #1f2430; --faint: #667085;
+  --line: #e3e7ee; --accent: #2f6fbb; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1080px; padding: 24px 16px 64px;
+  color: var(--ink); background: #fff;
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
+h1 { font-size: 24px; line-height: 1.25; margin: 8px 0 16px;
+  overflow-wrap: anywhere; }
+h2 { font-size: 18px; margin: 40px 0 12px; }
+.banner { border-left: 4px solid var(--accent); background: #f2f6fc;
+  padding: 10px 14px; margin: 0 0 16px; }
+.cards { display: grid; gap: 12px;
+  grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
+.card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; }
+.card { overflow-wrap: anywhere; }
+.card b { display: block; font-size: 20px; font-weight: 600;
+  font-variant-numeric: tabular-nums; }
+.card span, .faint, figcaption { color: var(--faint); font-size: 13px; }
+.figures { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; }
+figure { margin: 0; width: 512px; max-width: 100%; }
+figure img { width: 100%; height: auto; display: block; }
+figcaption { margin-top: 6px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums;
+  font-size: 14px; }
+th, td { text-align: left; padding: 4px 16px 4px 0; vertical-align: top;
+  border-bottom: 1px solid var(--line); }
+th { font-weight: 600; color: var(--faint); }
+@media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
+"""
+
+
+class Page:
+  """Collects the parts of a page, from top to bottom."""
+
+  def __init__(self, title: str):
+    self._title = title
+    self._parts = []
+    self._in_figures = False
+
+  def heading(self, text: str) -> None:
+    """A heading of a section."""
+    self._add(f'<h2>{html.escape(text)}</h2>')
+
+  def banner(self, text: str) -> None:
+    """A sentence that is not to be missed."""
+    self._add(f'<p class="banner">{html.escape(text)}</p>')
+
+  def text(self, text: str) -> None:
+    """A remark."""
+    self._add(f'<p class="faint">{html.escape(text)}</p>')
+
+  def cards(self, cards: list[tuple[str, str, str]]) -> None:
+    """Numbers in large figures: name, value and unit of each."""
+    if not cards:
+      return
+    self._add(
+      '<div class="cards">'
+      + ''.join(
+        f'<div class="card"><span>{html.escape(name)}</span>'
+        f'<b>{html.escape(value)}</b><span>{html.escape(unit)}</span></div>'
+        for name, value, unit in cards
+      )
+      + '</div>'
+    )
+
+  def table(self, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A table of texts; where it is too wide, it scrolls by itself."""
+
+    def row(tag, cells):
+      return ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)
+
+    body = ''.join(f'<tr>{row("td", cells)}</tr>\n' for cells in rows)
+    head = f'<tr>{row("th", header)}</tr>' if any(header) else ''
+    self._add(f'<div class="scroll"><table>{head}\n{body}</table></div>')
+
+  def figure(self, path: epath.Path, caption: str) -> None:
+    """A PNG, which becomes part of the page; figures stand side by side."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    caption = html.escape(caption)
+    figure = (
+      f'<figure><img src="data:image/png;base64,{data}" alt="{caption}">'
+      f'<figcaption>{caption}</figcaption></figure>'
+    )
+    if not self._in_figures:
+      self._parts.append('<div class="figures">')
+      self._in_figures = True
+    self._parts.append(figure)
+
+  def html(self) -> str:
+    """The page."""
+    title = html.escape(self._title)
+    self._add('')
+    body = '\n'.join(self._parts)
+    return (
+      '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+      '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+      f'<title>{title}</title>\n<style>{_STYLE}</style></head>\n'
+      f'<body><h1>{title}</h1>\n{body}\n</body></html>\n'
+    )
+
+  def _add(self, part: str) -> None:
+    if self._in_figures:
+      self._parts.append('</div>')
+      self._in_figures = False
+    self._parts.append(part)

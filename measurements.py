@@ -1,0 +1,438 @@
+"""All measurements of a trained model on a split, by name and with units.
+
+What is measured of each image comes from `vae/per_image.py`; here it becomes
+numbers about the split.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from report import progress
+from vae import aggregate_posterior
+from vae import bounds
+from vae import disentanglement
+from vae import feature_distances
+from vae import figures
+from vae import inception
+from vae import per_image
+from vae import posterior
+from vae import splits
+from vae import training
+from vae.trained import TrainedVAE
+
+# What can be asked for.
+GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
+
+# Images whose codes the estimators of labels are fitted to, and as many at
+# most that they are tested on; the customary number (Locatello et al. 2019).
+_MAX_LABELLED = 10_000
+
+# Images that go through the Inception network at a time, on each device.
+_INCEPTION_BATCH_SIZE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """A number about a split.
+
+  Attributes:
+    value: of the metric.
+    unit: that it is in.
+    about: what it is, in a few words.
+    standard_error: of a mean over images, from their variance.
+  """
+
+  value: float
+  unit: str
+  about: str
+  standard_error: float | None = None
+
+
+@dataclasses.dataclass
+class Measurements:
+  """What is known of a trained model on a split.
+
+  Attributes:
+    metrics: by name, in the order in which they are read.
+    verdict: on the posterior, in words.
+    dimensions: lists of numbers, one for each latent dimension.
+    labels: for each label, its numbers by name.
+    notes: what could not be measured, and why.
+    num_images: of the split.
+  """
+
+  num_images: int
+  metrics: dict[str, Metric] = dataclasses.field(default_factory=dict)
+  verdict: str = ''
+  dimensions: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+  labels: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+  notes: list[str] = dataclasses.field(default_factory=list)
+
+  def mean(self, name: str, values: np.ndarray, unit: str, about: str) -> None:
+    """Adds the mean of one value per image, with its standard error."""
+    values = values.astype(np.float64)
+    error = float(values.std(ddof=1) / np.sqrt(len(values)))
+    self.metrics[name] = Metric(float(values.mean()), unit, about, error)
+
+  def number(self, name: str, value: float, unit: str, about: str) -> None:
+    """Adds a number that is no mean over images."""
+    self.metrics[name] = Metric(float(value), unit, about)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How to measure.
+
+  Attributes:
+    groups: of `GROUPS`.
+    num_importance_samples: K of the importance-weighted bound.
+    batch_size: global.
+    seed: of every random draw.
+    inception_variables: of the network behind FID, or None where its weights
+      cannot be had.
+  """
+
+  groups: tuple[str, ...] = GROUPS
+  num_importance_samples: int = 100
+  batch_size: int = 256
+  seed: int = 0
+  inception_variables: dict | None = None
+
+
+def measure(
+  trained: TrainedVAE,
+  data: splits.DataSet,
+  split_name: str,
+  settings: Settings,
+) -> Measurements:
+  """Measures a model on every image of a split, each once.
+
+  Args:
+    trained: the model.
+    data: the train split is used too: to fit what needs fitting.
+    split_name: `train`, `validation` or `test`.
+    settings: what to measure, and how.
+  """
+  split = getattr(data, split_name)
+  results = Measurements(split.num_examples)
+  draws_z = trained.config.objective.sample_posterior
+  if not draws_z:
+    results.notes.append(
+      'z is the mean (sample_posterior=False): a plain autoencoder has no '
+      'rate and no bound.'
+    )
+  values = _measure_images(trained, split, settings)
+  if 'bounds' in settings.groups and draws_z:
+    _add_bounds(results, trained, split, values, settings)
+    _add_pixel_gaussian(results, data.train, split, settings)
+  if 'reconstruction' in settings.groups:
+    _add_reconstruction(results, values)
+  if 'posterior' in settings.groups:
+    _add_posterior(results, values, settings, draws_z)
+  if 'labels' in settings.groups:
+    # What is fitted to labels is fitted to other images than it is tested on.
+    other = data.validation if split_name == 'train' else data.train
+    _add_labels(results, trained, other, split, values['mean'], settings)
+  if 'fid' in settings.groups and settings.inception_variables is not None:
+    _add_fid(results, trained, split, settings)
+  return results
+
+
+def _measure_images(trained, split, settings):
+  """`per_image.make_measure_step` over the split."""
+  step = per_image.make_measure_step(
+    trained.model, trained.config.objective.sample_posterior
+  )
+  variables = training.replicate(trained.variables)
+  key = training.measure_key(settings.seed)
+  with progress('encoding and decoding', split.num_examples) as tell:
+    return per_image.over_split(
+      functools.partial(step, variables, key),
+      split,
+      settings.batch_size,
+      tell,
+    )
+
+
+def _add_bounds(results, trained, split, values, settings):
+  dimensions = int(np.prod(split.image_shape))
+  nats, bits = 'nats per image', 'bits per dimension'
+  squares = values['squared_error'].astype(np.float64)
+  dequantised = values['dequantised_squared_error'].astype(np.float64)
+  rate = posterior.kl(values['mean'], values['logvar']).sum(axis=1)
+  gaussian = trained.model.likelihood == 'gaussian'
+
+  results.mean('elbo', -values['distortion'] - rate, nats, '-distortion - rate')
+  results.mean('rate', rate, nats, 'KL(q(z|x) ‖ N(0, I))')
+  results.mean('distortion', values['distortion'], nats, 'E_q[-log p(x|z)]')
+
+  # The yardstick that models of any σ and likelihood share.
+  best_sigma = bounds.optimal_sigma(squares.mean() / dimensions)
+  sigma = bounds.optimal_sigma(dequantised.mean() / dimensions)
+
+  step = per_image.make_bound_step(trained.model)
+  variables = training.replicate(trained.variables)
+  key = training.bound_key(settings.seed)
+  count = settings.num_importance_samples
+  with progress(f'importance-weighted bound, K = {count:,}', len(rate)) as tell:
+    weighted = per_image.over_split(
+      lambda images, start: step(variables, key, images, start, count, sigma),
+      split,
+      settings.batch_size,
+      tell,
+    )
+  results.mean(
+    'iw_bound', weighted['bound'], nats, f'log p(x) ≥ L_K, K = {count:,}'
+  )
+  variance = bounds.monte_carlo_variance(
+    weighted['effective_sample_size'], count
+  )
+  results.number(
+    'iw_bound_monte_carlo_error',
+    np.sqrt(variance.sum()) / len(variance),
+    nats,
+    'of iw_bound, over draws of z',
+  )
+  results.number(
+    'iw_effective_samples',
+    weighted['effective_sample_size'].mean(),
+    f'of {count:,}',
+    'effective sample size of the importance weights',
+  )
+
+  if gaussian:
+    model_sigma = float(
+      trained.model.apply(trained.variables, method='current_sigma')
+    )
+    results.number('sigma', model_sigma, 'of [0, 1]', "the likelihood's σ")
+  results.number(
+    'optimal_sigma',
+    best_sigma,
+    'of [0, 1]',
+    'σ of the best Gaussian likelihood around these reconstructions',
+  )
+  results.mean(
+    'elbo_optimal_sigma',
+    -bounds.gaussian_distortion(squares, dimensions, best_sigma) - rate,
+    nats,
+    'ELBO of the Gaussian likelihood at the optimal σ',
+  )
+
+  def in_bits(name, log_prob, about):
+    results.mean(
+      name, bounds.bits_per_dimension(log_prob, dimensions), bits, about
+    )
+
+  if gaussian:
+    in_bits(
+      'bits_per_dim',
+      -bounds.gaussian_distortion(dequantised, dimensions, model_sigma) - rate,
+      "dequantised, ELBO at the model's σ",
+    )
+  in_bits(
+    'bits_per_dim_optimal_sigma',
+    -bounds.gaussian_distortion(dequantised, dimensions, sigma) - rate,
+    'dequantised, ELBO at the optimal σ',
+  )
+  in_bits(
+    'bits_per_dim_iw',
+    weighted['dequantised_bound'],
+    f'dequantised, L_K at the optimal σ, K = {count:,}',
+  )
+
+
+def _add_pixel_gaussian(results, train, split, settings):
+  """What an image costs without any model of how its pixels hang together."""
+  baseline = bounds.PixelGaussian()
+  for batch in _in_order(train, settings.batch_size):
+    baseline.add(batch)
+  log_probs = [
+    baseline.log_prob(batch) for batch in _in_order(split, settings.batch_size)
+  ]
+  results.mean(
+    'bits_per_dim_pixel_gaussian',
+    bounds.bits_per_dimension(
+      np.concatenate(log_probs), int(np.prod(split.image_shape))
+    ),
+    'bits per dimension',
+    'for comparison: independent Gaussian pixels, fitted to the train split',
+  )
+
+
+def _add_reconstruction(results, values):
+  through = 'of reconstructions through the posterior mean'
+  results.mean('mse', values['mse'], 'mean over pixels', through)
+  results.mean('psnr', values['psnr'], 'dB', through)
+  if 'ssim' in values:
+    results.mean('ssim', values['ssim'], 'at most 1', through)
+  else:
+    results.notes.append('ssim: the images are smaller than its window.')
+
+
+def _add_posterior(results, values, settings, draws_z):
+  mean, logvar = values['mean'], values['logvar']
+  latent_dim = mean.shape[1]
+  active = posterior.active_dimensions(mean)
+  results.number(
+    'active_units',
+    active.sum(),
+    f'of {latent_dim}',
+    f'dimensions with Var_x(E_q[z]) > {posterior.ACTIVE_VARIANCE}',
+  )
+  results.dimensions['mean_variance'] = posterior.mean_variance(mean).tolist()
+  latents = mean
+  if draws_z:
+    kl = posterior.kl(mean, logvar).mean(axis=0)
+    results.verdict = posterior.verdict(kl, active)
+    latents = aggregate_posterior.draw(mean, logvar, settings.seed)
+    rate_split = aggregate_posterior.split_rate(mean, logvar, settings.seed)
+    results.dimensions['kl'] = kl.tolist()
+    results.dimensions['aggregate_kl'] = rate_split.dimension_kl.tolist()
+    _add_rate_split(results, rate_split, len(mean))
+  _add_holes(results, latents, settings)
+
+
+def _add_rate_split(results, rate_split, num_images):
+  rows = (
+    (
+      'mutual_information',
+      rate_split.mutual_information,
+      f'I(x; z) of these images; at most log {num_images:,} = '
+      f'{np.log(num_images):.2f}',
+    ),
+    (
+      'total_correlation',
+      rate_split.total_correlation,
+      'KL(q(z) ‖ Π q(z_j)) of these images',
+    ),
+    (
+      'dimension_wise_kl',
+      rate_split.dimension_kl.sum(),
+      'Σ KL(q(z_j) ‖ N(0, 1)) of these images',
+    ),
+    (
+      'mutual_information_upper_bound',
+      rate_split.information_upper_bound,
+      'on I(x; z) of the distribution that the images come from',
+    ),
+  )
+  for (name, value, about), error in zip(
+    rows, rate_split.standard_errors, strict=True
+  ):
+    results.metrics[name] = Metric(float(value), 'nats', about, error)
+
+
+def _add_holes(results, latents, settings):
+  about = 'draws that q(z) hardly reaches; 0.05 would be as q(z) itself'
+  generator = np.random.default_rng(settings.seed)
+  prior = generator.standard_normal(latents.shape).astype(np.float32)
+  results.number(
+    'prior_in_holes',
+    aggregate_posterior.share_in_holes(latents, prior),
+    'share',
+    f'of the prior: {about}',
+  )
+  components = min(aggregate_posterior.COMPONENTS, len(latents) // 2)
+  # Fitted to the half that it is not compared with.
+  mixture = aggregate_posterior.fit_mixture(
+    latents[1::2], components, settings.seed
+  )
+  drawn = mixture.sample(len(latents))[0].astype(np.float32)
+  results.number(
+    'mixture_in_holes',
+    aggregate_posterior.share_in_holes(latents, drawn),
+    'share',
+    f'of a mixture of {components} Gaussians fitted to q(z): {about}',
+  )
+
+
+def _add_labels(results, trained, fitted_split, split, codes, settings):
+  labels, fitted_labels = split.labels(), fitted_split.labels()
+  if labels is None or fitted_labels is None:
+    results.notes.append('labels: the data has none.')
+    return
+  tested = splits.spread(split.num_examples, _MAX_LABELLED)
+  fitted = splits.spread(fitted_split.num_examples, _MAX_LABELLED)
+  with progress('codes to fit readers of labels to', len(fitted)) as tell:
+    fitted_codes = []
+    for batch in fitted_split.batches(fitted, settings.batch_size):
+      fitted_codes.append(trained.encode(batch)[0])
+      tell(sum(map(len, fitted_codes)))
+  print(f'reading {len(labels.names)} labels from the codes …', flush=True)
+  scores = disentanglement.evaluate(
+    np.concatenate(fitted_codes),
+    fitted_labels.values[fitted],
+    codes[tested],
+    labels.values[tested],
+    settings.seed,
+  )
+  images = f'fitted to {len(fitted):,} other images, {len(tested):,} tested'
+  about = {
+    'linear_accuracy': f'logistic regression on the means, {images}',
+    'linear_balanced_accuracy': 'the same, mean over classes',
+    'majority_accuracy': 'of always naming the most frequent class',
+    'mig': 'mutual information gap (Chen et al. 2018), 20 bins',
+    'dci_disentanglement': 'Eastwood & Williams 2018, random forest',
+    'dci_completeness': 'the same',
+    'dci_informativeness': "the same; the forest's held-out accuracy",
+    'sap': 'separated attribute predictability (Kumar et al. 2018)',
+  }
+  for name, value in scores.means().items():
+    results.number(name, value, 'at most 1', about[name])
+  columns = {
+    'linear_accuracy': scores.probe.accuracy,
+    'linear_balanced_accuracy': scores.probe.balanced_accuracy,
+    'majority_accuracy': scores.probe.majority_accuracy,
+    'mig': scores.mig,
+    'sap': scores.sap,
+  }
+  results.labels = {
+    label: {name: float(column[i]) for name, column in columns.items()}
+    for i, label in enumerate(labels.names)
+  }
+
+
+def _add_fid(results, trained, split, settings):
+  extract = jax.pmap(inception.features, in_axes=(None, 0))
+  variables = training.replicate(settings.inception_variables)
+  devices = jax.local_device_count()
+
+  def features(label, images):
+    source = images if hasattr(images, 'batches') else splits.ArraySplit(images)
+    with progress(f'Inception features of {label}', split.num_examples) as tell:
+      return per_image.over_split(
+        lambda batch, start: extract(variables, batch),
+        source,
+        min(_INCEPTION_BATCH_SIZE * devices, split.num_examples),
+        tell,
+      )
+
+  real = features('images', split)
+  samples = trained.sample(split.num_examples, settings.seed)
+  reconstructions = np.concatenate(
+    [
+      figures.to_uint8(trained.reconstruct(batch))
+      for batch in _in_order(split, settings.batch_size)
+    ]
+  )
+  for name, images in (
+    ('samples', figures.to_uint8(samples)),
+    ('reconstructions', reconstructions),
+  ):
+    found = features(name, images)
+    about = f'of {len(found):,} {name} against the {len(real):,} images'
+    results.number(
+      f'fid_{name}',
+      feature_distances.fid(real, found),
+      'Fréchet distance',
+      about,
+    )
+    kid, _ = feature_distances.kid(real, found, seed=settings.seed)
+    results.number(f'kid_{name}', kid, 'squared MMD', about)
+
+
+def _in_order(split, batch_size):
+  return split.batches(np.arange(split.num_examples), batch_size)

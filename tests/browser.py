@@ -1,0 +1,65 @@
+"""Opens a page in a real browser, headless Chromium, and tells what is seen."""
+
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+from urllib.parse import unquote
+
+import pytest
+
+_NAMES = ('chromium', 'chromium-browser', 'google-chrome')
+
+# Told by the page itself, once everything in it is loaded.
+_PROBE = """
+<script>
+addEventListener('load', () => {
+  const seen = {
+    scroll_width: document.documentElement.scrollWidth,
+    width: innerWidth,
+    text: document.body.innerText,
+    pictures: [...document.images].map(image => image.naturalWidth),
+  };
+  document.title = 'SEEN' + encodeURIComponent(JSON.stringify(seen)) + 'SEEN';
+});
+</script>
+"""
+
+
+def open_page(page: pathlib.Path, width: int) -> dict:
+  """What a window of this width shows of a page.
+
+  Returns:
+    `scroll_width` of the page and `width` of the window, pixels; its `text`;
+    the widths of the `pictures` that could be shown.
+  """
+  browser = next(filter(None, map(shutil.which, _NAMES)), None)
+  if browser is None:
+    pytest.skip('Chromium is not installed')
+  with tempfile.TemporaryDirectory() as folder:
+    copy = pathlib.Path(folder, 'page.html')
+    copy.write_text(page.read_text() + _PROBE)
+    result = subprocess.run(
+      [
+        browser,
+        '--headless',
+        '--no-sandbox',
+        '--disable-gpu',
+        '--no-first-run',
+        '--disable-background-networking',
+        '--disable-component-update',
+        '--disable-sync',
+        f'--user-data-dir={folder}/profile',
+        f'--window-size={width},800',
+        '--dump-dom',
+        copy.as_uri(),
+      ],
+      capture_output=True,
+      text=True,
+      timeout=120,
+    )
+  seen = re.search('SEEN(.*?)SEEN', result.stdout)
+  assert seen, result.stderr
+  return json.loads(unquote(seen[1]))

@@ -1,0 +1,276 @@
+"""`python evaluate.py` in processes of its own."""
+
+import json
+import math
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from tests import test_inception_weights
+from tests.browser import open_page
+from tests.test_main import start
+
+FIGURES = {
+  'kl_per_dimension.png',
+  'rate_distortion.png',
+  'reconstructions.png',
+  'samples.png',
+  'traversals.png',
+}
+
+
+def evaluate(*flags, devices=1):
+  return start(*flags, script='evaluate.py', devices=devices)
+
+
+def finish(process):
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  return out
+
+
+@pytest.fixture(scope='module')
+def inception_file(tmp_path_factory):
+  """The archive of an Inception network with random weights."""
+  generator = np.random.default_rng(0)
+  shapes = test_inception_weights.parameter_shapes()
+  values = {}
+  for name, shape in shapes.items():
+    if name.endswith('conv2d_params'):
+      deviation = np.sqrt(2 / np.prod(shape[:3]))
+      values[name] = deviation * generator.standard_normal(shape, np.float32)
+    else:
+      values[name] = float(name.endswith(('gamma', 'variance')))
+  path = tmp_path_factory.mktemp('inception') / 'inception.tgz'
+  graph = test_inception_weights.graph_of(values, shapes)
+  path.write_bytes(test_inception_weights.pack(graph))
+  return path
+
+
+@pytest.fixture(scope='module')
+def evaluated(trained_run, inception_file, tmp_path_factory):
+  """Folders and outputs of evaluations on 1 and on 4 devices."""
+  folder = tmp_path_factory.mktemp('evaluated')
+  processes = {
+    devices: evaluate(
+      f'--workdir={trained_run}',
+      '--split=validation',
+      '--importance_samples=50',
+      f'--batch_size={batch_size}',
+      f'--inception_weights={inception_file}',
+      f'--output={folder / str(devices)}',
+      devices=devices,
+    )
+    # Neither divides the 11 images.
+    for devices, batch_size in ((1, 7), (4, 8))
+  }
+  return {
+    devices: (folder / str(devices), finish(process))
+    for devices, process in processes.items()
+  }
+
+
+def numbers_of(value, path=''):
+  """All numbers in a JSON value, by where they are."""
+  if isinstance(value, dict):
+    items = value.items()
+  elif isinstance(value, list):
+    items = enumerate(value)
+  else:
+    return {path: value} if isinstance(value, (int, float)) else {}
+  return {
+    where: number
+    for key, item in items
+    for where, number in numbers_of(item, f'{path}/{key}').items()
+  }
+
+
+def read(folder):
+  return json.loads((folder / 'metrics.json').read_text())
+
+
+def test_devices_and_batches_do_not_matter(evaluated):
+  one, four = (numbers_of(read(evaluated[n][0])) for n in (1, 4))
+  assert one.keys() == four.keys() and len(one) > 60
+  for where, number in one.items():
+    # What is 0 but for rounding, such as the total correlation of two
+    # independent dimensions, has no relative error.
+    assert four[where] == pytest.approx(number, rel=1e-5, abs=2e-6), where
+
+
+def test_every_number_has_its_unit_and_says_what_it_is(evaluated):
+  found = read(evaluated[1][0])
+  assert found['split'] == 'validation' and found['num_images'] == 11
+  assert (found['seed'], found['checkpoint']) == (0, 'best')
+  assert found['step'] in (5, 10, 15)
+  wanted = {
+    'elbo',
+    'iw_bound',
+    'bits_per_dim_optimal_sigma',
+    'bits_per_dim_pixel_gaussian',
+    'mse',
+    'psnr',
+    'ssim',
+    'active_units',
+    'mutual_information',
+    'total_correlation',
+    'dimension_wise_kl',
+    'prior_in_holes',
+    'linear_accuracy',
+    'mig',
+    'dci_disentanglement',
+    'sap',
+    'fid_samples',
+    'kid_reconstructions',
+  }
+  assert wanted <= found['metrics'].keys()
+  for name, metric in found['metrics'].items():
+    assert metric['unit'] and metric['about'], name
+    assert metric['value'] is None or math.isfinite(metric['value']), name
+  assert found['verdict'] and not found['not_measured']
+  assert len(found['dimensions']['kl']) == 2
+
+
+def test_leaves_page_and_figures_and_says_where(evaluated):
+  for folder, out in evaluated.values():
+    assert {path.name for path in folder.iterdir()} == FIGURES | {
+      'metrics.json',
+      'report.html',
+    }
+    assert str(folder / 'report.html') in out
+    assert re.search(r'importance-weighted bound, K = 50: 11 images in', out)
+
+
+def test_page_shows_numbers_and_figures_in_a_browser(evaluated):
+  folder, _ = evaluated[1]
+  page = open_page(folder / 'report.html', width=1280)
+  assert page['scroll_width'] <= 1280
+  assert len(page['pictures']) == len(FIGURES)
+  assert all(width > 100 for width in page['pictures'])
+  for text in (read(folder)['verdict'], 'bits_per_dim_iw', 'Smiling'):
+    assert text in page['text']
+
+
+def test_page_fits_a_phone(evaluated):
+  page = open_page(evaluated[1][0] / 'report.html', width=500)
+  assert page['scroll_width'] <= 500
+
+
+def copy_run(trained_run, folder):
+  shutil.copytree(trained_run, folder, ignore=shutil.ignore_patterns('eval*'))
+  return folder
+
+
+def no_checkpoint(run):
+  shutil.rmtree(run / 'checkpoints')
+
+
+def half_written(run):
+  for path in (run / 'checkpoints').iterdir():
+    path.rename(path.with_name(path.name + '.orbax-checkpoint-tmp'))
+
+
+def truncated(run):
+  for path in (run / 'checkpoints').glob('*/default/_METADATA'):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def other_shapes(run):
+  config = json.loads((run / 'config.json').read_text())
+  config['model']['hidden_channels'] = [4, 4]
+  (run / 'config.json').write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'flags', 'says'),
+  [
+    (no_checkpoint, (), 'checkpoints holds no complete checkpoint'),
+    (half_written, (), 'checkpoints holds no complete checkpoint'),
+    (truncated, (), 'cannot be restored'),
+    (other_shapes, (), 'has the shape .* the config asks for'),
+    (None, ('--checkpoint=7',), 'no checkpoint 7; there are best, last'),
+    (None, ('--importance_samples=0',), 'importance_samples=0'),
+    (None, ('--split=best',), '--split=best'),
+    (None, ('--metrics=elbo',), 'no elbo; there are bounds, reconstruction'),
+    (None, ('--inception_weights=gone.tgz',), 'gone.tgz cannot be read'),
+    (None, ('--data_dir=gone',), 'gone; there is no such folder'),
+    (None, ('--output=/dev/null/x',), '--output=/dev/null/x cannot be written'),
+  ],
+  ids=str,
+)
+def test_bad_input_is_one_line(trained_run, tmp_path, spoil, flags, says):
+  run = trained_run
+  if spoil:
+    run = copy_run(trained_run, tmp_path / 'run')
+    spoil(run)
+  process = evaluate(f'--workdir={run}', *flags)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 2
+  assert re.fullmatch(rf'error: .*{says}.*\n', err), err
+
+
+def test_without_a_workdir_the_flag_is_named():
+  process = evaluate()
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 2 and '--workdir' in err and err.count('\n') == 1
+
+
+def copy_data(celeba_dir, folder):
+  shutil.copytree(celeba_dir, folder)
+  return folder
+
+
+def test_labels_of_data_without_labels_are_refused(
+  trained_run, celeba_dir, tmp_path
+):
+  data = copy_data(celeba_dir, tmp_path / 'data')
+  (data / 'list_attr_celeba.txt').unlink()
+  process = evaluate(
+    f'--workdir={trained_run}', '--metrics=labels', f'--data_dir={data}'
+  )
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 2
+  assert re.fullmatch(r'error: --metrics=labels: .* has no labels.*\n', err)
+
+
+def test_failed_run_leaves_what_is_there(
+  trained_run, celeba_dir, evaluated, tmp_path
+):
+  output = tmp_path / 'evaluation'
+  shutil.copytree(evaluated[1][0], output)
+  before = {path.name: path.read_bytes() for path in output.iterdir()}
+  data = copy_data(celeba_dir, tmp_path / 'data')
+  # An image of the test split, found when it is decoded.
+  last = sorted((data / 'img_align_celeba').iterdir())[-1]
+  last.write_bytes(last.read_bytes()[:2000])
+  process = evaluate(
+    f'--workdir={trained_run}',
+    '--metrics=reconstruction',
+    f'--data_dir={data}',
+    f'--output={output}',
+  )
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 2
+  assert re.fullmatch(rf'error: .*{last.name} cannot be decoded.*\n', err)
+  assert {p.name: p.read_bytes() for p in output.iterdir()} == before
+
+
+def test_without_inception_weights_the_rest_is_measured(
+  trained_run, tmp_path, monkeypatch
+):
+  # A cache that cannot be written.
+  (tmp_path / 'cache').write_text('')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  process = evaluate(
+    f'--workdir={trained_run}',
+    '--metrics=reconstruction,fid',
+    f'--output={tmp_path / "out"}',
+  )
+  out = finish(process)
+  found = read(tmp_path / 'out')
+  assert 'mse' in found['metrics'] and 'fid_samples' not in found['metrics']
+  (note,) = found['not_measured']
+  assert 'FID and KID' in note and '--inception_weights=FILE' in note
+  assert note in out

@@ -1,0 +1,182 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import input_pipeline
+import measurements
+from measurements import Settings
+from tests.conftest import make_small_config
+import vae
+from vae import model as models
+from vae import splits
+from vae.trained import TrainedVAE
+
+# No Inception weights, so no FID; tests/test_evaluate.py has it.
+SETTINGS = Settings(num_importance_samples=20, batch_size=4)
+
+
+@pytest.fixture(scope='module')
+def data(celeba_dir):
+  return input_pipeline.load(make_small_config(celeba_dir))
+
+
+@pytest.fixture(scope='module')
+def trained(trained_run):
+  return vae.load(trained_run)
+
+
+@pytest.fixture(scope='module')
+def results(trained, data):
+  return measurements.measure(trained, data, 'validation', SETTINGS)
+
+
+def value(results, name):
+  return results.metrics[name].value
+
+
+def test_rate_is_what_training_wrote(results, trained, trained_run):
+  lines = (trained_run / 'metrics.jsonl').read_text().splitlines()
+  row = next(
+    row
+    for row in map(json.loads, lines)
+    if row['step'] == trained.step and 'val/kl' in row
+  )
+  assert value(results, 'rate') == pytest.approx(row['val/kl'], rel=1e-5)
+  # z is drawn anew: the same up to chance.
+  error = results.metrics['distortion'].standard_error
+  assert abs(value(results, 'distortion') - row['val/distortion']) < 3 * error
+
+
+def test_bounds_are_in_order(results):
+  assert value(results, 'elbo') == pytest.approx(
+    -value(results, 'rate') - value(results, 'distortion'), rel=1e-6
+  )
+  slack = 3 * value(results, 'iw_bound_monte_carlo_error') + 1e-3
+  assert value(results, 'iw_bound') >= value(results, 'elbo') - slack
+  assert value(results, 'elbo_optimal_sigma') >= value(results, 'elbo')
+  assert value(results, 'bits_per_dim_optimal_sigma') <= value(
+    results, 'bits_per_dim'
+  )
+  assert value(results, 'bits_per_dim_iw') <= (
+    value(results, 'bits_per_dim_optimal_sigma') + 0.01
+  )
+
+
+def test_bound_at_the_optimal_sigma_is_its_closed_form(results):
+  dimensions = 16 * 16 * 3
+  sigma = value(results, 'optimal_sigma')
+  likelihood = -dimensions / 2 * (1 + np.log(2 * np.pi * sigma**2))
+  assert value(results, 'elbo_optimal_sigma') == pytest.approx(
+    likelihood - value(results, 'rate'), rel=1e-5
+  )
+  # The dequantised image is (x + u)/256 instead of x/255: all but the same.
+  bits = -value(results, 'elbo_optimal_sigma') / dimensions / np.log(2) + 8
+  assert value(results, 'bits_per_dim_optimal_sigma') == pytest.approx(
+    bits, abs=0.02
+  )
+
+
+def test_rate_is_the_sum_of_its_parts(results):
+  parts = ('mutual_information', 'total_correlation', 'dimension_wise_kl')
+  error = sum(results.metrics[name].standard_error for name in parts)
+  total = sum(value(results, name) for name in parts)
+  assert abs(total - value(results, 'rate')) < 4 * error + 0.01
+  assert sum(results.dimensions['kl']) == pytest.approx(
+    value(results, 'rate'), rel=1e-6
+  )
+
+
+def test_standard_errors_are_of_the_mean_over_images():
+  results = measurements.Measurements(num_images=5)
+  values = np.array([1.0, 2.0, 4.0, 8.0, 0.0])
+  results.mean('x', values, 'nats', 'a mean')
+  assert results.metrics['x'].value == 3
+  assert results.metrics['x'].standard_error == pytest.approx(
+    np.std(values, ddof=1) / np.sqrt(5)
+  )
+
+
+def test_labels_have_their_numbers(results):
+  assert list(results.labels) == [
+    'Bald',
+    'Eyeglasses',
+    'Mouth_Slightly_Open',
+    'Smiling',
+  ]
+  names = ('linear_accuracy', 'majority_accuracy', 'mig', 'sap')
+  for numbers in results.labels.values():
+    for name in names:
+      assert np.isnan(numbers[name]) or 0 <= numbers[name] <= 1
+  for name in (*names, 'dci_disentanglement', 'dci_completeness'):
+    assert 0 <= value(results, name) <= 1
+
+
+def make_untrained(data_dir, likelihood='gaussian', **objective):
+  """A model with its first parameters."""
+  config = make_small_config(data_dir)
+  config.model.likelihood = likelihood
+  config.objective.update(objective)
+  model = models.from_config(config)
+  variables = jax.jit(model.init)(
+    jax.random.key(0), np.zeros((1, *model.image_shape))
+  )
+  return TrainedVAE(config, model, variables, step=0)
+
+
+def test_bernoulli_has_bits_only_at_the_common_yardstick(celeba_dir, data):
+  trained = make_untrained(celeba_dir, 'bernoulli')
+  results = measurements.measure(
+    trained, data, 'test', Settings(('bounds',), 10, 4)
+  )
+  assert 'bits_per_dim' not in results.metrics
+  assert 'sigma' not in results.metrics
+  # Grey images, about: the decoder is untrained.
+  assert 6 < value(results, 'bits_per_dim_optimal_sigma') < 9
+
+
+def test_plain_autoencoder_has_no_bound_and_says_so(celeba_dir, data):
+  trained = make_untrained(celeba_dir, sample_posterior=False, beta=0.0)
+  results = measurements.measure(trained, data, 'test', SETTINGS)
+  assert not {'elbo', 'rate', 'iw_bound', 'total_correlation'} & set(
+    results.metrics
+  )
+  assert {'mse', 'psnr', 'active_units', 'prior_in_holes'} < set(
+    results.metrics
+  )
+  assert results.verdict == ''
+  assert any('plain autoencoder' in note for note in results.notes)
+
+
+def test_data_without_labels_says_so(celeba_dir, data):
+  def without(split):
+    images = np.concatenate(
+      list(split.batches(np.arange(split.num_examples), 8))
+    )
+    return splits.ArraySplit(images)
+
+  bare = splits.DataSet(
+    without(data.train), without(data.validation), without(data.test)
+  )
+  results = measurements.measure(
+    make_untrained(celeba_dir), bare, 'test', Settings(('labels',))
+  )
+  assert not results.metrics and not results.labels
+  assert results.notes == ['labels: the data has none.']
+
+
+def test_collapsed_posterior_is_said_to_be_collapsed(celeba_dir, data):
+  trained = make_untrained(celeba_dir)
+  # The heads of the encoder are cut off: q(z|x) = N(0, I).
+  encoder = trained.variables['params']['encoder']
+  for head in ('mean', 'logvar'):
+    encoder[head] = jax.tree.map(lambda a: 0 * a, encoder[head])
+  results = measurements.measure(
+    trained, data, 'test', Settings(('bounds', 'posterior'), 5)
+  )
+  assert results.verdict.startswith('Collapsed: none of the 3 dimensions')
+  assert value(results, 'rate') == 0
+  assert value(results, 'active_units') == 0
+  # All weights are p(x|z) for z from the prior.
+  assert value(results, 'mutual_information') == pytest.approx(0, abs=1e-5)
