@@ -17,6 +17,13 @@ from ml_collections import config_flags
 
 from vae.errors import UserError
 
+WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Folder of the run: config, metrics, checkpoints, pictures. main.py makes '
+  'it, by default as logs/NAME, with the NAME of the config file.',
+)
+
 
 def run(
   main: Callable[..., None],

@@ -18,11 +18,11 @@ import command_line
 import evaluation_report
 import inception_weights
 import measurements
-import run_config
 import run_flags
 from vae.errors import UserError
 
 flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(command_line)
 _METRICS = flags.DEFINE_list(
   'metrics',
   None,
@@ -44,9 +44,6 @@ _INCEPTION_WEIGHTS = flags.DEFINE_string(
 _BATCH_SIZE = flags.DEFINE_integer(
   'batch_size', 256, 'Global, over all devices.', lower_bound=1
 )
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder for the results, instead of the default.'
-)
 
 
 def main() -> None:
@@ -61,11 +58,8 @@ def main() -> None:
     )
   trained = run_flags.restore()
   config, split_name = trained.config, run_flags.SPLIT.value
-  workdir = epath.Path(run_flags.WORKDIR.value)
-  output = epath.Path(
-    _OUTPUT.value or workdir / 'evaluation' / f'{split_name}_{trained.step}'
-  )
-  run_config.check_writable(output, '--output')
+  workdir = run_flags.workdir()
+  output = run_flags.output('evaluation', f'{split_name}_{trained.step}')
 
   notes, inception = [], None
   if 'fid' in groups:

@@ -20,12 +20,6 @@ from vae.errors import UserError
 
 command_line.define_config('configs/faces.py')
 flags.adopt_module_key_flags(command_line)
-_WORKDIR = flags.DEFINE_string(
-  'workdir',
-  None,
-  'Where the run is kept: config, metrics, checkpoints, pictures. By default '
-  'logs/NAME, with the NAME of the config file.',
-)
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed',
   False,
@@ -56,7 +50,9 @@ def main() -> None:
     names = ', '.join(f'--{flag.name}' for flag in explicit)
     raise UserError(f'{names} go with --distributed; add it, or drop them.')
   run_config.check_devices(config, jax.device_count())
-  workdir = epath.Path(_WORKDIR.value or f'logs/{pathlib.Path(path).stem}')
+  workdir = epath.Path(
+    command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
+  )
   first = jax.process_index() == 0
   if first:
     run_config.check_workdir(config, workdir)

@@ -3,6 +3,7 @@
 from absl import flags
 from etils import epath
 
+import command_line
 import run_config
 from vae import trained as trained_models
 from vae.errors import UserError
@@ -10,9 +11,6 @@ from vae.trained import TrainedVAE
 
 SPLITS = ('train', 'validation', 'test')
 
-WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Where the run is kept that trained the model.'
-)
 CHECKPOINT = flags.DEFINE_string(
   'checkpoint', 'best', 'best (by val/loss), last, or a step.'
 )
@@ -21,6 +19,9 @@ SPLIT = flags.DEFINE_enum(
 )
 DATA_DIR = flags.DEFINE_string(
   'data_dir', None, 'Where the data is, if no longer where it was trained on.'
+)
+OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder for the results, instead of one in the workdir.'
 )
 SEED = flags.DEFINE_integer('seed', 0, 'Of every random draw.', lower_bound=0)
 
@@ -31,11 +32,29 @@ def restore() -> TrainedVAE:
   Raises:
     UserError: if there is no such run or checkpoint, or it cannot be used.
   """
-  if WORKDIR.value is None:
+  if command_line.WORKDIR.value is None:
     raise UserError('name the run with --workdir=FOLDER (--help lists all).')
-  workdir = epath.Path(WORKDIR.value)
-  config = run_config.load(workdir)
+  config = run_config.load(workdir())
   if DATA_DIR.value is not None:
     config.data.dir = DATA_DIR.value
     run_config.validate(config)
-  return trained_models.restore(config, workdir, CHECKPOINT.value)
+  return trained_models.restore(config, workdir(), CHECKPOINT.value)
+
+
+def workdir() -> epath.Path:
+  """Of the run."""
+  return epath.Path(command_line.WORKDIR.value)
+
+
+def output(*default: str) -> epath.Path:
+  """The folder for the results, which is made.
+
+  Args:
+    default: where it is in the workdir if `--output` is not given.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
+  folder = epath.Path(OUTPUT.value or workdir().joinpath(*default))
+  run_config.check_writable(folder, '--output')
+  return folder

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 
+from etils import epath
 import jax
 import numpy as np
 from PIL import Image
 import pytest
 
 import input_pipeline
-import main
 import run_config
 from tests.conftest import ROOT
 from tests.conftest import SPLIT_SIZES
@@ -121,7 +121,7 @@ def test_validation_is_that_of_the_checkpoint(finished):
   In one batch and without pmap; z is drawn by each example's own key.
   """
   workdir, _, _ = finished
-  config = run_config.load(main.epath.Path(workdir))
+  config = run_config.load(epath.Path(workdir))
   _, state = final_state(workdir)
   model = models.from_config(config)
   split = input_pipeline.load(config).validation
