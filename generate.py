@@ -45,8 +45,8 @@ _PRIOR = flags.DEFINE_enum(
 )
 _COMPONENTS = flags.DEFINE_integer(
   'components',
-  aggregate_posterior.COMPONENTS,
-  'sample: Gaussians of the mixture.',
+  None,
+  'sample: Gaussians of the mixture; by default as many as suit it best.',
   lower_bound=1,
 )
 _TEMPERATURE = flags.DEFINE_float(
@@ -126,12 +126,12 @@ def sample(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   else:
     mean, logvar = _encode_split(trained, 'train')
     latents = aggregate_posterior.draw(mean, logvar, seed)
-    if _COMPONENTS.value > len(latents):
+    if (_COMPONENTS.value or 1) > len(latents):
       raise UserError(
         f'--components={_COMPONENTS.value}: there are only {len(latents)} '
         'images to fit them to.'
       )
-    mixture = aggregate_posterior.fit_mixture(latents, _COMPONENTS.value, seed)
+    mixture = aggregate_posterior.fit_mixture(latents, seed, _COMPONENTS.value)
     images = trained.decode(mixture.sample(count)[0])
   return _save_each(images, folder, columns=int(np.ceil(np.sqrt(count))))
 

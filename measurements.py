@@ -26,9 +26,10 @@ from vae.trained import TrainedVAE
 # What can be asked for.
 GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
 
-# Images whose codes the estimators of labels are fitted to, and as many at
-# most that they are tested on; the customary number (Locatello et al. 2019).
-_MAX_LABELLED = 10_000
+# Images whose codes the readers of labels and the mixture are fitted to, and
+# as many at most that the readers are tested on; the customary number
+# (Locatello et al. 2019).
+_MAX_FITTED = 10_000
 
 # Images that go through the Inception network at a time, on each device.
 _INCEPTION_BATCH_SIZE = 32
@@ -130,12 +131,20 @@ def measure(
     _add_pixel_gaussian(results, data.train, split, settings)
   if 'reconstruction' in settings.groups:
     _add_reconstruction(results, values)
-  if 'posterior' in settings.groups:
-    _add_posterior(results, values, settings, draws_z)
-  if 'labels' in settings.groups:
-    # What is fitted to labels is fitted to other images than it is tested on.
+  if {'posterior', 'labels'} & set(settings.groups):
+    # What is fitted to codes is fitted to other images than it is tested on.
     other = data.validation if split_name == 'train' else data.train
-    _add_labels(results, trained, other, split, values['mean'], settings)
+    positions = splits.spread(other.num_examples, _MAX_FITTED)
+    fitted = _encode(trained, other, positions, settings)
+    if 'posterior' in settings.groups:
+      _add_posterior(results, values, fitted, settings, draws_z)
+    if 'labels' in settings.groups:
+      _add_labels(
+        results,
+        (fitted[0], other.labels(), positions),
+        (values['mean'], split.labels()),
+        settings,
+      )
   if 'fid' in settings.groups and settings.inception_variables is not None:
     _add_fid(results, trained, split, settings)
   return results
@@ -155,6 +164,16 @@ def _measure_images(trained, split, settings):
       settings.batch_size,
       tell,
     )
+
+
+def _encode(trained, split, positions, settings):
+  """Mean and logvar of the images at these positions."""
+  codes = []
+  with progress('encoding images to fit to', len(positions)) as tell:
+    for batch in split.batches(positions, settings.batch_size):
+      codes.append(trained.encode(batch))
+      tell(sum(len(mean) for mean, _ in codes))
+  return tuple(map(np.concatenate, zip(*codes, strict=True)))
 
 
 def _add_bounds(results, trained, split, values, settings):
@@ -272,7 +291,7 @@ def _add_reconstruction(results, values):
     results.notes.append('ssim: the images are smaller than its window.')
 
 
-def _add_posterior(results, values, settings, draws_z):
+def _add_posterior(results, values, fitted, settings, draws_z):
   mean, logvar = values['mean'], values['logvar']
   latent_dim = mean.shape[1]
   active = posterior.active_dimensions(mean)
@@ -283,16 +302,17 @@ def _add_posterior(results, values, settings, draws_z):
     f'dimensions with Var_x(E_q[z]) > {posterior.ACTIVE_VARIANCE}',
   )
   results.dimensions['mean_variance'] = posterior.mean_variance(mean).tolist()
-  latents = mean
+  latents, fitted_latents = mean, fitted[0]
   if draws_z:
     kl = posterior.kl(mean, logvar).mean(axis=0)
     results.verdict = posterior.verdict(kl, active)
     latents = aggregate_posterior.draw(mean, logvar, settings.seed)
+    fitted_latents = aggregate_posterior.draw(*fitted, settings.seed)
     rate_split = aggregate_posterior.split_rate(mean, logvar, settings.seed)
     results.dimensions['kl'] = kl.tolist()
     results.dimensions['aggregate_kl'] = rate_split.dimension_kl.tolist()
     _add_rate_split(results, rate_split, len(mean))
-  _add_holes(results, latents, settings)
+  _add_holes(results, latents, fitted_latents, settings)
 
 
 def _add_rate_split(results, rate_split, num_images):
@@ -325,51 +345,44 @@ def _add_rate_split(results, rate_split, num_images):
     results.metrics[name] = Metric(float(value), 'nats', about, error)
 
 
-def _add_holes(results, latents, settings):
+def _add_holes(results, latents, fitted_latents, settings):
   about = 'draws that q(z) hardly reaches; 0.05 would be as q(z) itself'
-  generator = np.random.default_rng(settings.seed)
+  # Other draws than those of the latents, which have the seed alone.
+  generator = np.random.default_rng([settings.seed, 1])
   prior = generator.standard_normal(latents.shape).astype(np.float32)
-  results.number(
-    'prior_in_holes',
-    aggregate_posterior.share_in_holes(latents, prior),
-    'share',
-    f'of the prior: {about}',
-  )
-  components = min(aggregate_posterior.COMPONENTS, len(latents) // 2)
-  # Fitted to the half that it is not compared with.
-  mixture = aggregate_posterior.fit_mixture(
-    latents[1::2], components, settings.seed
-  )
-  drawn = mixture.sample(len(latents))[0].astype(np.float32)
-  results.number(
-    'mixture_in_holes',
-    aggregate_posterior.share_in_holes(latents, drawn),
-    'share',
-    f'of a mixture of {components} Gaussians fitted to q(z): {about}',
-  )
+  mixture = aggregate_posterior.fit_mixture(fitted_latents, settings.seed)
+  for name, candidates, what in (
+    ('prior_in_holes', prior, 'the prior'),
+    (
+      'mixture_in_holes',
+      mixture.sample(len(latents))[0],
+      f'{mixture.n_components} Gaussians fitted to q(z)',
+    ),
+  ):
+    share = aggregate_posterior.share_in_holes(latents, candidates)
+    results.number(name, share, 'share', f'of {what}: {about}')
 
 
-def _add_labels(results, trained, fitted_split, split, codes, settings):
-  labels, fitted_labels = split.labels(), fitted_split.labels()
+def _add_labels(results, fitted, tested, settings):
+  """Takes codes, labels and the positions of the codes; codes and labels."""
+  fitted_codes, fitted_labels, positions = fitted
+  codes, labels = tested
   if labels is None or fitted_labels is None:
     results.notes.append('labels: the data has none.')
     return
-  tested = splits.spread(split.num_examples, _MAX_LABELLED)
-  fitted = splits.spread(fitted_split.num_examples, _MAX_LABELLED)
-  with progress('codes to fit readers of labels to', len(fitted)) as tell:
-    fitted_codes = []
-    for batch in fitted_split.batches(fitted, settings.batch_size):
-      fitted_codes.append(trained.encode(batch)[0])
-      tell(sum(map(len, fitted_codes)))
+  test_positions = splits.spread(len(codes), _MAX_FITTED)
   print(f'reading {len(labels.names)} labels from the codes …', flush=True)
   scores = disentanglement.evaluate(
-    np.concatenate(fitted_codes),
-    fitted_labels.values[fitted],
-    codes[tested],
-    labels.values[tested],
+    fitted_codes,
+    fitted_labels.values[positions],
+    codes[test_positions],
+    labels.values[test_positions],
     settings.seed,
   )
-  images = f'fitted to {len(fitted):,} other images, {len(tested):,} tested'
+  images = (
+    f'fitted to {len(fitted_codes):,} other images, '
+    f'{len(test_positions):,} tested'
+  )
   about = {
     'linear_accuracy': f'logistic regression on the means, {images}',
     'linear_balanced_accuracy': 'the same, mean over classes',

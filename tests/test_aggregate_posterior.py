@@ -110,10 +110,19 @@ def test_mixture_fills_the_holes_between_clusters():
     size=(2000, 2)
   )
   latents = generator.permutation(latents)
-  mixture = aggregate_posterior.fit_mixture(latents, 2, seed=0)
+  mixture = aggregate_posterior.fit_mixture(latents, seed=0)
+  assert mixture.n_components == 2
   found = mixture.means_[np.argsort(-mixture.means_[:, 0])]
   np.testing.assert_allclose(found, centers, atol=0.02)
   drawn = mixture.sample(2000)[0]
   prior = generator.normal(size=(2000, 2))
   assert aggregate_posterior.share_in_holes(latents, drawn) < 0.1
   assert aggregate_posterior.share_in_holes(latents, prior) > 0.9
+
+
+def test_mixture_has_the_number_of_components_that_it_is_told():
+  latents = np.random.default_rng(0).normal(size=(100, 2))
+  assert aggregate_posterior.fit_mixture(latents, 0, 3).n_components == 3
+  # Of one Gaussian, and few images in many dimensions, one is best.
+  latents = np.random.default_rng(0).normal(size=(60, 10))
+  assert aggregate_posterior.fit_mixture(latents, 0).n_components == 1

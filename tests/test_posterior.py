@@ -38,13 +38,18 @@ def test_most_informative_dimensions_come_first():
 @pytest.mark.parametrize(
   ('kl', 'active', 'words'),
   [
-    ([2.0, 1.0], [1, 1], 'Not collapsed: all 2 dimensions are active, 3.00'),
+    (
+      [1.0, 0.1, 2.0],
+      [1, 1, 1],
+      'Not collapsed: all 3 dimensions are active, 3.10 nats; 2 of them carry '
+      '90 %.',
+    ),
     ([0.001, 0.0], [0, 0], 'Collapsed: none of the 2 dimensions'),
     (
       [2.0, 0.01, 0.02, 0.0, 1.0, 0.0],
       [1, 0, 0, 0, 1, 0],
       'Partly collapsed: 2 of 6 dimensions are active and carry 3.00 of 3.03 '
-      'nats; not active: 1–3, 5 (0.03 nats together).',
+      'nats, 2 of them carry 90 %; not active: 1–3, 5 (0.03 nats together).',
     ),
   ],
 )

@@ -6,12 +6,14 @@ holes in the latent space.
 
 import dataclasses
 import functools
+import warnings
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
@@ -23,8 +25,8 @@ _NUM_DENSITIES = 2**30
 # Floats that a block of the densities of all draws under all posteriors takes.
 _BLOCK_SIZE = 2**22
 
-# Gaussians of the mixture, as Ghosh et al. 2020 have them.
-COMPONENTS = 10
+# Numbers of Gaussians that a mixture may have.
+_COMPONENTS = (1, 2, 5, 10, 20)
 
 # A draw lies in a hole where it is farther from q(z) than this share of what
 # comes from q(z) itself.
@@ -153,7 +155,7 @@ def share_in_holes(latents: np.ndarray, candidates: np.ndarray) -> float:
 
 
 def fit_mixture(
-  latents: np.ndarray, num_components: int, seed: int
+  latents: np.ndarray, seed: int, num_components: int | None = None
 ) -> GaussianMixture:
   """A mixture of full Gaussians fitted to q(z), to sample from instead of p(z).
 
@@ -161,9 +163,25 @@ def fit_mixture(
 
   Args:
     latents: draws from q(z), [num_images, latent_dim].
-    num_components: at most num_images.
     seed: of the fit's start.
+    num_components: at most num_images; by default what is most likely to have
+      made a tenth of the latents, after a fit to the others.
   """
+  latents = latents.astype(np.float64)
+  if num_components is None:
+    tenth = np.arange(len(latents)) % 10 == 0
+    possible = [n for n in _COMPONENTS if n <= np.sum(~tenth)]
+    num_components = max(
+      possible,
+      key=lambda n: _fit(latents[~tenth], seed, n).score(latents[tenth]),
+    )
+  return _fit(latents, seed, num_components)
+
+
+def _fit(latents, seed, num_components):
   # A little on the diagonal, for dimensions that few images fill.
   mixture = GaussianMixture(num_components, reg_covar=1e-4, random_state=seed)
-  return mixture.fit(latents.astype(np.float64))
+  with warnings.catch_warnings():
+    # Where the steps run out the fit is as good as it gets.
+    warnings.simplefilter('ignore', ConvergenceWarning)
+    return mixture.fit(latents)

@@ -263,12 +263,13 @@ def disentanglement(importances: np.ndarray) -> float:
 
   P_i are the shares of the K factors in code i's importance, H_K is their
   entropy to base K, ρ_i is the code's share in all importance: a dead code
-  weighs nothing. 0 where no code is of use, NaN without factors.
+  weighs nothing. 0 where no code is of use, NaN without two factors to be
+  told apart.
 
   Args:
     importances: [latent_dim, num_factors], not negative.
   """
-  if not importances.shape[1]:
+  if importances.shape[1] < 2:
     return np.nan
   weights = importances.sum(axis=1)
   weights = weights / (weights.sum() or 1.0)

@@ -48,9 +48,13 @@ def verdict(kl: np.ndarray, active: np.ndarray) -> str:
     active: bool [latent_dim].
   """
   total = f'{kl.sum():.2f} nats'
+  share = np.cumsum(np.sort(kl)[::-1]) / max(kl.sum(), 1e-12)
+  most = f'{1 + np.searchsorted(share, 0.9)} of them carry 90 %'
   dimensions, dead = len(kl), np.flatnonzero(~active)
   if not len(dead):
-    return f'Not collapsed: all {dimensions} dimensions are active, {total}.'
+    return (
+      f'Not collapsed: all {dimensions} dimensions are active, {total}; {most}.'
+    )
   if len(dead) == dimensions:
     return (
       f'Collapsed: none of the {dimensions} dimensions is active, {total} in '
@@ -59,8 +63,8 @@ def verdict(kl: np.ndarray, active: np.ndarray) -> str:
   which = f'{_ranges(dead)} ({kl[dead].sum():.2f} nats together)'
   return (
     f'Partly collapsed: {dimensions - len(dead)} of {dimensions} dimensions '
-    f'are active and carry {kl[active].sum():.2f} of {total}; not active: '
-    f'{which}.'
+    f'are active and carry {kl[active].sum():.2f} of {total}, {most}; not '
+    f'active: {which}.'
   )
 
 
