@@ -31,6 +31,9 @@ GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
 # (Locatello et al. 2019).
 _MAX_FITTED = 10_000
 
+# Images that are decoded between two signs of progress, on each device.
+_DECODED_PER_DISPATCH = 20_000
+
 # Images that go through the Inception network at a time, on each device.
 _INCEPTION_BATCH_SIZE = 32
 
@@ -196,11 +199,13 @@ def _add_bounds(results, trained, split, values, settings):
   variables = training.replicate(trained.variables)
   key = training.bound_key(settings.seed)
   count = settings.num_importance_samples
+  # Few images at a time where each takes long, so that progress shows.
+  at_once = max(1, _DECODED_PER_DISPATCH // count) * jax.local_device_count()
   with progress(f'importance-weighted bound, K = {count:,}', len(rate)) as tell:
     weighted = per_image.over_split(
       lambda images, start: step(variables, key, images, start, count, sigma),
       split,
-      settings.batch_size,
+      min(settings.batch_size, at_once),
       tell,
     )
   results.mean(
@@ -419,7 +424,7 @@ def _add_fid(results, trained, split, settings):
       return per_image.over_split(
         lambda batch, start: extract(variables, batch),
         source,
-        min(_INCEPTION_BATCH_SIZE * devices, split.num_examples),
+        _INCEPTION_BATCH_SIZE * devices,
         tell,
       )
 

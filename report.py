@@ -153,6 +153,7 @@ class Report:
     print(f'  best checkpoint by val/loss: step {best_step}')
     for path in self._last_pictures:
       print(f'  {path}')
+    print(f'To measure it: python evaluate.py --workdir={self._workdir}')
 
 
 @contextlib.contextmanager

@@ -173,7 +173,7 @@ def over_split(
       channels] and the position of the first, that returns a tree of arrays
       [devices, per_device_batch, …].
     split: to be gone through.
-    batch_size: global; rounded up to a multiple of the number of devices.
+    batch_size: global, at most.
     progress: told how many images are done.
 
   Returns:

@@ -187,7 +187,8 @@ def eval_batches(
 
   Args:
     split: to be gone through.
-    batch_size: global; rounded up to a multiple of the number of devices.
+    batch_size: global, at most; batches are of one size, a multiple of the
+      number of devices, so that little is padding.
     topology: the devices that share a batch.
 
   Returns:
@@ -195,10 +196,11 @@ def eval_batches(
     per_device_batch_size, height, width, channels], and the position in the
     split of the global batch's first example.
   """
-  per_device = -(-batch_size // topology.num_devices)
-  batch_size = per_device * topology.num_devices
-  num_batches = -(-split.num_examples // batch_size)
-  # Padding repeats the last example; the step does not count it.
+  devices = topology.num_devices
+  num_batches = -(-split.num_examples // max(batch_size, devices))
+  per_device = -(-split.num_examples // (num_batches * devices))
+  batch_size = per_device * devices
+  # Padding repeats the last example; nothing of it counts.
   order = np.minimum(
     np.arange(num_batches * batch_size), split.num_examples - 1
   )
