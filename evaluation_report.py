@@ -215,8 +215,13 @@ def _number(metric: Metric) -> str:
     return _short(metric.value)
   if not metric.standard_error > 0:  # NaN of a single image too.
     return _short(metric.value)
-  digits = max(0, 1 - math.floor(math.log10(metric.standard_error)))
-  return f'{metric.value:,.{digits}f} ± {metric.standard_error:.{digits}f}'
+  # Two digits of the error, but no more than six of the value.
+  of_error = 1 - math.floor(math.log10(metric.standard_error))
+  of_value = 5 - math.floor(math.log10(max(abs(metric.value), 1e-9)))
+  digits = max(0, min(of_error, of_value))
+  error = f'{metric.standard_error:.{digits}f}'
+  value = f'{metric.value:,.{digits}f}'
+  return f'{value} ± {error}' if float(error) else value
 
 
 def _short(value: float) -> str:

@@ -18,7 +18,7 @@ h2 { font-size: 18px; margin: 40px 0 12px; }
 .banner { border-left: 4px solid var(--accent); background: #f2f6fc;
   padding: 10px 14px; margin: 0 0 16px; }
 .cards { display: grid; gap: 12px;
-  grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; }
 .card { overflow-wrap: anywhere; }
 .card b { display: block; font-size: 20px; font-weight: 600;

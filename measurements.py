@@ -224,7 +224,8 @@ def _add_bounds(results, trained, split, values, settings):
     'iw_effective_samples',
     weighted['effective_sample_size'].mean(),
     f'of {count:,}',
-    'effective sample size of the importance weights',
+    'effective sample size of the weights; where it is small, L_K is not tight '
+    'yet, and the Monte-Carlo error more than it says',
   )
 
   if gaussian:

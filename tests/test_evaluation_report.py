@@ -1,0 +1,53 @@
+import json
+
+import numpy as np
+import pytest
+
+import evaluation_report
+from measurements import Measurements
+from measurements import Metric
+
+
+@pytest.mark.parametrize(
+  ('value', 'error', 'shown'),
+  [
+    (1196.93, 7.14, '1,196.9 ± 7.1'),
+    (0.0069913, 0.00014, '0.00699 ± 0.00014'),
+    (-11364.4, 153.2, '-11,364 ± 153'),
+    # No more digits than float32 has.
+    (6.2146073, 4.2e-7, '6.21461'),
+    (32.0, None, '32'),
+    (0.04276, None, '0.04276'),
+    (float('nan'), None, '–'),
+    (5.0, float('nan'), '5'),
+  ],
+)
+def test_numbers_are_shown_to_the_digits_that_mean_something(
+  value, error, shown
+):
+  results = Measurements(num_images=2)
+  results.metrics['x'] = Metric(value, 'nats', 'a number', error)
+  assert evaluation_report.as_text(results).split() == [
+    'x',
+    *shown.split(),
+    'nats',
+  ]
+
+
+def test_json_has_no_nan():
+  results = Measurements(num_images=2, labels={'Hat': {'mig': np.nan}})
+  results.metrics['sap'] = Metric(float('nan'), 'at most 1', 'a score')
+  results.metrics['psnr'] = Metric(float('inf'), 'dB', 'of equal images')
+
+  def refuse(constant):
+    raise AssertionError(constant)
+
+  found = json.loads(
+    evaluation_report._json({'step': 3}, results), parse_constant=refuse
+  )
+  assert found['step'] == 3 and found['labels'] == {'Hat': {'mig': None}}
+  assert found['metrics']['sap'] == {
+    'value': None,
+    'unit': 'at most 1',
+    'about': 'a score',
+  }
