@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 import command_line
-import evaluation_report
-import inception_weights
-import measurements
+from evaluation import inception_weights
+from evaluation import measure
+from evaluation import output
 import run_flags
 from vae.errors import UserError
 
@@ -26,7 +26,7 @@ flags.adopt_module_key_flags(command_line)
 _METRICS = flags.DEFINE_list(
   'metrics',
   None,
-  f'Some of {",".join(measurements.GROUPS)}. By default all that can be had.',
+  f'Some of {",".join(measure.GROUPS)}. By default all that can be had.',
 )
 _IMPORTANCE_SAMPLES = flags.DEFINE_integer(
   'importance_samples',
@@ -49,17 +49,17 @@ _BATCH_SIZE = flags.DEFINE_integer(
 def main() -> None:
   """Checks the flags, measures, writes."""
   asked_for = _METRICS.value is not None
-  groups = tuple(_METRICS.value or measurements.GROUPS)
-  unknown = [group for group in groups if group not in measurements.GROUPS]
+  groups = tuple(_METRICS.value or measure.GROUPS)
+  unknown = [group for group in groups if group not in measure.GROUPS]
   if unknown:
     raise UserError(
       f'--metrics: there is no {unknown[0]}; there are '
-      f'{", ".join(measurements.GROUPS)}.'
+      f'{", ".join(measure.GROUPS)}.'
     )
   trained = run_flags.restore()
   config, split_name = trained.config, run_flags.SPLIT.value
   workdir = run_flags.workdir()
-  output = run_flags.output('evaluation', f'{split_name}_{trained.step}')
+  folder = run_flags.output('evaluation', f'{split_name}_{trained.step}')
 
   notes, inception = [], None
   if 'fid' in groups:
@@ -80,16 +80,21 @@ def main() -> None:
       f'{config.data.dir or config.data.source} has no labels; leave labels '
       'out.'
     )
+  if split.num_examples < 2:
+    raise UserError(
+      f'the {split_name} split has one image; what varies over images needs at '
+      'least 2. Choose another --split.'
+    )
   print(
     f'Measuring {workdir}, checkpoint {trained.step:,}, on the '
     f'{split.num_examples:,} {split_name} images.',
     flush=True,
   )
-  results = measurements.measure(
+  results = measure.measure(
     trained,
     data,
     split_name,
-    measurements.Settings(
+    measure.Settings(
       groups=groups,
       num_importance_samples=_IMPORTANCE_SAMPLES.value,
       batch_size=_BATCH_SIZE.value,
@@ -115,13 +120,13 @@ def main() -> None:
   }
   pairs = np.arange(min(32, split.num_examples))
   originals = next(split.batches(pairs, len(pairs)))
-  evaluation_report.write(
-    output, facts, results, trained, originals, _validation_path(workdir)
+  output.write(
+    folder, facts, results, trained, originals, _validation_path(workdir)
   )
   print()
-  print(evaluation_report.as_text(results))
-  print(f'  {output / evaluation_report.METRICS}')
-  print(f'  {output / evaluation_report.PAGE}')
+  print(output.as_text(results))
+  print(f'  {folder / output.METRICS}')
+  print(f'  {folder / output.PAGE}')
 
 
 def _validation_path(workdir: epath.Path) -> np.ndarray:

@@ -4,7 +4,7 @@ import html.parser
 from etils import epath
 import numpy as np
 
-import html_page
+from evaluation import html_page
 from vae import figures
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import inception_weights
+from evaluation import inception_weights
 from vae import inception
 from vae.errors import UserError
 

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-import evaluation_report
-from measurements import Measurements
-from measurements import Metric
+from evaluation import output
+from evaluation.measurements import Measurements
+from evaluation.measurements import Metric
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_numbers_are_shown_to_the_digits_that_mean_something(
 ):
   results = Measurements(num_images=2)
   results.metrics['x'] = Metric(value, 'nats', 'a number', error)
-  assert evaluation_report.as_text(results).split() == [
+  assert output.as_text(results).split() == [
     'x',
     *shown.split(),
     'nats',
@@ -42,9 +42,7 @@ def test_json_has_no_nan():
   def refuse(constant):
     raise AssertionError(constant)
 
-  found = json.loads(
-    evaluation_report._json({'step': 3}, results), parse_constant=refuse
-  )
+  found = json.loads(output._json({'step': 3}, results), parse_constant=refuse)
   assert found['step'] == 3 and found['labels'] == {'Hat': {'mig': None}}
   assert found['metrics']['sap'] == {
     'value': None,

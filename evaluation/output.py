@@ -6,9 +6,9 @@ import math
 from etils import epath
 import numpy as np
 
-import html_page
-from measurements import Measurements
-from measurements import Metric
+from evaluation import html_page
+from evaluation.measurements import Measurements
+from evaluation.measurements import Metric
 from vae import figures
 from vae import plots
 from vae import posterior

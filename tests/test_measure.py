@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from evaluation import measure as measuring
+from evaluation.measure import Settings
+from evaluation.measurements import Measurements
 import input_pipeline
-import measurements
-from measurements import Settings
 from tests.conftest import make_small_config
 import vae
 from vae import model as models
@@ -29,7 +30,7 @@ def trained(trained_run):
 
 @pytest.fixture(scope='module')
 def results(trained, data):
-  return measurements.measure(trained, data, 'validation', SETTINGS)
+  return measuring.measure(trained, data, 'validation', SETTINGS)
 
 
 def value(results, name):
@@ -89,7 +90,7 @@ def test_rate_is_the_sum_of_its_parts(results):
 
 
 def test_standard_errors_are_of_the_mean_over_images():
-  results = measurements.Measurements(num_images=5)
+  results = Measurements(num_images=5)
   values = np.array([1.0, 2.0, 4.0, 8.0, 0.0])
   results.mean('x', values, 'nats', 'a mean')
   assert results.metrics['x'].value == 3
@@ -127,7 +128,7 @@ def make_untrained(data_dir, likelihood='gaussian', **objective):
 
 def test_bernoulli_has_bits_only_at_the_common_yardstick(celeba_dir, data):
   trained = make_untrained(celeba_dir, 'bernoulli')
-  results = measurements.measure(
+  results = measuring.measure(
     trained, data, 'test', Settings(('bounds',), 10, 4)
   )
   assert 'bits_per_dim' not in results.metrics
@@ -138,7 +139,7 @@ def test_bernoulli_has_bits_only_at_the_common_yardstick(celeba_dir, data):
 
 def test_plain_autoencoder_has_no_bound_and_says_so(celeba_dir, data):
   trained = make_untrained(celeba_dir, sample_posterior=False, beta=0.0)
-  results = measurements.measure(trained, data, 'test', SETTINGS)
+  results = measuring.measure(trained, data, 'test', SETTINGS)
   assert not {'elbo', 'rate', 'iw_bound', 'total_correlation'} & set(
     results.metrics
   )
@@ -159,7 +160,7 @@ def test_data_without_labels_says_so(celeba_dir, data):
   bare = splits.DataSet(
     without(data.train), without(data.validation), without(data.test)
   )
-  results = measurements.measure(
+  results = measuring.measure(
     make_untrained(celeba_dir), bare, 'test', Settings(('labels',))
   )
   assert not results.metrics and not results.labels
@@ -172,7 +173,7 @@ def test_collapsed_posterior_is_said_to_be_collapsed(celeba_dir, data):
   encoder = trained.variables['params']['encoder']
   for head in ('mean', 'logvar'):
     encoder[head] = jax.tree.map(lambda a: 0 * a, encoder[head])
-  results = measurements.measure(
+  results = measuring.measure(
     trained, data, 'test', Settings(('bounds', 'posterior'), 5)
   )
   assert results.verdict.startswith('Collapsed: none of the 3 dimensions')
