@@ -66,6 +66,9 @@ def run(
       os._exit(130)
 
   _redeliver_lost_interrupts()
+  for stream in (sys.stdout, sys.stderr):
+    # σ and ‖ are not in every encoding.
+    stream.reconfigure(errors='replace')
   app.run(guarded, flags_parser=_parse)
 
 

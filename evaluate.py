@@ -3,14 +3,14 @@
   python evaluate.py --workdir=logs/celeba
 
 Every image of the split counts once, on all devices of this machine. What is
-written, by default into WORKDIR/evaluation/SPLIT_STEP: metrics.json with
-units, report.html to be opened in a browser, and its figures as PNG.
+written, by default into WORKDIR/evaluation/SPLIT_STEP (and the settings that
+are not the default ones): metrics.json with units, report.html to be opened in
+a browser, and its figures as PNG.
 """
 
 import datetime
 
 from absl import flags
-from etils import epath
 import jax
 import numpy as np
 
@@ -18,8 +18,11 @@ import command_line
 from evaluation import inception_weights
 from evaluation import measure
 from evaluation import output
+from evaluation.measurements import Measurements
 import run_flags
+from vae import splits
 from vae.errors import UserError
+from vae.trained import TrainedVAE
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(command_line)
@@ -48,7 +51,6 @@ _BATCH_SIZE = flags.DEFINE_integer(
 
 def main() -> None:
   """Checks the flags, measures, writes."""
-  asked_for = _METRICS.value is not None
   groups = tuple(_METRICS.value or measure.GROUPS)
   unknown = [group for group in groups if group not in measure.GROUPS]
   if unknown:
@@ -57,83 +59,119 @@ def main() -> None:
       f'{", ".join(measure.GROUPS)}.'
     )
   trained = run_flags.restore()
-  config, split_name = trained.config, run_flags.SPLIT.value
-  workdir = run_flags.workdir()
-  folder = run_flags.output('evaluation', f'{split_name}_{trained.step}')
+  _check_parameters(trained)
+  folder = run_flags.output('evaluation', _folder_name(trained.step))
 
-  notes, inception = [], None
+  import input_pipeline  # TensorFlow takes seconds; mistakes are told before.
+
+  data = input_pipeline.load(trained.config)
+  run_flags.check_data(data)
+  _check_split(data, groups)
+  inception, notes = None, []
   if 'fid' in groups:
     try:
       inception = inception_weights.load(_INCEPTION_WEIGHTS.value)
     except UserError as error:
-      if _INCEPTION_WEIGHTS.value:  # A mistake, not a lack.
+      # A mistake, not a lack, or all that was asked for.
+      if _INCEPTION_WEIGHTS.value or groups == ('fid',):
         raise
       notes.append(f'FID and KID: {error}')
 
-  import input_pipeline  # TensorFlow takes seconds; mistakes are told before.
-
-  data = input_pipeline.load(config)
-  split = getattr(data, split_name)
-  if asked_for and 'labels' in groups and split.labels() is None:
-    raise UserError(
-      f'--metrics=labels: the {split_name} split of '
-      f'{config.data.dir or config.data.source} has no labels; leave labels '
-      'out.'
-    )
-  if split.num_examples < 2:
-    raise UserError(
-      f'the {split_name} split has one image; what varies over images needs at '
-      'least 2. Choose another --split.'
-    )
+  split = getattr(data, run_flags.SPLIT.value)
+  facts = _facts(trained, split)
+  results = Measurements(split.num_examples, notes=notes)
   print(
-    f'Measuring {workdir}, checkpoint {trained.step:,}, on the '
-    f'{split.num_examples:,} {split_name} images.',
+    f'Measuring {run_flags.workdir()}, checkpoint {trained.step:,}, on the '
+    f'{split.num_examples:,} {run_flags.SPLIT.value} images.',
     flush=True,
   )
-  results = measure.measure(
-    trained,
-    data,
-    split_name,
-    measure.Settings(
-      groups=groups,
-      num_importance_samples=_IMPORTANCE_SAMPLES.value,
-      batch_size=_BATCH_SIZE.value,
-      seed=run_flags.SEED.value,
-      inception_variables=inception,
-    ),
+  settings = measure.Settings(
+    groups=groups,
+    num_importance_samples=_IMPORTANCE_SAMPLES.value,
+    batch_size=_BATCH_SIZE.value,
+    seed=run_flags.SEED.value,
+    inception_variables=inception,
   )
-  results.notes.extend(notes)
-  facts = {
-    'workdir': str(workdir),
-    'checkpoint': run_flags.CHECKPOINT.value,
-    'step': trained.step,
-    'split': split_name,
-    'num_images': split.num_examples,
-    'image_shape': list(split.image_shape),
-    'seed': run_flags.SEED.value,
-    'beta': config.objective.beta,
-    'latent_dim': config.model.latent_dim,
-    'likelihood': config.model.likelihood,
-    'jax': jax.__version__,
-    'device': jax.devices()[0].device_kind,
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-  }
-  pairs = np.arange(min(32, split.num_examples))
-  originals = next(split.batches(pairs, len(pairs)))
-  output.write(
-    folder, facts, results, trained, originals, _validation_path(workdir)
-  )
+  try:
+    measure.measure(trained, data, run_flags.SPLIT.value, settings, results)
+  except BaseException:
+    if results.metrics:  # Hours of work, perhaps.
+      partial = output.write_partial(folder, facts, results)
+      print(f'\nWhat was measured until now is in {partial}.', flush=True)
+    raise
+  originals = next(split.batches(np.arange(min(32, split.num_examples)), 32))
+  output.write(folder, facts, results, trained, originals, _validation_path())
   print()
   print(output.as_text(results))
   print(f'  {folder / output.METRICS}')
   print(f'  {folder / output.PAGE}')
 
 
-def _validation_path(workdir: epath.Path) -> np.ndarray:
+def _folder_name(step: int) -> str:
+  """Another for other settings, so that none takes the place of another."""
+  parts = [run_flags.SPLIT.value, str(step)]
+  if _METRICS.value:
+    parts += _METRICS.value
+  if _IMPORTANCE_SAMPLES.value != _IMPORTANCE_SAMPLES.default:
+    parts.append(f'k{_IMPORTANCE_SAMPLES.value}')
+  if run_flags.SEED.value:
+    parts.append(f'seed{run_flags.SEED.value}')
+  return '_'.join(parts)
+
+
+def _check_parameters(trained: TrainedVAE) -> None:
+  leaves = jax.tree.leaves(trained.variables)
+  if not all(bool(jax.numpy.isfinite(leaf).all()) for leaf in leaves):
+    raise UserError(
+      f'checkpoint {trained.step} holds parameters that are not finite: the '
+      'run has diverged. Choose another --checkpoint.'
+    )
+
+
+def _check_split(data: splits.DataSet, groups: tuple[str, ...]) -> None:
+  """Tells what cannot be measured before what takes long."""
+  name = run_flags.SPLIT.value
+  split = getattr(data, name)
+  if split.num_examples < 2:
+    raise UserError(
+      f'the {name} split has one image; what varies over images needs at '
+      'least 2. Choose another --split.'
+    )
+  if 'labels' not in groups:
+    return
+  # Read now, as their file may be wrong.
+  labels = split.labels(), measure.fitted_split(data, name).labels()
+  if _METRICS.value and None in labels:
+    raise UserError(
+      f'--metrics=labels: the {name} split has no labels; leave labels out.'
+    )
+
+
+def _facts(trained: TrainedVAE, split: splits.Split) -> dict[str, object]:
+  """What was measured, and on what."""
+  return {
+    'workdir': str(run_flags.workdir()),
+    'checkpoint': run_flags.CHECKPOINT.value,
+    'step': trained.step,
+    'split': run_flags.SPLIT.value,
+    'num_images': split.num_examples,
+    'image_shape': list(split.image_shape),
+    'seed': run_flags.SEED.value,
+    'importance_samples': _IMPORTANCE_SAMPLES.value,
+    'beta': trained.config.objective.beta,
+    'latent_dim': trained.config.model.latent_dim,
+    'likelihood': trained.config.model.likelihood,
+    'jax': jax.__version__,
+    'device': jax.devices()[0].device_kind,
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+  }
+
+
+def _validation_path() -> np.ndarray:
   """(rate, distortion) of each of the run's validations, [n, 2]."""
   from metric_writer import read  # With TensorFlow, through clu.
 
-  rows = [row for row in read(workdir) if 'val/kl' in row]
+  rows = [row for row in read(run_flags.workdir()) if 'val/kl' in row]
   points = [(row['val/kl'], row['val/distortion']) for row in rows]
   return np.array(points).reshape(-1, 2)
 

@@ -114,6 +114,10 @@ def main(command: str) -> None:
     'traverse': traverse,
     'manifold': manifold,
   }[command]
+  if not run_flags.OUTPUT.value:
+    # Of an earlier and perhaps larger number of images.
+    for path in folder.glob('[0-9][0-9][0-9][0-9].png'):
+      path.unlink()
   for path in make(trained, folder):
     print(f'  {path}')
 
@@ -125,7 +129,9 @@ def sample(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
     images = trained.sample(count, seed, _TEMPERATURE.value)
   else:
     mean, logvar = _encode_split(trained, 'train')
-    latents = aggregate_posterior.draw(mean, logvar, seed)
+    latents = mean
+    if trained.config.objective.sample_posterior:
+      latents = aggregate_posterior.draw(mean, logvar, seed)
     if (_COMPONENTS.value or 1) > len(latents):
       raise UserError(
         f'--components={_COMPONENTS.value}: there are only {len(latents)} '
@@ -165,15 +171,19 @@ def interpolate(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
 
 def traverse(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   """A row for each of the most informative dimensions, and an animation."""
-  mean, logvar = _encode_split(trained, run_flags.SPLIT.value)
-  kl = posterior.kl(mean, logvar).mean(axis=0)
-  dimensions = posterior.most_informative(kl)[: _DIMENSIONS.value]
   center = np.zeros(trained.model.latent_dim)
+  if len(_IMAGES.value) > 1:
+    raise UserError('traverse walks from one image; --images names several.')
   if _IMAGES.value:
     center = trained.encode(_images(trained, 1))[0][0]
-  print(
-    'from the top: ' + ', '.join(f'{d} ({kl[d]:.2f} nats)' for d in dimensions)
-  )
+  mean, logvar = _encode_split(trained, run_flags.SPLIT.value)
+  if trained.config.objective.sample_posterior:
+    carried, unit = posterior.kl(mean, logvar).mean(axis=0), 'nats'
+  else:  # A plain autoencoder has no KL.
+    carried, unit = posterior.mean_variance(mean), 'variance'
+  dimensions = posterior.most_informative(carried)[: _DIMENSIONS.value]
+  listed = ', '.join(f'{d} ({carried[d]:.2f} {unit})' for d in dimensions)
+  print(f'from the top: {listed}')
   paths = walks.traverse(center, dimensions, _REACH.value, _STEPS.value)
   images = trained.decode(paths.reshape(-1, len(center)))
   grid = _save_grid(images, _STEPS.value, folder)
@@ -192,20 +202,19 @@ def traverse(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
 
 def manifold(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   """The decoded plane, and where the posterior means lie in it."""
-  images = trained.decode(walks.manifold(_SIDE.value))
-  grid = _save_grid(images, _SIDE.value, folder)
   split = _split(trained, run_flags.SPLIT.value)
-  mean, _ = _encode(trained, split)
-  positions = _positions(split)
-  colors, names = np.zeros(len(mean), int), ['']
   labels = split.labels()
   if _LABEL.value and (labels is None or _LABEL.value not in labels.names):
     known = ', '.join(labels.names) if labels else 'none'
     raise UserError(f'--label={_LABEL.value}: the labels are: {known}.')
+  mean, _ = _encode(trained, split)
+  colors, names = np.zeros(len(mean), int), ['']
   if labels is not None:
     column = labels.names.index(_LABEL.value) if _LABEL.value else 0
-    colors = labels.values[positions, column]
+    colors = labels.values[_positions(split), column]
     names = labels.class_names(labels.names[column])
+  images = trained.decode(walks.manifold(_SIDE.value))
+  grid = _save_grid(images, _SIDE.value, folder)
   scatter = folder / 'means.png'
   plots.latent_scatter(mean, colors, names, scatter)
   return [grid, scatter]
@@ -229,7 +238,11 @@ def _images(trained: TrainedVAE, count: int) -> np.ndarray:
 def _split(trained: TrainedVAE, name: str) -> splits.Split:
   import input_pipeline  # TensorFlow takes seconds, and is not always needed.
 
-  return getattr(input_pipeline.load(trained.config), name)
+  # Some images of a split are wanted, not all in memory.
+  trained.config.data.cache = 'none'
+  data = input_pipeline.load(trained.config)
+  run_flags.check_data(data)
+  return getattr(data, name)
 
 
 def _positions(split: splits.Split) -> np.ndarray:

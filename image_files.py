@@ -1,5 +1,8 @@
 """Images that the user names, as the model takes them."""
 
+import io
+
+from etils import epath
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
@@ -26,10 +29,14 @@ def load(
   """
   height, width, channels = image_shape
   try:
-    with Image.open(path) as image:
-      # As a camera held it.
-      image = ImageOps.exif_transpose(image)
-      image = image.convert('RGB' if channels == 3 else 'L')
+    content = epath.Path(path).expanduser().read_bytes()
+    image = Image.open(io.BytesIO(content))
+    # As a camera held it.
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I'):  # 16 bits, which `convert` would cut off.
+      grey = np.asarray(image, np.float32) / 257
+      image = Image.fromarray(np.round(grey).astype(np.uint8))
+    image = image.convert('RGB' if channels == 3 else 'L')
   except FileNotFoundError:
     raise UserError(f'{path}: there is no such file.') from None
   except (

@@ -254,16 +254,31 @@ def claim_workdir(
       were trained on another number of examples.
   """
   with _writing_errors(workdir, '--workdir'):
-    path = workdir / DATA_FILENAME
-    if checkpoints.exist(workdir) and path.exists():
-      found = json.loads(path.read_text())
-      if found != num_examples:
-        raise UserError(
-          f'{workdir} holds a run on other data: {found} images, and now '
-          f'{num_examples}. Name another --workdir, or give it its data.'
-        )
-    _write_json(path, num_examples)
+    if checkpoints.exist(workdir):
+      check_data(workdir, num_examples)
+    _write_json(workdir / DATA_FILENAME, num_examples)
     _write_json(workdir / trained.CONFIG, config.to_dict())
+
+
+def check_data(workdir: epath.Path, num_examples: dict[str, int]) -> None:
+  """Checks that a run was trained on this data, as far as can be told.
+
+  Args:
+    workdir: of the run.
+    num_examples: of the train and validation split.
+
+  Raises:
+    UserError: if it was trained on another number of examples.
+  """
+  path = workdir / DATA_FILENAME
+  if not path.exists():
+    return
+  found = json.loads(path.read_text())
+  if found != num_examples:
+    raise UserError(
+      f'{workdir} holds a run on other data: {found} images, and now '
+      f'{num_examples}. Name another --workdir, or give it its data.'
+    )
 
 
 @contextlib.contextmanager

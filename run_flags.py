@@ -5,6 +5,7 @@ from etils import epath
 
 import command_line
 import run_config
+from vae import splits
 from vae import trained as trained_models
 from vae.errors import UserError
 from vae.trained import TrainedVAE
@@ -23,7 +24,13 @@ DATA_DIR = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string(
   'output', None, 'Folder for the results, instead of one in the workdir.'
 )
-SEED = flags.DEFINE_integer('seed', 0, 'Of every random draw.', lower_bound=0)
+SEED = flags.DEFINE_integer(
+  'seed',
+  0,
+  'Of every random draw.',
+  lower_bound=0,
+  upper_bound=2**32 - 1,
+)
 
 
 def restore() -> TrainedVAE:
@@ -39,6 +46,26 @@ def restore() -> TrainedVAE:
     config.data.dir = DATA_DIR.value
     run_config.validate(config)
   return trained_models.restore(config, workdir(), CHECKPOINT.value)
+
+
+def check_data(data: splits.DataSet) -> None:
+  """Checks that the model was trained on this data, as far as can be told.
+
+  Other data that the user names with `--data_dir` is only remarked on.
+
+  Raises:
+    UserError: if the run's own data is no longer what it was.
+  """
+  num_examples = {
+    'train': data.train.num_examples,
+    'validation': data.validation.num_examples,
+  }
+  try:
+    run_config.check_data(workdir(), num_examples)
+  except UserError as error:
+    if DATA_DIR.value is None:
+      raise
+    print(f'note: {error}')
 
 
 def workdir() -> epath.Path:

@@ -33,6 +33,9 @@ GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
 # (Locatello et al. 2019).
 _MAX_FITTED = 10_000
 
+# Images that a mixture, and what is near to what, can be told from at all.
+_MIN_FITTED = 5
+
 # Images that are decoded between two signs of progress, on each device.
 _DECODED_PER_DISPATCH = 20_000
 
@@ -65,6 +68,7 @@ def measure(
   data: splits.DataSet,
   split_name: str,
   settings: Settings,
+  results: Measurements | None = None,
 ) -> Measurements:
   """Measures a model on every image of a split, each once.
 
@@ -73,30 +77,38 @@ def measure(
     data: the train split is used too: to fit what needs fitting.
     split_name: `train`, `validation` or `test`.
     settings: what to measure, and how.
+    results: to be filled, so that what is known shows before all is.
   """
+  if results is None:
+    results = Measurements(getattr(data, split_name).num_examples)
   # Else accelerators multiply with fewer bits than float32 has.
   with jax.default_matmul_precision('highest'):
-    return _measure(trained, data, split_name, settings)
+    _measure(trained, data, split_name, settings, results)
+  return results
 
 
-def _measure(trained, data, split_name, settings):
+def fitted_split(data: splits.DataSet, split_name: str) -> splits.Split:
+  """The images that readers of codes are fitted to, to be tested on others."""
+  return data.validation if split_name == 'train' else data.train
+
+
+def _measure(trained, data, split_name, settings, results):
   split = getattr(data, split_name)
-  results = Measurements(split.num_examples)
   draws_z = trained.config.objective.sample_posterior
   if not draws_z:
     results.notes.append(
       'z is the mean (sample_posterior=False): a plain autoencoder has no '
       'rate and no bound.'
     )
-  values = _measure_images(trained, split, settings)
+  if set(settings.groups) - {'fid'}:
+    values = _measure_images(trained, split, settings)
   if 'bounds' in settings.groups and draws_z:
     _add_bounds(results, trained, split, values, settings)
     _add_pixel_gaussian(results, data.train, split, settings)
   if 'reconstruction' in settings.groups:
     _add_reconstruction(results, values)
   if {'posterior', 'labels'} & set(settings.groups):
-    # What is fitted to codes is fitted to other images than it is tested on.
-    other = data.validation if split_name == 'train' else data.train
+    other = fitted_split(data, split_name)
     positions = splits.spread(other.num_examples, _MAX_FITTED)
     fitted = _encode(trained, other, positions, settings)
     if 'posterior' in settings.groups:
@@ -110,7 +122,6 @@ def _measure(trained, data, split_name, settings):
       )
   if 'fid' in settings.groups and settings.inception_variables is not None:
     _add_fid(results, trained, split, settings)
-  return results
 
 
 def _measure_images(trained, split, settings):
@@ -151,6 +162,13 @@ def _add_bounds(results, trained, split, values, settings):
   results.mean('rate', rate, nats, 'KL(q(z|x) ‖ N(0, I))')
   results.mean('distortion', values['distortion'], nats, 'E_q[-log p(x|z)]')
 
+  if not gaussian:
+    results.notes.append(
+      'log p(x): the cross-entropy of grey values, in elbo, distortion and '
+      'iw_bound, is no density (its normaliser is missing); compare models by '
+      'what is at the optimal σ.'
+    )
+
   # The yardstick that models of any σ and likelihood share.
   best_sigma = bounds.optimal_sigma(squares.mean() / dimensions)
   sigma = bounds.optimal_sigma(dequantised.mean() / dimensions)
@@ -171,15 +189,16 @@ def _add_bounds(results, trained, split, values, settings):
   results.mean(
     'iw_bound', weighted['bound'], nats, f'log p(x) ≥ L_K, K = {count:,}'
   )
-  variance = bounds.monte_carlo_variance(
-    weighted['effective_sample_size'], count
-  )
-  results.number(
-    'iw_bound_monte_carlo_error',
-    np.sqrt(variance.sum()) / len(variance),
-    nats,
-    'of iw_bound, over draws of z',
-  )
+  if count > 1:  # One weight says nothing of how much they vary.
+    variance = bounds.monte_carlo_variance(
+      weighted['effective_sample_size'], count
+    )
+    results.number(
+      'iw_bound_monte_carlo_error',
+      np.sqrt(variance.sum()) / len(variance),
+      nats,
+      'of iw_bound, over draws of z',
+    )
   results.number(
     'iw_effective_samples',
     weighted['effective_sample_size'].mean(),
@@ -197,7 +216,8 @@ def _add_bounds(results, trained, split, values, settings):
     'optimal_sigma',
     best_sigma,
     'of [0, 1]',
-    'σ of the best Gaussian likelihood around these reconstructions',
+    'σ of the best Gaussian likelihood around these reconstructions, fitted to '
+    'this split',
   )
   results.mean(
     'elbo_optimal_sigma',
@@ -226,6 +246,12 @@ def _add_bounds(results, trained, split, values, settings):
     'bits_per_dim_iw',
     weighted['dequantised_bound'],
     f'dequantised, L_K at the optimal σ, K = {count:,}',
+  )
+  results.number(
+    'bits_per_dim_iw_effective_samples',
+    weighted['dequantised_effective_sample_size'].mean(),
+    f'of {count:,}',
+    'the same of the weights of bits_per_dim_iw',
   )
 
 
@@ -273,7 +299,8 @@ def _add_posterior(results, values, fitted, settings, draws_z):
     kl = posterior.kl(mean, logvar).mean(axis=0)
     results.verdict = posterior.verdict(kl, active)
     latents = aggregate_posterior.draw(mean, logvar, settings.seed)
-    fitted_latents = aggregate_posterior.draw(*fitted, settings.seed)
+    # Their own noise, or where both are it alone they would be the same.
+    fitted_latents = aggregate_posterior.draw(*fitted, [settings.seed, 1])
     rate_split = aggregate_posterior.split_rate(mean, logvar, settings.seed)
     results.dimensions['kl'] = kl.tolist()
     results.dimensions['aggregate_kl'] = rate_split.dimension_kl.tolist()
@@ -312,9 +339,13 @@ def _add_rate_split(results, rate_split, num_images):
 
 
 def _add_holes(results, latents, fitted_latents, settings):
+  if min(len(latents), len(fitted_latents)) < _MIN_FITTED:
+    results.notes.append(f'holes: they need at least {_MIN_FITTED} images.')
+    return
   about = 'draws that q(z) hardly reaches; 0.05 would be as q(z) itself'
-  # Other draws than those of the latents, which have the seed alone.
-  generator = np.random.default_rng([settings.seed, 1])
+  at_most = splits.spread(len(latents), _MAX_FITTED)
+  latents = latents[at_most]
+  generator = np.random.default_rng([settings.seed, 2])
   prior = generator.standard_normal(latents.shape).astype(np.float32)
   mixture = aggregate_posterior.fit_mixture(fitted_latents, settings.seed)
   for name, candidates, what in (
@@ -353,7 +384,8 @@ def _add_labels(results, fitted, tested, settings):
     'linear_accuracy': f'logistic regression on the means, {images}',
     'linear_balanced_accuracy': 'the same, mean over classes',
     'majority_accuracy': 'of always naming the most frequent class',
-    'mig': 'mutual information gap (Chen et al. 2018), 20 bins',
+    'mig': 'mutual information gap (Chen et al. 2018), 20 bins, of the images '
+    'fitted to',
     'dci_disentanglement': 'Eastwood & Williams 2018, random forest',
     'dci_completeness': 'the same',
     'dci_informativeness': "the same; the forest's held-out accuracy",
@@ -390,7 +422,16 @@ def _add_fid(results, trained, split, settings):
       )
 
   real = features('images', split)
-  samples = trained.sample(split.num_examples, settings.seed)
+  z = np.random.default_rng(settings.seed).standard_normal(
+    (split.num_examples, trained.model.latent_dim)
+  )
+  # As uint8, batch by batch: the floats of a large split fill the memory.
+  samples = np.concatenate(
+    [
+      figures.to_uint8(trained.decode(z[start : start + settings.batch_size]))
+      for start in range(0, len(z), settings.batch_size)
+    ]
+  )
   reconstructions = np.concatenate(
     [
       figures.to_uint8(trained.reconstruct(batch))
@@ -398,7 +439,7 @@ def _add_fid(results, trained, split, settings):
     ]
   )
   for name, images in (
-    ('samples', figures.to_uint8(samples)),
+    ('samples', samples),
     ('reconstructions', reconstructions),
   ):
     found = features(name, images)

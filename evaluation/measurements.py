@@ -13,7 +13,8 @@ class Metric:
     value: of the metric.
     unit: that it is in.
     about: what it is, in a few words.
-    standard_error: of a mean over images, from their variance.
+    standard_error: of a mean, from the variance of what it is the mean of:
+      images, or draws of z.
   """
 
   value: float

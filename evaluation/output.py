@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 from etils import epath
 import numpy as np
@@ -53,9 +54,7 @@ def write(
     originals: images of the split, uint8 [n, height, width, channels].
     validation_path: (rate, distortion) of the run's validations, [n, 2].
   """
-  aside = folder / '.partial'
-  if aside.exists():
-    aside.rmtree()
+  aside = folder / f'.partial.{os.getpid()}'
   aside.mkdir(parents=True)
   captions = _draw(aside, facts, results, trained, originals, validation_path)
   (aside / METRICS).write_text(_json(facts, results))
@@ -63,6 +62,15 @@ def write(
   for path in aside.iterdir():
     path.replace(folder / path.name)
   aside.rmdir()
+
+
+def write_partial(
+  folder: epath.Path, facts: dict[str, object], results: Measurements
+) -> epath.Path:
+  """Writes what is known of an evaluation that did not come to its end."""
+  path = folder / 'metrics.partial.json'
+  path.write_text(_json(facts, results))
+  return path
 
 
 def as_text(results: Measurements) -> str:
@@ -180,7 +188,11 @@ def _page(folder, facts, results, captions) -> str:
       for name, metric in results.metrics.items()
     ],
   )
-  page.text('± is the standard error over the images.')
+  page.text(
+    '± is the standard error: of the choice of images, and where the posterior '
+    'is taken apart into I(x; z), total correlation and the rest, of the draws '
+    'of z.'
+  )
   for note in results.notes:
     page.text(f'Not measured: {note}')
   if results.labels:

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,6 +39,17 @@ def test_equal_weights_are_worth_their_number():
   sums = sum_up(np.full((40, 1), -123.0, np.float32), [15])
   assert sums.bound()[0] == pytest.approx(-123, abs=1e-4)
   assert sums.effective_sample_size()[0] == pytest.approx(40, rel=1e-4)
+
+
+@pytest.mark.parametrize('log_weight', [-1e4, -2e5, 5e4])
+def test_many_weights_of_large_images_add_up(log_weight):
+  # One at a time, as float32 cannot add to the logarithm of such a sum.
+  sums = WeightSums.none((1,))
+  add = jax.jit(WeightSums.add)
+  for _ in range(3000):
+    sums = add(sums, jnp.full((1, 1), log_weight), jnp.ones(1, bool))
+  assert sums.bound()[0] == pytest.approx(log_weight, abs=1e-3)
+  assert sums.effective_sample_size()[0] == pytest.approx(3000, rel=1e-4)
 
 
 def test_monte_carlo_variance_is_that_of_repetitions():

@@ -10,6 +10,8 @@ import pytest
 
 from tests import test_inception_weights
 from tests.browser import open_page
+from tests.test_main import run
+from tests.test_main import SMALL
 from tests.test_main import start
 
 FIGURES = {
@@ -183,6 +185,10 @@ def other_shapes(run):
   (run / 'config.json').write_text(json.dumps(config))
 
 
+def other_data(run):
+  (run / 'data.json').write_text('{"train": 41, "validation": 11}')
+
+
 @pytest.mark.parametrize(
   ('spoil', 'flags', 'says'),
   [
@@ -193,6 +199,8 @@ def other_shapes(run):
     (None, ('--checkpoint=7',), 'no checkpoint 7; there are best, last'),
     (None, ('--importance_samples=0',), 'importance_samples=0'),
     (None, ('--split=best',), '--split=best'),
+    (None, ('--seed=4294967296',), 'seed=4294967296'),
+    (other_data, (), 'a run on other data'),
     (None, ('--metrics=elbo',), 'no elbo; there are bounds, reconstruction'),
     (None, ('--inception_weights=gone.tgz',), 'gone.tgz cannot be read'),
     (None, ('--data_dir=gone',), 'gone; there is no such folder'),
@@ -261,7 +269,8 @@ def test_without_inception_weights_the_rest_is_measured(
   trained_run, tmp_path, monkeypatch
 ):
   # A cache that cannot be written.
-  (tmp_path / 'cache').write_text('')
+  (tmp_path / 'cache').mkdir()
+  (tmp_path / 'cache' / 'vae').write_text('')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   process = evaluate(
     f'--workdir={trained_run}',
@@ -274,3 +283,54 @@ def test_without_inception_weights_the_rest_is_measured(
   (note,) = found['not_measured']
   assert 'FID and KID' in note and '--inception_weights=FILE' in note
   assert note in out
+
+
+def test_without_weights_fid_alone_is_an_error(
+  trained_run, tmp_path, monkeypatch
+):
+  (tmp_path / 'cache').mkdir()
+  (tmp_path / 'cache' / 'vae').write_text('')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  process = evaluate(f'--workdir={trained_run}', '--metrics=fid')
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 2
+  assert re.fullmatch('error: .*--inception_weights=FILE.*\n', err)
+
+
+def test_wrong_labels_are_told_before_long_work(
+  trained_run, celeba_dir, tmp_path
+):
+  data = copy_data(celeba_dir, tmp_path / 'data')
+  path = data / 'list_attr_celeba.txt'
+  path.write_text(path.read_text().replace(' -1', ' 2', 1))
+  process = evaluate(
+    f'--workdir={trained_run}', '--metrics=bounds,labels', f'--data_dir={data}'
+  )
+  out, err = process.communicate(timeout=60)
+  assert process.returncode == 2 and 'list_attr_celeba.txt, line' in err
+  assert 'importance-weighted bound' not in out
+
+
+def test_float64_is_measured_too(celeba_dir, tmp_path, monkeypatch):
+  monkeypatch.setenv('JAX_ENABLE_X64', '1')
+  code, _, err = run(
+    *SMALL,
+    '--config.model.dtype=float64',
+    '--config.train.num_epochs=1',
+    f'--config.data.dir={celeba_dir}',
+    f'--workdir={tmp_path}',
+  )
+  assert code == 0, err
+  finish(
+    evaluate(
+      f'--workdir={tmp_path}',
+      '--metrics=bounds,posterior',
+      '--importance_samples=3',
+    )
+  )
+  folder = tmp_path / 'evaluation' / 'test_5_bounds_posterior_k3'
+  assert read(folder)['metrics']['iw_bound']['value'] is not None
+  monkeypatch.delenv('JAX_ENABLE_X64')
+  process = evaluate(f'--workdir={tmp_path}')
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 2 and 'JAX_ENABLE_X64=1' in err

@@ -185,6 +185,28 @@ def test_interpolation_goes_from_image_to_image_both_ways(make, model, photos):
     assert np.abs(row[-1] - ends[end]).max() <= 1
 
 
+def test_16_bit_grey_is_not_cut_off(make, tmp_path):
+  grey = np.full((SIDE, SIDE), 128 * 257, np.uint16)
+  Image.fromarray(grey).save(tmp_path / 'deep.png')
+  folder = make('reconstruct', images=[str(tmp_path / 'deep.png')])
+  assert np.all(cells(folder / 'grid.png', 2)[0] == 128)
+
+
+def test_an_earlier_larger_sample_does_not_stay(trained_run):
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(['generate'])
+  for count in (5, 2):
+    with flagsaver.flagsaver(workdir=str(trained_run), num_images=count):
+      generate.main('sample')
+  folder = trained_run / 'generated' / 'sample'
+  assert len(list(folder.glob('0*.png'))) == 2
+
+
+def test_traversal_from_several_images_is_refused(make, photos):
+  with pytest.raises(UserError, match='from one image'):
+    make('traverse', images=photos[:2])
+
+
 def test_interpolation_needs_two_images(make, photos):
   with pytest.raises(UserError, match='two images'):
     make('interpolate', images=photos[:1])

@@ -171,3 +171,10 @@ def test_grey_images_have_three_equal_channels():
   np.testing.assert_array_equal(
     actual, inception.preprocess(np.repeat(grey, 3, axis=-1))
   )
+
+
+def test_wide_types_change_nothing():
+  # Under JAX_ENABLE_X64 too the network is float32.
+  images = random_images(1, 20, 20, 3)
+  with jax.enable_x64(True):
+    assert inception.preprocess(images).dtype == np.float32

@@ -181,3 +181,54 @@ def test_collapsed_posterior_is_said_to_be_collapsed(celeba_dir, data):
   assert value(results, 'active_units') == 0
   # All weights are p(x|z) for z from the prior.
   assert value(results, 'mutual_information') == pytest.approx(0, abs=1e-5)
+
+
+def test_what_is_fitted_has_other_noise_than_what_it_is_compared_with(
+  celeba_dir, data, monkeypatch
+):
+  draws = []
+  draw = measuring.aggregate_posterior.draw
+  monkeypatch.setattr(
+    measuring.aggregate_posterior,
+    'draw',
+    lambda *args: draws.append(draw(*args)) or draws[-1],
+  )
+  trained = make_untrained(celeba_dir)
+  measuring.measure(trained, data, 'validation', Settings(('posterior',)))
+  # An untrained posterior is near the prior: the draws are noise alone.
+  here, fitted = draws[0], draws[1]
+  shared = np.corrcoef(here.ravel(), fitted[: len(here)].ravel())[0, 1]
+  assert abs(shared) < 0.6
+
+
+def test_what_is_known_shows_before_all_is(celeba_dir, data, monkeypatch):
+  def fail(*_):
+    raise MemoryError
+
+  monkeypatch.setattr(measuring.aggregate_posterior, 'split_rate', fail)
+  results = measuring.Measurements(11)
+  with pytest.raises(MemoryError):
+    measuring.measure(
+      make_untrained(celeba_dir),
+      data,
+      'validation',
+      Settings(('reconstruction', 'posterior')),
+      results,
+    )
+  assert {'mse', 'psnr', 'active_units'} <= set(results.metrics)
+
+
+def test_full_precision_is_asked_for(celeba_dir, data, monkeypatch):
+  asked = []
+  make_step = measuring.per_image.make_measure_step
+  monkeypatch.setattr(
+    measuring.per_image,
+    'make_measure_step',
+    lambda *args: (
+      asked.append(jax.config.jax_default_matmul_precision) or make_step(*args)
+    ),
+  )
+  measuring.measure(
+    make_untrained(celeba_dir), data, 'test', Settings(('reconstruction',))
+  )
+  assert asked == ['highest']

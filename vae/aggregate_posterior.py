@@ -4,6 +4,7 @@ What samples from the prior miss is the difference between q(z) and p(z): the
 holes in the latent space.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import warnings
@@ -55,13 +56,20 @@ class RateSplit:
   standard_errors: tuple[float, float, float, float]
 
 
-def draw(mean: np.ndarray, logvar: np.ndarray, seed: int) -> np.ndarray:
-  """One draw of each image's posterior, [num_images, latent_dim]."""
+def draw(
+  mean: np.ndarray, logvar: np.ndarray, seed: int | Sequence[int]
+) -> np.ndarray:
+  """One draw of each image's posterior, [num_images, latent_dim].
+
+  Draws that are to be compared must not share their noise, and so the seed.
+  """
   epsilon = np.random.default_rng(seed).standard_normal(mean.shape)
   return (mean + np.exp(0.5 * logvar) * epsilon).astype(np.float32)
 
 
-def split_rate(mean: np.ndarray, logvar: np.ndarray, seed: int) -> RateSplit:
+def split_rate(
+  mean: np.ndarray, logvar: np.ndarray, seed: int | Sequence[int]
+) -> RateSplit:
   """E_x KL(q(z|x) ‖ p(z)) = I(x; z) + TC(z) + Σ_j KL(q(z_j) ‖ p(z_j)).
 
   Hoffman & Johnson 2016; Chen et al. 2018, equation 2. q(z) is the mixture of
@@ -142,9 +150,12 @@ def share_in_holes(latents: np.ndarray, candidates: np.ndarray) -> float:
   Kynkäänniemi et al. 2019, in the latent space.)
 
   Args:
-    latents: draws from q(z), one for each image, [num_images, latent_dim].
+    latents: draws from q(z), one for each image, [num_images, latent_dim], at
+      least 2.
     candidates: [n, latent_dim], such as draws from the prior.
   """
+  # Neighbours in a data set may be alike: which half is left to chance.
+  latents = np.random.default_rng(0).permutation(latents)
   neighbours = NearestNeighbors(n_neighbors=1).fit(latents[::2])
 
   def distances(z):
@@ -162,12 +173,12 @@ def fit_mixture(
   The cure for the holes of Ghosh et al. 2020, section 4.
 
   Args:
-    latents: draws from q(z), [num_images, latent_dim].
+    latents: draws from q(z), [num_images, latent_dim], at least 3.
     seed: of the fit's start.
     num_components: at most num_images; by default what is most likely to have
       made a tenth of the latents, after a fit to the others.
   """
-  latents = latents.astype(np.float64)
+  latents = np.random.default_rng(seed).permutation(latents.astype(np.float64))
   if num_components is None:
     tenth = np.arange(len(latents)) % 10 == 0
     possible = [n for n in _COMPONENTS if n <= np.sum(~tenth)]

@@ -7,7 +7,6 @@ the importance-weighted bound. All are nats per image.
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
 import numpy as np
 
 
@@ -61,46 +60,57 @@ def bits_per_dimension(log_prob, dimensions: int):
 
 @struct.dataclass
 class WeightSums:
-  """Running sums of importance weights w, in logarithms, of any shape.
+  """Running sums of importance weights w, of any shape.
+
+  Relative to the greatest so far, as log w of a large image has so many nats
+  that float32 could not add to the logarithm of a sum.
 
   Attributes:
     count: K, how many weights.
-    log_sum: log Σ w.
-    log_sum_of_squares: log Σ w².
+    log_maximum: log max w.
+    total: Σ w / max w.
+    total_of_squares: Σ (w / max w)².
   """
 
   count: jax.Array
-  log_sum: jax.Array
-  log_sum_of_squares: jax.Array
+  log_maximum: jax.Array
+  total: jax.Array
+  total_of_squares: jax.Array
 
   @classmethod
   def none(cls, shape: tuple[int, ...], dtype=jnp.float32) -> 'WeightSums':
     """Of no weights."""
-    nothing = jnp.full(shape, -jnp.inf, dtype)
-    return cls(jnp.zeros((), jnp.int32), nothing, nothing)
+    zeros = jnp.zeros(shape, dtype)
+    return cls(jnp.zeros((), jnp.int32), zeros - jnp.inf, zeros, zeros)
 
   def add(self, log_weights: jax.Array, counts: jax.Array) -> 'WeightSums':
     """Adds a chunk.
 
     Args:
-      log_weights: [chunk, …].
-      counts: bool [chunk], which of them count.
+      log_weights: [chunk, …], finite.
+      counts: bool [chunk], which of them count; the first chunk's first does.
     """
+    number = counts.sum(dtype=jnp.int32)
     counts = counts.reshape(-1, *(1,) * (log_weights.ndim - 1))
     chunk = jnp.where(counts, log_weights, -jnp.inf)
+    chunk = chunk.astype(self.log_maximum.dtype)
+    log_maximum = jnp.maximum(self.log_maximum, chunk.max(axis=0))
+    before = jnp.exp(self.log_maximum - log_maximum)
+    added = jnp.exp(chunk - log_maximum)
     return WeightSums(
-      self.count + counts.sum(),
-      jnp.logaddexp(self.log_sum, logsumexp(chunk, axis=0)),
-      jnp.logaddexp(self.log_sum_of_squares, logsumexp(2 * chunk, axis=0)),
+      self.count + number,
+      log_maximum,
+      self.total * before + added.sum(axis=0),
+      self.total_of_squares * before**2 + (added**2).sum(axis=0),
     )
 
   def bound(self) -> jax.Array:
     """L_K = log (1/K) Σ_k w_k; Burda et al. 2016, equation 8."""
-    return self.log_sum - jnp.log(self.count)
+    return self.log_maximum + jnp.log(self.total / self.count)
 
   def effective_sample_size(self) -> jax.Array:
     """(Σ w)² / Σ w², from 1 to K: how many equal weights say as much."""
-    return jnp.exp(2 * self.log_sum - self.log_sum_of_squares)
+    return self.total**2 / self.total_of_squares
 
 
 def monte_carlo_variance(

@@ -63,7 +63,8 @@ def _resize(images: jax.Array, axis: int) -> jax.Array:
   positions = np.arange(_SIDE, dtype=np.float32) * np.float32(side / _SIDE)
   before = np.minimum(np.floor(positions).astype(np.int32), side - 1)
   after = np.minimum(before + 1, side - 1)
-  weights = (positions - before).reshape(-1, *(1,) * (images.ndim - axis - 1))
+  weights = (positions - before).astype(np.float32)
+  weights = weights.reshape(-1, *(1,) * (images.ndim - axis - 1))
   start = jnp.take(images, before, axis)
   return start + (jnp.take(images, after, axis) - start) * weights
 

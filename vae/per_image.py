@@ -213,13 +213,15 @@ def _keys(key: jax.Array, start: jax.Array, per_device: int) -> jax.Array:
 def _uniform(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """The noise of each image's dequantisation, [batch, …]."""
   keys = jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys)
-  return jax.vmap(lambda k: jax.random.uniform(k, shape))(keys)
+  return jax.vmap(lambda k: jax.random.uniform(k, shape, jnp.float32))(keys)
 
 
 def _normal(keys: jax.Array, draw: jax.Array, latent_dim: int) -> jax.Array:
   """Each image's ε of a draw, counted from 0; [batch, latent_dim]."""
   keys = jax.vmap(lambda k: jax.random.fold_in(k, draw + 1))(keys)
-  return jax.vmap(lambda k: jax.random.normal(k, (latent_dim,)))(keys)
+  return jax.vmap(lambda k: jax.random.normal(k, (latent_dim,), jnp.float32))(
+    keys
+  )
 
 
 def _squared_error(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -35,9 +35,9 @@ def active_dimensions(mean: np.ndarray) -> np.ndarray:
   return mean_variance(mean) > ACTIVE_VARIANCE
 
 
-def most_informative(kl: np.ndarray) -> np.ndarray:
-  """Dimensions by falling KL, [latent_dim]."""
-  return np.argsort(-kl, kind='stable')
+def most_informative(carried: np.ndarray) -> np.ndarray:
+  """Dimensions by what they carry (KL, or variance), most first."""
+  return np.argsort(-carried, kind='stable')
 
 
 def verdict(kl: np.ndarray, active: np.ndarray) -> str:

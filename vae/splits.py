@@ -187,8 +187,8 @@ def eval_batches(
 
   Args:
     split: to be gone through.
-    batch_size: global, at most; batches are of one size, a multiple of the
-      number of devices, so that little is padding.
+    batch_size: global, at most, but for one example on each device; batches
+      are of one size, so that little is padding.
     topology: the devices that share a batch.
 
   Returns:
@@ -197,7 +197,8 @@ def eval_batches(
     split of the global batch's first example.
   """
   devices = topology.num_devices
-  num_batches = -(-split.num_examples // max(batch_size, devices))
+  batch_size = max(batch_size // devices, 1) * devices
+  num_batches = -(-split.num_examples // batch_size)
   per_device = -(-split.num_examples // (num_batches * devices))
   batch_size = per_device * devices
   # Padding repeats the last example; nothing of it counts.

@@ -57,6 +57,11 @@ def restore(
 ) -> 'TrainedVAE':
   """As `load`, with the config already read."""
   workdir = epath.Path(workdir)
+  if config.model.dtype == 'float64' and not jax.config.jax_enable_x64:
+    raise UserError(
+      f'{workdir} holds a float64 model; that needs JAX_ENABLE_X64=1 in the '
+      'environment.'
+    )
   model = models.from_config(config)
   # The optimiser's state is part of a checkpoint; its schedule is not.
   optimizer = training.make_optimizer(config, lambda step: 0.0)
@@ -143,7 +148,8 @@ class TrainedVAE:
     """
     z, logvar = self.encode(images)
     if seed is not None:
-      epsilon = np.random.default_rng(seed).standard_normal(z.shape)
+      # Not the noise that `sample` has for this seed.
+      epsilon = np.random.default_rng([seed, 1]).standard_normal(z.shape)
       z = z + np.exp(0.5 * logvar) * epsilon
     return self.decode(z)
 
