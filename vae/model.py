@@ -7,7 +7,6 @@ the image's channels. With the default channels (32, 64, 128, 256, 512), 64×64
 colour images and 128 latent dimensions it has 3,937,635 parameters.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -17,11 +16,10 @@ import jax.numpy as jnp
 
 from vae import layers
 from vae import likelihoods
+from vae.batch_norm import BatchNormRectify
 
-ACTIVATIONS = {
-  'leaky_relu': functools.partial(nn.leaky_relu, negative_slope=0.01),
-  'relu': nn.relu,
-}
+# The rectifiers, each by its slope below zero.
+ACTIVATIONS = {'leaky_relu': 0.01, 'relu': 0.0}
 
 
 class VAE(nn.Module):
@@ -67,7 +65,7 @@ class VAE(nn.Module):
         f'multiples of {stride}, not {height}×{width}.'
       )
     block = dict(
-      activation=ACTIVATIONS[self.activation],
+      negative_slope=ACTIVATIONS[self.activation],
       dtype=self.dtype,
       convolution=self.convolution,
       axis_name=self.axis_name,
@@ -142,7 +140,7 @@ class Encoder(nn.Module):
 
   latent_dim: int
   hidden_channels: tuple[int, ...]
-  activation: Any
+  negative_slope: float
   dtype: Any
   convolution: str
   axis_name: str | None
@@ -150,15 +148,15 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     x = x.astype(self.dtype)
-    for features in self.hidden_channels:
-      x = layers.Conv(
+    for index, features in enumerate(self.hidden_channels):
+      x, bias = layers.Conv(
         features, stride=2, dtype=self.dtype, method=self.convolution
       )(x)
-      x = _batch_norm(self, train)(x)
-      x = self.activation(x)
+      x = _batch_norm(self, index)(x, bias, train)
     x = x.reshape(x.shape[0], -1)
-    mean = _dense(self.latent_dim, x, self.dtype, 'mean')(x)
-    logvar = _dense(self.latent_dim, x, self.dtype, 'logvar')(x)
+    fan_in = x.shape[-1]
+    mean = layers.dense(self.latent_dim, fan_in, self.dtype, 'mean')(x)
+    logvar = layers.dense(self.latent_dim, fan_in, self.dtype, 'logvar')(x)
     return mean, logvar
 
 
@@ -168,7 +166,7 @@ class Decoder(nn.Module):
   start_size: tuple[int, int]
   image_channels: int
   hidden_channels: tuple[int, ...]
-  activation: Any
+  negative_slope: float
   dtype: Any
   convolution: str
   axis_name: str | None
@@ -176,44 +174,30 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, z, train):
     z = z.astype(self.dtype)
+    # With no convolutions, the image itself.
+    channels = (*self.hidden_channels, self.image_channels)[0]
+    shape = (*self.start_size, channels)
+    x = layers.dense(math.prod(shape), z.shape[-1], self.dtype)(z)
+    x = x.reshape(-1, *shape)
     if not self.hidden_channels:
-      shape = (*self.start_size, self.image_channels)
-      x = _dense(math.prod(shape), z, self.dtype)(z)
-      return x.reshape(-1, *shape)
-    shape = (*self.start_size, self.hidden_channels[0])
-    x = _dense(math.prod(shape), z, self.dtype)(z).reshape(-1, *shape)
+      return x
     # One transposed convolution for each stride of the encoder; the last
     # keeps its channels, and a plain convolution makes the image of them.
-    for features in (*self.hidden_channels[1:], self.hidden_channels[-1]):
-      x = layers.ConvTranspose(
+    widths = (*self.hidden_channels[1:], self.hidden_channels[-1])
+    for index, features in enumerate(widths):
+      x, bias = layers.ConvTranspose(
         features, dtype=self.dtype, method=self.convolution
       )(x)
-      x = _batch_norm(self, train)(x)
-      x = self.activation(x)
-    return layers.Conv(
+      x = _batch_norm(self, index)(x, bias, train)
+    x, bias = layers.Conv(
       self.image_channels, dtype=self.dtype, method=self.convolution
     )(x)
+    return x + bias.astype(self.dtype)
 
 
-def _dense(features: int, x: jax.Array, dtype: Any, name: str | None = None):
-  return nn.Dense(
-    features,
-    dtype=dtype,
-    param_dtype=jnp.promote_types(dtype, jnp.float32),
-    kernel_init=layers.kernel_init,
-    bias_init=layers.bias_init(x.shape[-1]),
-    name=name,
-  )
-
-
-def _batch_norm(module: nn.Module, train: bool) -> nn.BatchNorm:
-  return nn.BatchNorm(
-    use_running_average=not train,
-    momentum=0.9,
-    epsilon=1e-5,
-    dtype=module.dtype,
-    param_dtype=jnp.promote_types(module.dtype, jnp.float32),
-    axis_name=module.axis_name,
+def _batch_norm(module: Encoder | Decoder, index: int) -> BatchNormRectify:
+  return BatchNormRectify(
+    module.negative_slope, module.axis_name, name=f'BatchNorm_{index}'
   )
 
 
