@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import hashlib
 import os
+import pathlib
+import platform
 import re
 import signal
 import sys
@@ -66,10 +69,35 @@ def run(
       os._exit(130)
 
   _redeliver_lost_interrupts()
+  _keep_compiled_programs()
   for stream in (sys.stdout, sys.stderr):
     # σ and ‖ are not in every encoding.
     stream.reconfigure(errors='replace')
   app.run(guarded, flags_parser=_parse)
+
+
+def _keep_compiled_programs() -> None:
+  """Has JAX keep what it compiles between runs, unless told where, or not to.
+
+  `JAX_COMPILATION_CACHE_DIR` is JAX's own name of the place, and
+  `JAX_ENABLE_COMPILATION_CACHE=0` its switch.
+  """
+  if jax.config.jax_compilation_cache_dir is not None:
+    return
+  # A home may be shared by machines with other processors, whose programs
+  # would not run here.
+  try:
+    about = pathlib.Path('/proc/cpuinfo').read_text()
+    about = '\n'.join(sorted(set(re.findall(r'(?:model name|flags).*', about))))
+  except OSError:
+    about = ' '.join(platform.uname())
+  processor = hashlib.sha256(about.encode()).hexdigest()[:16]
+  folder = pathlib.Path('~/.cache/vae/jax', processor).expanduser()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:  # It only saves time.
+    return
+  jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 def _redeliver_lost_interrupts() -> None:

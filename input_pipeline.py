@@ -7,6 +7,7 @@ happens in the training step.
 """
 
 from collections.abc import Iterator
+from collections.abc import Sequence
 import dataclasses
 import functools
 import os
@@ -23,9 +24,12 @@ os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 import tensorflow as tf
 
 from datasets import sources
+from datasets.decoded import DecodedStore
+from datasets.decoded import digest
 from datasets.encoded import EncodedSplit
 from datasets.encoded import some
 from datasets.encoded import SPLITS
+from vae import devices
 from vae import splits
 from vae.errors import UserError
 
@@ -149,23 +153,44 @@ class StreamedSplit:
 
 
 class CachedSplit:
-  """A split that is decoded once, when first read, into host memory."""
+  """A split that is decoded once, when first read, into host memory.
 
-  def __init__(self, streamed: StreamedSplit, label: str):
-    """Takes the split and what to call it."""
+  Between runs the decoded images are kept on disk.
+  """
+
+  def __init__(
+    self, streamed: StreamedSplit, label: str, store: DecodedStore, name: str
+  ):
+    """Takes the split, what to call it, and where and how it is kept."""
     self._streamed = streamed
     self._label = label
-    self._cache = None
+    self._store = store
+    self._name = name
     self.num_examples = streamed.num_examples
     self.image_shape = streamed.image_shape
+
+  @functools.cached_property
+  def images(self) -> np.ndarray:
+    """All images, uint8 [num_examples, height, width, channels]."""
+    start = time.monotonic()
+    shape = (self.num_examples, *self.image_shape)
+    kept = self._store.read(self._name)
+    whole = kept is not None and (kept.shape, kept.dtype) == (shape, np.uint8)
+    images = kept if whole else self._decode()
+    print(
+      f'{self._label}: {"read" if whole else "decoded"} {len(images):,} images '
+      f'in {time.monotonic() - start:.1f}s, {images.nbytes / 1e6:,.0f} MB',
+      flush=True,
+    )
+    if not whole:
+      self._store.write(self._name, images)
+    return images
 
   def batches(
     self, indices: np.ndarray, batch_size: int
   ) -> Iterator[np.ndarray]:
     """See `splits.Split`."""
-    if self._cache is None:
-      self._cache = splits.ArraySplit(self._decode())
-    return self._cache.batches(indices, batch_size)
+    return splits.ArraySplit(self.images).batches(indices, batch_size)
 
   def labels(self) -> splits.Labels | None:
     """See `splits.Split`."""
@@ -173,17 +198,11 @@ class CachedSplit:
 
   def _decode(self) -> np.ndarray:
     images = np.empty((self.num_examples, *self.image_shape), np.uint8)
-    start, done = time.monotonic(), 0
+    done = 0
     everything = np.arange(self.num_examples)
     for batch in self._streamed.batches(everything, batch_size=256):
       images[done : done + len(batch)] = batch
       done += len(batch)
-    seconds = time.monotonic() - start
-    print(
-      f'{self._label}: decoded {done:,} images in {seconds:.1f}s, '
-      f'{images.nbytes / 1e6:,.0f} MB',
-      flush=True,
-    )
     return images
 
 
@@ -200,9 +219,18 @@ def load(config) -> splits.DataSet:
   encoded = sources.find(data.source, data.dir)
   crop = Crop(data.crop_size, data.image_size, data.channels)
   num_examples = sum(split.num_examples for split in encoded.values())
-  cached = _use_cache(data.cache, num_examples * int(np.prod(crop.image_shape)))
+  num_bytes = num_examples * int(np.prod(crop.image_shape))
+  cache = _choose_cache(data.cache, num_bytes)
+  store = DecodedStore('' if cache == 'none' else data.decoded_dir)
   loaded = {
-    split: _make_split(split, encoded[split], crop, cached, data.skip_corrupt)
+    split: _make_split(
+      split,
+      encoded[split],
+      crop,
+      cache,
+      store,
+      data.skip_corrupt,
+    )
     for split in SPLITS
   }
   for name, split in loaded.items():
@@ -219,26 +247,73 @@ def load(config) -> splits.DataSet:
 
 
 def _make_split(
-  name: str, encoded: EncodedSplit, crop: Crop, cached: bool, skip_corrupt: bool
+  label: str,
+  encoded: EncodedSplit,
+  crop: Crop,
+  cache: str,
+  store: DecodedStore,
+  skip_corrupt: bool,
 ) -> splits.Split:
+  """One split, kept where `cache` says."""
+  # What decodes the images, and may come to decode them otherwise.
+  identity = (tf.__version__, crop, encoded.fingerprint())
+  if identity[-1] is None:
+    store = DecodedStore('')
   indices = np.arange(encoded.num_examples)
   if skip_corrupt and len(indices):
-    corrupt = find_corrupt(encoded, indices, crop)
-    if corrupt:
+    corrupt = _known_corrupt(label, encoded, crop, store, identity)
+    if len(corrupt):
       print(
-        f'{name}: skipped {len(corrupt)} of {len(indices)} images that cannot '
+        f'{label}: skipped {len(corrupt)} of {len(indices)} images that cannot '
         f'be decoded: {_some_names(encoded, corrupt)}',
         file=sys.stderr,
       )
       indices = np.delete(indices, corrupt)
   streamed = StreamedSplit(encoded, indices, crop)
-  return CachedSplit(streamed, name) if cached else streamed
+  if cache == 'none':
+    return streamed
+  name = f'{label}_{digest(*identity, indices.tobytes())}'
+  cached = CachedSplit(streamed, label, store, name)
+  return splits.DeviceSplit(cached) if cache == 'device' else cached
 
 
-def _use_cache(cache: str, num_bytes: int) -> bool:
-  if cache == 'auto':
-    return num_bytes < _free_memory() / 2
-  return cache == 'host'
+def _known_corrupt(
+  label: str,
+  encoded: EncodedSplit,
+  crop: Crop,
+  store: DecodedStore,
+  identity: tuple[object, ...],
+) -> np.ndarray:
+  """Indices of the images that cannot be decoded, kept between runs."""
+  name = f'{label}_corrupt_{digest(*identity)}'
+  corrupt = store.read(name)
+  if corrupt is None:
+    everything = np.arange(encoded.num_examples)
+    corrupt = np.array(find_corrupt(encoded, everything, crop), np.int64)
+    store.write(name, corrupt)
+  return corrupt
+
+
+def _choose_cache(cache: str, num_bytes: int) -> str:
+  """Where so many bytes of decoded images are kept: none, host or device.
+
+  Raises:
+    UserError: if they are to be on the devices and do not fit.
+  """
+  on_devices = devices.free_memory()
+  if cache == 'device' and on_devices is not None and num_bytes > on_devices:
+    raise UserError(
+      f'config.data.cache is device, but the images take {num_bytes / 1e9:.1f} '
+      f'GB and the devices have {on_devices / 1e9:.1f} GB free each; use host '
+      'or auto.'
+    )
+  if cache != 'auto':
+    return cache
+  if num_bytes >= _free_memory() / 2:
+    return 'none'
+  # What has no memory of its own gains nothing by a copy.
+  fits = on_devices is not None and num_bytes < on_devices / 2
+  return 'device' if fits else 'host'
 
 
 def _free_memory() -> int:
@@ -283,5 +358,5 @@ def _corrupt_error(encoded: EncodedSplit, corrupt: list[int]) -> UserError:
   )
 
 
-def _some_names(encoded: EncodedSplit, indices: list[int]) -> str:
+def _some_names(encoded: EncodedSplit, indices: Sequence[int]) -> str:
   return some([encoded.name(index) for index in indices])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from concurrent import futures
 import contextlib
 import shutil
 import sys
@@ -55,8 +56,8 @@ class NullWriter:
 class Report:
   """Tells of one run, to a writer, in the workdir and in the terminal.
 
-  Its clock starts with the first dispatch, when compilation is over. It
-  stands still in `pause`, for the speed but not for the time left.
+  Its clock starts with the first dispatch, when compilation is over. For the
+  speed, though not for the time left, it stands still during validation.
   """
 
   def __init__(
@@ -68,6 +69,8 @@ class Report:
     total_steps: int,
     steps_per_epoch: int,
     batch_size: int,
+    log_every_steps: int,
+    learning_rates: np.ndarray,
   ):
     """Starts at `step`.
 
@@ -78,14 +81,23 @@ class Report:
       total_steps: where it ends.
       steps_per_epoch: to say in which epoch a step is.
       batch_size: global, to say how many images a step is.
+      log_every_steps: metrics are told at multiples of this within an epoch,
+        and at its end.
+      learning_rates: of each epoch.
     """
     self._writer = writer
     self._workdir = workdir
     self._total_steps = total_steps
     self._steps_per_epoch = steps_per_epoch
     self._batch_size = batch_size
-    self._first_step = self._last_step = step
+    self._log_every_steps = log_every_steps
+    self._learning_rates = learning_rates
+    self._first_step = self._step = self._last_step = step
     self._start_time = self._last_time = None
+    self._untold = []
+    # Compressing pictures takes longer than many a dispatch.
+    self._painter = futures.ThreadPoolExecutor(1, 'pictures')
+    self._painting = None
     self._last_pictures = []
 
   def dispatched(self) -> None:
@@ -93,58 +105,96 @@ class Report:
     if self._start_time is None:
       self._start_time = self._last_time = time.monotonic()
 
-  @contextlib.contextmanager
-  def pause(self) -> Iterator[None]:
-    """What is done within is not training; the device must be idle before."""
-    start = time.monotonic()
-    yield
-    self._last_time += time.monotonic() - start
+  def training(self, metrics: dict[str, np.ndarray]) -> None:
+    """Tells the means of the metrics since the last time.
 
-  def training(
-    self, step: int, metrics: dict[str, float], learning_rate: float
-  ) -> None:
-    """Tells the means of the metrics since the last time, up to `step`."""
+    Args:
+      metrics: of the steps that were made since the last call, [num_steps].
+    """
+    rows = []
+    for values in zip(*metrics.values(), strict=True):
+      self._step += 1
+      self._untold.append(values)
+      if self.is_told(self._step):
+        # In double precision, one by one, so that how the steps were cut into
+        # dispatches changes nothing.
+        means = np.mean(np.array(self._untold, np.float64), axis=0)
+        names = (f'train/{name}' for name in metrics)
+        rows.append((self._step, dict(zip(names, means.tolist(), strict=True))))
+        self._untold = []
+    if not rows:
+      return
     now = time.monotonic()
-    images = (step - self._last_step) * self._batch_size
+    images = (self._step - self._last_step) * self._batch_size
     speed = images / max(now - self._last_time, 1e-9)
-    self._last_step, self._last_time = step, now
-    epoch = step / self._steps_per_epoch
-    scalars = {f'train/{name}': value for name, value in metrics.items()}
-    scalars |= {'learning_rate': learning_rate, 'images_per_second': speed}
-    self._writer.write_scalars(step, {'epoch': epoch, **scalars})
+    self._last_step, self._last_time = self._step, now
+    for step, means in rows:
+      epoch = step / self._steps_per_epoch
+      rate = float(self._learning_rates[(step - 1) // self._steps_per_epoch])
+      facts = {'learning_rate': rate, 'images_per_second': speed}
+      self._writer.write_scalars(step, {'epoch': epoch, **means, **facts})
 
-    per_step = (now - self._start_time) / (step - self._first_step)
-    left = duration((self._total_steps - step) * per_step)
+    per_step = (now - self._start_time) / (self._step - self._first_step)
+    left = duration((self._total_steps - self._step) * per_step)
     _progress_line(
       f'step {step:,}/{self._total_steps:,}  epoch {epoch:.2f}  '
-      f'loss {metrics["loss"]:,.1f} nats  {speed:,.0f} images/s  {left} left'
+      f'loss {means["train/loss"]:,.1f} nats  {speed:,.0f} images/s  '
+      f'{left} left'
     )
+
+  def is_told(self, step: int) -> bool:
+    """Whether the metrics up to a step are told, and none is left over."""
+    within_epoch = step % self._steps_per_epoch
+    return within_epoch % self._log_every_steps == 0
 
   def validation(
     self,
     step: int,
     metrics: dict[str, float],
-    pictures: dict[str, np.ndarray],
+    draw: Callable[[], dict[str, np.ndarray]] | None,
   ) -> None:
-    """Tells the metrics of the validation split, and shows pictures."""
+    """Tells the metrics of the validation split, and shows pictures.
+
+    Args:
+      step: of the state that was validated.
+      metrics: means over the split.
+      draw: returns the pictures by name, uint8 [height, width, channels], or
+        None for no pictures; called in the background.
+    """
+    self._last_time = time.monotonic()
     epoch = step // self._steps_per_epoch
     scalars = {f'val/{name}': value for name, value in metrics.items()}
     self._writer.write_scalars(step, {'epoch': epoch, **scalars})
-    self._writer.write_images(step, pictures)
-    self._last_pictures = []
-    for name, picture in pictures.items():
-      path = self._workdir / name / f'epoch_{epoch:04d}.png'
-      figures.save_png(picture, path)
-      self._last_pictures.append(path)
     _lasting_line(
       f'epoch {epoch}/{self._total_steps // self._steps_per_epoch}  '
       f'val: loss {metrics["loss"]:,.1f}  distortion '
       f'{metrics["distortion"]:,.1f}  kl {metrics["kl"]:.2f} nats  '
       f'mse {metrics["mse"]:.5f}'
     )
+    if draw is not None:
+      self.finish_pictures()
+      self._painting = self._painter.submit(self._paint, step, epoch, draw)
+
+  def _paint(
+    self, step: int, epoch: int, draw: Callable[[], dict[str, np.ndarray]]
+  ) -> list[epath.Path]:
+    pictures = draw()
+    self._writer.write_images(step, pictures)
+    paths = []
+    for name, picture in pictures.items():
+      paths.append(self._workdir / name / f'epoch_{epoch:04d}.png')
+      figures.save_png(picture, paths[-1])
+    return paths
+
+  def finish_pictures(self) -> None:
+    """Waits until the last pictures are written."""
+    if self._painting is not None:
+      painting, self._painting = self._painting, None
+      self._last_pictures = painting.result()
 
   def done(self, best_step: int | None) -> None:
     """Tells that the run is over, and where its results are."""
+    self.finish_pictures()
     seconds = time.monotonic() - self._start_time
     print(
       f'Trained steps {self._first_step + 1:,} to {self._total_steps:,} in '

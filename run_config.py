@@ -25,7 +25,7 @@ from vae.errors import UserError
 DATA_FILENAME = 'data.json'
 
 SOURCES = ('celeba', 'cartoon_faces', 'folder')
-CACHES = ('auto', 'none', 'host')
+CACHES = ('auto', 'none', 'host', 'device')
 DTYPES = ('float32', 'bfloat16', 'float64')
 
 
@@ -50,6 +50,7 @@ RULES = {
   'data.image_size': _at_least(1),
   'data.channels': _one_of(1, 3),
   'data.cache': _one_of(*CACHES),
+  'data.decoded_dir': (lambda v: '://' not in v, 'a local folder, or empty'),
   'data.skip_corrupt': _ANY,
   'model.latent_dim': _at_least(1),
   'model.hidden_channels': (
@@ -72,7 +73,7 @@ RULES = {
   'train.batch_size': _at_least(1),
   'train.num_epochs': _at_least(1),
   'train.flip': _ANY,
-  'train.steps_per_dispatch': _at_least(1),
+  'train.steps_per_dispatch': _at_least(0),
   'train.log_every_steps': _at_least(1),
   'eval.every_epochs': _at_least(1),
   'eval.batch_size': _at_least(1),
@@ -86,6 +87,7 @@ FREE_KEYS = frozenset(
   {
     'data.dir',
     'data.cache',
+    'data.decoded_dir',
     'train.num_epochs',
     'train.steps_per_dispatch',
     'train.log_every_steps',

@@ -4,6 +4,8 @@ It takes its data and its metric writer from outside, and imports neither
 TensorFlow nor clu.
 """
 
+from collections.abc import Callable
+import dataclasses
 import time
 
 from etils import epath
@@ -14,6 +16,7 @@ import numpy as np
 import report as reports
 import run_config
 from vae import checkpoints
+from vae import devices
 from vae import figures
 from vae import model as models
 from vae import objective as objectives
@@ -22,6 +25,27 @@ from vae import training
 
 # Images along a side of the grids of samples and reconstructions.
 _GRID = 12
+
+
+@dataclasses.dataclass
+class _UnderWay:
+  """What the devices are doing, to be told and saved when it is done.
+
+  Attributes:
+    step: after it.
+    metrics: of each of so many training steps.
+    num_steps: how many these are.
+    validation: sums of the metrics over the split, by chunk.
+    draw: makes the pictures that go with a validation.
+    snapshot: of the state, if that is to be saved.
+  """
+
+  step: int
+  metrics: training.Metrics | None = None
+  num_steps: int = 0
+  validation: list[training.Metrics] | None = None
+  draw: Callable[[], dict[str, np.ndarray]] | None = None
+  snapshot: training.TrainState | None = None
 
 
 def train_and_evaluate(
@@ -42,22 +66,21 @@ def train_and_evaluate(
     The state after the last step.
   """
   workdir = epath.Path(workdir)
-  topology = splits.Topology(
-    jax.local_device_count(), jax.process_index(), jax.process_count()
-  )
+  topology = devices.current()
   batch_size = config.train.batch_size
   steps_per_epoch = data.train.num_examples // batch_size
   total_steps = steps_per_epoch * config.train.num_epochs
+  steps_per_dispatch = config.train.steps_per_dispatch or _steps_per_dispatch()
 
   # Model.
-  model = models.from_config(config, axis_name=training.AXIS)
+  model = models.from_config(config, axis_name=devices.AXIS)
   objective = objectives.from_config(config)
   schedule = training.learning_rate_schedule(config, steps_per_epoch)
   optimizer = training.make_optimizer(config, schedule)
   train_steps = training.make_train_steps(
     model, objective, optimizer, config.train.flip
   )
-  eval_step = training.make_eval_step(model, objective)
+  eval_steps = training.make_eval_steps(model, objective)
   state = training.create_state(model, optimizer, config.seed)
   train_key = training.train_key(config.seed)
   eval_key = training.eval_key(config.seed)
@@ -100,116 +123,156 @@ def train_and_evaluate(
       total_steps=total_steps,
       steps_per_epoch=steps_per_epoch,
       batch_size=batch_size,
+      log_every_steps=config.train.log_every_steps,
+      learning_rates=training.learning_rates(config, config.train.num_epochs),
     )
+    stored = splits.stored_images(data.train)
+    stored_validation = splits.stored_images(data.validation)
 
-    # Loop.
-    sums, num_summed = [], 0
-    last_save = time.monotonic()
-    while step < total_steps:
-      epoch, first_step = divmod(step, steps_per_epoch)
-      for images, num_steps in splits.train_chunks(
-        data.train,
-        config.seed,
-        epoch,
-        first_step,
-        batch_size,
-        config.train.steps_per_dispatch,
-        topology,
-      ):
-        state, chunk_sums = train_steps(state, train_key, images, num_steps)
-        report.dispatched()
-        step += num_steps
-        sums.append(chunk_sums)
-        num_summed += num_steps
-        within_epoch = step % steps_per_epoch > 0
-        if within_epoch and step % config.train.log_every_steps >= num_steps:
-          continue
-
-        # Metrics: here alone the host waits for the device.
-        metrics = mean_metrics(sums, num_summed)
-        sums, num_summed = [], 0
-        report.training(step, metrics, float(schedule(step - 1)))
-
-        # A checkpoint within a long epoch; validation makes the one at its
-        # end.
-        minutes = (time.monotonic() - last_save) / 60
-        due = minutes >= config.checkpoint.every_minutes
-        if within_epoch and _as_first_process(due):
-          saved.save(step, state)
-          last_save = time.monotonic()
-
-      # Validation.
+    def settle(done: _UnderWay) -> None:
+      """Waits for it; tells of it, and saves."""
+      if done.metrics is not None:
+        metrics = jax.device_get(done.metrics)
+        report.training({k: v[: done.num_steps] for k, v in metrics.items()})
       val_metrics = None
-      epoch += 1
-      if epoch % config.eval.every_epochs == 0 or step == total_steps:
-        jax.block_until_ready(state)
-        with report.pause():
-          metrics = evaluate_split(
-            eval_step,
+      if done.validation is not None:
+        means = mean_metrics(done.validation, data.validation.num_examples)
+        report.validation(done.step, means, done.draw)
+        val_metrics = {checkpoints.METRIC: means['loss']}
+      if done.snapshot is not None:
+        saved.save(done.step, done.snapshot, val_metrics)
+
+    # Loop. What is under way is settled when the devices have their next steps
+    # to do, so that they never wait for the host.
+    last_save = time.monotonic()
+    under_way = []
+    try:
+      while step < total_steps:
+        epoch, first_step = divmod(step, steps_per_epoch)
+        for chunk in splits.train_chunks(
+          data.train,
+          config.seed,
+          epoch,
+          first_step,
+          batch_size,
+          steps_per_dispatch,
+          topology,
+        ):
+          state, metrics = train_steps(
+            state, train_key, stored, chunk.batches, chunk.num_batches
+          )
+          report.dispatched()
+          if under_way:
+            settle(under_way.pop())
+          step += chunk.num_batches
+          under_way.append(_UnderWay(step, metrics, chunk.num_batches))
+
+          # A checkpoint within a long epoch, where no metrics are left over.
+          if step % steps_per_epoch and report.is_told(step):
+            minutes = (time.monotonic() - last_save) / 60
+            if _as_first_process(minutes >= config.checkpoint.every_minutes):
+              under_way[-1].snapshot = training.snapshot(state)
+              last_save = time.monotonic()
+
+        # Validation, and the checkpoint at each epoch's end. The speed that is
+        # told is that of training, so its end is waited for.
+        settle(under_way.pop())
+        epoch += 1
+        under_way.append(_UnderWay(step, snapshot=training.snapshot(state)))
+        last_save = time.monotonic()
+        if epoch % config.eval.every_epochs == 0 or step == total_steps:
+          under_way[-1].validation = evaluate_split(
+            eval_steps,
             state.variables,
             eval_key,
             data.validation,
+            stored_validation,
             config.eval.batch_size,
+            steps_per_dispatch,
             topology,
           )
-          val_metrics = {'val/loss': metrics['loss']}
-          pictures = {}
           if topology.process_index == 0:
-            pictures = draw_pictures(
-              model,
-              jax.device_get(state.variables),
-              originals,
-              config.seed,
+            under_way[-1].draw = draw_pictures(
+              model, state.variables, originals, config.seed
             )
-          report.validation(step, metrics, pictures)
-      saved.save(step, state, val_metrics)
-      last_save = time.monotonic()
+    finally:
+      # Also where the data, or Ctrl-C, ends the loop: what was computed counts.
+      if under_way:
+        settle(under_way.pop())
+      report.finish_pictures()
     report.done(saved.best_step())
   return state
 
 
 def evaluate_split(
-  eval_step,
+  eval_steps,
   variables,
   key: jax.Array,
   split: splits.Split,
+  stored: jax.Array | None,
   batch_size: int,
-  topology: splits.Topology,
-) -> dict[str, float]:
-  """Means of the metrics over a split, every example counted once."""
-  sums = [
-    eval_step(variables, key, images, start, split.num_examples)
-    for images, start in splits.eval_batches(split, batch_size, topology)
+  steps_per_dispatch: int,
+  topology: devices.Topology,
+) -> list[training.Metrics]:
+  """Sets the evaluation of a split going, every example counted once.
+
+  Returns:
+    The sums of the metrics over each batch, by chunk, still being computed.
+  """
+  return [
+    eval_steps(
+      variables,
+      key,
+      stored,
+      chunk.batches,
+      chunk.num_batches,
+      start,
+      split.num_examples,
+    )
+    for chunk, start in splits.eval_chunks(
+      split, batch_size, steps_per_dispatch, topology
+    )
   ]
-  return mean_metrics(sums, split.num_examples)
 
 
-def mean_metrics(
-  sums: list[dict[str, jax.Array]], count: int
-) -> dict[str, float]:
+def mean_metrics(sums: list[training.Metrics], count: int) -> dict[str, float]:
   """Waits for the device; the means of what was summed over `count` items."""
   rows = jax.device_get(sums)
   # In double precision: a large split has hundreds of millions of nats.
   return {
-    name: sum(float(row[name]) for row in rows) / count for name in rows[0]
+    name: sum(row[name].sum(dtype=np.float64) for row in rows).item() / count
+    for name in rows[0]
   }
 
 
 def draw_pictures(
   model: models.VAE, variables, originals: np.ndarray, seed: int
-) -> dict[str, np.ndarray]:
-  """Grids of samples, and of originals beside their reconstructions.
+) -> Callable[[], dict[str, np.ndarray]]:
+  """Sets samples and reconstructions going.
 
-  The seed fixes the samples' z, so that epochs can be compared.
+  Returns:
+    A function that waits for them, and returns grids of the samples, and of
+    the originals beside their reconstructions. The seed fixes the samples' z,
+    so that epochs can be compared.
   """
-  return {
-    'samples': figures.sample_grid(
-      model, variables, training.sample_key(seed), _GRID
-    ),
-    'reconstructions': figures.reconstruction_grid(
-      model, variables, originals, _GRID
-    ),
-  }
+  variables = devices.on_first(variables)
+  key = training.sample_key(seed)
+  samples = figures.samples(model, variables, key, _GRID**2)
+  reconstructions = figures.reconstructions(model, variables, originals)
+
+  def draw():
+    pairs = figures.side_by_side(originals, reconstructions)
+    return {
+      'samples': figures.image_grid(samples, _GRID),
+      'reconstructions': figures.image_grid(pairs, _GRID),
+    }
+
+  return draw
+
+
+def _steps_per_dispatch() -> int:
+  """As many as keep a CPU's answers, and an accelerator's queue, short."""
+  return 10 if jax.default_backend() == 'cpu' else 100
 
 
 def _as_first_process(decision: bool) -> bool:

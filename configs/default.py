@@ -28,8 +28,11 @@ def get_config() -> ml_collections.ConfigDict:
   # 3 (colour) or 1 (grey).
   data.channels = 3
   # Where decoded images are kept: none (decoded anew each epoch) | host (in
-  # memory) | auto (in memory if they take less than half of what is free).
+  # memory) | device (in each accelerator's memory) | auto (the last of these
+  # in which they take less than half of what is free).
   data.cache = 'auto'
+  # Where they are kept between runs, unless cache is none. Empty: nowhere.
+  data.decoded_dir = '~/.cache/vae/decoded'
   # Whether images that cannot be decoded are left out, and counted, or stop
   # the run.
   data.skip_corrupt = False
@@ -74,10 +77,10 @@ def get_config() -> ml_collections.ConfigDict:
   train.num_epochs = 10
   # Whether images are mirrored at random.
   train.flip = True
-  # Steps that the devices are sent at a time.
-  train.steps_per_dispatch = 10
-  # Metrics are written after the dispatch that reaches a multiple of this,
-  # and at each epoch's end.
+  # Steps that the devices are sent at a time. 0: 10 on a CPU, else 100.
+  train.steps_per_dispatch = 0
+  # Metrics are written at every multiple of this within an epoch, and at its
+  # end.
   train.log_every_steps = 50
 
   config.eval = evaluation = ml_collections.ConfigDict()
@@ -89,7 +92,7 @@ def get_config() -> ml_collections.ConfigDict:
   # How many of the best by val/loss are kept, besides the last.
   checkpoint.keep_best = 2
   # Between the checkpoints at each epoch's end, one every so many minutes, at
-  # the next metrics.
+  # the next metrics with which a dispatch ends.
   checkpoint.every_minutes = 10.0
 
   return config

@@ -5,6 +5,7 @@ Labels, where there are any, lie beside the images and are read on demand.
 
 from collections.abc import Callable
 from collections.abc import Iterable
+import hashlib
 import os
 from typing import Protocol
 
@@ -35,6 +36,9 @@ class EncodedSplit(Protocol):
   def name(self, index: int) -> str:
     """What to call an image in a message."""
 
+  def fingerprint(self) -> str | None:
+    """Changes when an image does; None where that cannot be told quickly."""
+
 
 class FileSplit:
   """Images that are a file each."""
@@ -64,6 +68,15 @@ class FileSplit:
   def name(self, index: int) -> str:
     """See `EncodedSplit`."""
     return os.fsdecode(self._paths[index])
+
+  def fingerprint(self) -> str | None:
+    """See `EncodedSplit`: of names, sizes and times of change."""
+    if any(b'://' in path for path in self._paths[:1]):
+      return None
+    try:
+      return _of_files(self._paths)
+    except OSError:
+      return None
 
 
 class TfdsSplit:
@@ -133,6 +146,22 @@ class TfdsSplit:
   def name(self, index: int) -> str:
     """See `EncodedSplit`."""
     return f'{self._builder.info.full_name} {self._split} example {index}'
+
+  def fingerprint(self) -> str | None:
+    """See `EncodedSplit`: of the files that hold the records."""
+    files = self._builder.info.splits[self._split].filepaths
+    if any('://' in str(path) for path in files):
+      return None
+    return _of_files([os.fsencode(path) for path in files])
+
+
+def _of_files(paths: Iterable[bytes]) -> str:
+  """A hash of names, sizes and times of change."""
+  hashed = hashlib.sha256()
+  for path in paths:
+    facts = os.stat(path)
+    hashed.update(b'%s\n%d\n%d\n' % (path, facts.st_size, facts.st_mtime_ns))
+  return hashed.hexdigest()
 
 
 def some(names: list[str]) -> str:

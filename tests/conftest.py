@@ -4,6 +4,12 @@ import os
 import pathlib
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+# Many tests, and the processes that they start, compile the same programs.
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR',
+  str(pathlib.Path(__file__).resolve().parent.parent / '.pytest_cache' / 'jax'),
+)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 from etils import epath
 import numpy as np
@@ -69,6 +75,7 @@ def make_small_config(data_dir):
   config.seed = 7
   config.data.source = 'celeba'
   config.data.dir = str(data_dir)
+  config.data.decoded_dir = ''
   config.data.image_size = 16
   config.model.hidden_channels = (4, 8)
   config.model.latent_dim = 3

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from vae import checkpoints
+from vae import devices
 from vae import training
 from vae.errors import UserError
 
 
 def state_at(step, size=3):
   params = {'w': jnp.full((size,), float(step))}
-  return training.replicate(
+  return devices.replicate(
     training.TrainState(jnp.int32(step), params, {}, (jnp.zeros(size),))
   )
 

@@ -54,3 +54,25 @@ def test_commands_are_checked():
     ),
   ):
     assert run_script(WITH_COMMANDS, *words) == (2, '', said)
+
+
+PRINT_CACHE = """
+import jax
+
+def main():
+  print(jax.config.jax_compilation_cache_dir)
+
+command_line.run(main)
+"""
+
+
+def test_compiled_programs_are_kept_by_default(tmp_path, monkeypatch):
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  _, out, _ = run_script(PRINT_CACHE)
+  assert out.startswith(f'{tmp_path}/.cache/vae/jax/')
+  # One's own choice, and a home that cannot be written, are respected.
+  monkeypatch.setenv('HOME', '/proc/nowhere')
+  assert run_script(PRINT_CACHE)[:2] == (0, 'None\n')
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'own'))
+  assert run_script(PRINT_CACHE)[1] == f'{tmp_path}/own\n'

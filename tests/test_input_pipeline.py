@@ -1,5 +1,7 @@
 import csv
+import errno
 import os
+import re
 import shutil
 import socket
 import time
@@ -17,6 +19,8 @@ from datasets import sources
 import input_pipeline
 from tests.conftest import SPLIT_SIZES
 from tests.conftest import write_faces
+from vae import devices
+from vae import splits
 from vae.errors import UserError
 
 SPLITS = ('train', 'validation', 'test')
@@ -114,9 +118,11 @@ def test_official_and_kaggle_layouts_are_the_same_data(
 def test_cache_changes_nothing(small_config):
   order = np.random.default_rng(0).permutation(40)[:37]
   results = []
-  for cache in ('none', 'host', 'auto'):
+  for cache in ('none', 'host', 'device', 'auto'):
     small_config.data.cache = cache
     train = input_pipeline.load(small_config).train
+    if cache == 'device':
+      np.testing.assert_array_equal(train.images, everything(train))
     results.append(list(train.batches(order, 8)))
   for batches in results:
     assert [len(b) for b in batches] == [8, 8, 8, 8, 5]
@@ -133,12 +139,141 @@ def test_auto_caches_what_fits(small_config, monkeypatch):
 
   monkeypatch.setattr(input_pipeline.psutil, 'virtual_memory', lambda: Memory)
   num_bytes = sum(SPLIT_SIZES) * 16 * 16 * 3
-  for available, kind in (
-    (2 * num_bytes, input_pipeline.StreamedSplit),
-    (2 * num_bytes + 2, input_pipeline.CachedSplit),
+  streamed, cached = input_pipeline.StreamedSplit, input_pipeline.CachedSplit
+  for available, on_devices, kind in (
+    (2 * num_bytes, None, streamed),
+    (2 * num_bytes, 10 * num_bytes, streamed),
+    (2 * num_bytes + 2, None, cached),
+    (2 * num_bytes + 2, 2 * num_bytes, cached),
+    (2 * num_bytes + 2, 2 * num_bytes + 2, splits.DeviceSplit),
   ):
     Memory.available = available
+    monkeypatch.setattr(devices, 'free_memory', lambda free=on_devices: free)
     assert type(input_pipeline.load(small_config).train) is kind
+  small_config.data.cache = 'device'
+  monkeypatch.setattr(devices, 'free_memory', lambda: num_bytes - 1)
+  fails(small_config, 'cache is device, but .* use host or auto')
+
+
+def decode_nothing(monkeypatch):
+  def refuse(*args):
+    raise AssertionError('decoded again')
+
+  monkeypatch.setattr(input_pipeline.Crop, 'decode', refuse)
+
+
+@pytest.fixture
+def kept_config(small_config, celeba_dir, tmp_path):
+  """Has its own copy of the images, and keeps them decoded."""
+  small_config.data.dir = str(copy(celeba_dir, tmp_path))
+  small_config.data.decoded_dir = str(tmp_path / 'new' / 'decoded')
+  return small_config
+
+
+@pytest.mark.parametrize('cache', ['host', 'device'])
+def test_the_second_run_decodes_nothing(
+  kept_config, monkeypatch, capsys, cache
+):
+  first = everything(input_pipeline.load(kept_config).train)
+  decode_nothing(monkeypatch)
+  kept_config.data.cache = cache
+  second = everything(input_pipeline.load(kept_config).train)
+  np.testing.assert_array_equal(first, second)
+  assert re.search(
+    'train: decoded 40 .*\ntrain: read 40 ', capsys.readouterr().out
+  )
+
+
+def test_decoded_images_of_tfds_are_kept(
+  celeba_dir, kept_config, tmp_path, monkeypatch
+):
+  CelebA.folder = celeba_dir
+  CelebA(data_dir=tmp_path / 'tfds').download_and_prepare()
+  kept_config.data.dir = str(tmp_path / 'tfds')
+  first = everything(input_pipeline.load(kept_config).test)
+  decode_nothing(monkeypatch)
+  np.testing.assert_array_equal(
+    everything(input_pipeline.load(kept_config).test), first
+  )
+
+
+def replace_image(config):
+  images = epath.Path(config.data.dir) / 'img_align_celeba'
+  (images / '000002.jpg').write_bytes((images / '000041.jpg').read_bytes())
+
+
+def cut_kept_file(config):
+  for path in epath.Path(config.data.decoded_dir).glob('*.npy'):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty_kept_file(config):
+  for path in epath.Path(config.data.decoded_dir).glob('*.npy'):
+    path.write_bytes(b'')
+
+
+def exchange_kept_file(config):
+  for path in epath.Path(config.data.decoded_dir).glob('*.npy'):
+    np.save(path, np.zeros((40, 16, 16, 1), np.uint8))
+
+
+def crop_otherwise(config):
+  config.data.crop_size = 100
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    replace_image,
+    cut_kept_file,
+    empty_kept_file,
+    exchange_kept_file,
+    crop_otherwise,
+  ],
+)
+def test_what_is_kept_is_used_only_where_it_is_right(kept_config, change):
+  everything(input_pipeline.load(kept_config).train)
+  change(kept_config)
+  second = everything(input_pipeline.load(kept_config).train)
+  kept_config.data.cache = 'none'
+  streamed = everything(input_pipeline.load(kept_config).train)
+  np.testing.assert_array_equal(second, streamed)
+
+
+def test_streaming_keeps_nothing(kept_config):
+  kept_config.data.cache = 'none'
+  everything(input_pipeline.load(kept_config).train)
+  assert not os.path.exists(kept_config.data.decoded_dir)
+
+
+def no_folder(config, monkeypatch):
+  epath.Path(config.data.decoded_dir).parent.write_text('a file')
+
+
+def no_room(config, monkeypatch):
+  usage = shutil.disk_usage('/')._replace(free=1 << 20)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+
+
+def disk_fills(config, monkeypatch):
+  def save(file, array, allow_pickle):
+    file.write(b'the first bytes')
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(np, 'save', save)
+
+
+@pytest.mark.parametrize('fault', [no_folder, no_room, disk_fills])
+def test_what_cannot_be_kept_is_said_in_a_line(
+  kept_config, monkeypatch, capsys, fault
+):
+  fault(kept_config, monkeypatch)
+  train = input_pipeline.load(kept_config).train
+  assert len(everything(train)) == len(everything(train)) == 40
+  said = capsys.readouterr().err
+  assert said.count('\n') == 1 and 'config.data.decoded_dir' in said
+  # Nothing half written stays.
+  assert not list(epath.Path(kept_config.data.decoded_dir).glob('*'))
 
 
 class CelebA(tfds.core.GeneratorBasedBuilder):
@@ -614,6 +749,22 @@ def test_corrupt_images_are_skipped_where_told(
   np.testing.assert_array_equal(everything(train), np.delete(sound, 3, axis=0))
   said = capsys.readouterr().err
   assert 'skipped 1 of 40' in said and '000004.jpg' in said
+
+
+def test_corrupt_images_are_looked_for_once(kept_config, monkeypatch):
+  kept_config.data.skip_corrupt = True
+  images = epath.Path(kept_config.data.dir) / 'img_align_celeba'
+  (images / '000004.jpg').write_bytes(b'')
+  first = input_pipeline.load(kept_config)
+  for name in SPLITS:
+    everything(getattr(first, name))
+  decode_nothing(monkeypatch)
+  second = input_pipeline.load(kept_config)
+  assert second.train.num_examples == 39
+  for name in SPLITS:
+    np.testing.assert_array_equal(
+      everything(getattr(second, name)), everything(getattr(first, name))
+    )
 
 
 def test_without_network_the_message_comes_at_once(

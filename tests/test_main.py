@@ -26,6 +26,7 @@ from vae import training
 SMALL = (
   '--config=configs/celeba.py',
   '--config.data.image_size=16',
+  '--config.data.decoded_dir=',
   '--config.model.hidden_channels=(4,8)',
   '--config.model.latent_dim=3',
   '--config.train.batch_size=8',
@@ -192,6 +193,26 @@ def test_killed_run_ends_in_the_same_bits(finished, tmp_path):
   assert step == undisturbed_step == 15
   jax.tree.map(np.testing.assert_array_equal, state, undisturbed)
   # And in the same metrics, but for the speed.
+  rows = [metrics(tmp_path), metrics(workdir)]
+  for row in sum(rows, []):
+    row.pop('images_per_second', None)
+  assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize('cache', ['none', 'device'])
+def test_where_images_are_kept_changes_nothing(finished, tmp_path, cache):
+  """Nor do the steps of a dispatch."""
+  workdir, flags, _ = finished
+  code, _, err = run(
+    *flags,
+    f'--workdir={tmp_path}',
+    f'--config.data.cache={cache}',
+    '--config.train.steps_per_dispatch=0',
+  )
+  assert code == 0, err
+  jax.tree.map(
+    np.testing.assert_array_equal, final_state(tmp_path), final_state(workdir)
+  )
   rows = [metrics(tmp_path), metrics(workdir)]
   for row in sum(rows, []):
     row.pop('images_per_second', None)

@@ -34,8 +34,18 @@ def setting(monkeypatch, tmp_path):
     total_steps=500,
     steps_per_epoch=50,
     batch_size=8,
+    log_every_steps=20,
+    learning_rates=0.5 ** np.arange(10),
   )
   return clock, writer, report
+
+
+def metrics_of(*losses):
+  losses = np.array(losses, np.float32)
+  return {'loss': losses, 'kl': losses / 2}
+
+
+VALIDATION = {'loss': 2.0, 'distortion': 1.5, 'kl': 0.5, 'mse': 0.1}
 
 
 def test_speed_is_images_by_seconds_of_training(setting, capsys):
@@ -44,36 +54,63 @@ def test_speed_is_images_by_seconds_of_training(setting, capsys):
   report.dispatched()
   clock.now += 4
   report.dispatched()
-  report.training(120, {'loss': 3.0}, 0.1)
-  with report.pause():
-    clock.now += 30  # Validation.
+  report.training(metrics_of(*[1.0] * 25))  # To 125, told to 120.
   clock.now += 2
-  report.training(140, {'loss': 2.0}, 0.1)
-  speeds = [row['images_per_second'] for row in writer.rows]
-  assert speeds == pytest.approx([20 * 8 / 4, 20 * 8 / 2])
-  # 40 steps took 36 seconds, validation and all; 360 are left.
-  assert '5m24s left' in capsys.readouterr().out
+  report.training(metrics_of(*[1.0] * 25))  # To 150, the epoch's end.
+  clock.now += 30
+  report.validation(150, VALIDATION, None)
+  clock.now += 5
+  report.training(metrics_of(*[1.0] * 20))
+  speeds = [
+    row['images_per_second'] for row in writer.rows if 'train/loss' in row
+  ]
+  # Of the second call there are two rows, at 140 and 150.
+  assert speeds == pytest.approx(
+    [25 * 8 / 4, 25 * 8 / 2, 25 * 8 / 2, 20 * 8 / 5]
+  )
+  # 70 steps took 41 seconds, validation and all; 330 are left.
+  assert '3m13s left' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('cuts', [(50,), (7, 20, 13, 10), (1,) * 50])
+def test_rows_do_not_depend_on_the_dispatches(setting, cuts):
+  _, writer, report = setting
+  report.dispatched()
+  losses = list(np.random.default_rng(0).normal(size=50))
+  first = 0
+  for cut in cuts:
+    report.training(metrics_of(*losses[first : first + cut]))
+    first += cut
+  assert [row['step'] for row in writer.rows] == [120, 140, 150]
+  parts = np.split(np.float32(losses).astype(np.float64), [20, 40])
+  for row, values in zip(writer.rows, parts, strict=True):
+    assert row['train/loss'] == pytest.approx(values.mean(), rel=1e-12)
+
+
+def test_is_told_where_rows_end(setting):
+  _, _, report = setting
+  told = [step for step in range(100, 201) if report.is_told(step)]
+  assert told == [100, 120, 140, 150, 170, 190, 200]
 
 
 def test_rows_have_step_epoch_and_names(setting):
   _, writer, report = setting
   report.dispatched()
-  report.training(125, {'loss': 3.0, 'kl': 1.0}, 0.25)
-  values = {'loss': 2.0, 'distortion': 1.5, 'kl': 0.5, 'mse': 0.1}
-  report.validation(150, values, {})
+  report.training(metrics_of(*[4.0] * 10, *[2.0] * 10))
+  report.validation(150, VALIDATION, None)
   train, val = writer.rows
   assert train.pop('images_per_second') > 0
   assert train == {
-    'step': 125,
-    'epoch': 2.5,
+    'step': 120,
+    'epoch': 2.4,
     'train/loss': 3.0,
-    'train/kl': 1.0,
+    'train/kl': 1.5,
     'learning_rate': 0.25,
   }
   assert val == {
     'step': 150,
     'epoch': 3,
-    **{f'val/{name}': value for name, value in values.items()},
+    **{f'val/{name}': value for name, value in VALIDATION.items()},
   }
 
 
@@ -81,13 +118,22 @@ def test_pictures_are_kept_by_epoch(setting, tmp_path, capsys):
   _, _, report = setting
   report.dispatched()
   picture = np.full((4, 6, 3), 77, np.uint8)
-  values = dict.fromkeys(('loss', 'distortion', 'kl', 'mse'), 1.0)
-  report.validation(500, values, {'samples': picture})
+  report.validation(500, VALIDATION, lambda: {'samples': picture})
+  report.done(best_step=450)
   path = tmp_path / 'samples' / 'epoch_0010.png'
   np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
-  report.done(best_step=450)
   out = capsys.readouterr().out
   assert str(path) in out and 'step 450' in out
+
+
+def test_picture_that_cannot_be_written_is_told(setting):
+  def draw():
+    raise OSError('disk full')
+
+  _, _, report = setting
+  report.validation(150, VALIDATION, draw)
+  with pytest.raises(OSError, match='disk full'):
+    report.finish_pictures()
 
 
 @pytest.mark.parametrize(

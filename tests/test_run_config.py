@@ -55,7 +55,7 @@ def test_celeba_is_the_articles_schedule():
     ('model.sigma', 0.0, 'greater than 0'),
     ('data.source', 'imagenet', 'one of celeba, cartoon_faces, folder'),
     ('data.source', 'folder', 'data.dir is empty'),
-    ('data.cache', 'disk', 'one of auto, none, host'),
+    ('data.cache', 'disk', 'one of auto, none, host, device'),
     ('data.image_size', 72, 'a multiple of 32'),
     ('data.channels', 2, 'one of 1, 3'),
     ('train.batch_size', 0, 'at least 1'),

@@ -12,6 +12,7 @@ import pytest
 
 from configs import default
 from tests.conftest import ROOT
+from vae import devices
 from vae import objective as objectives
 from vae import splits
 from vae import training
@@ -19,7 +20,10 @@ from vae.model import VAE
 
 
 def run_topologies(dtype, steps, device_counts, x64):
-  """`topology_run.py` on so many virtual devices each, at the same time."""
+  """`topology_run.py` on so many virtual devices each, at the same time.
+
+  On all but the first of them the images are stored.
+  """
   processes = []
   for count in device_counts:
     environment = dict(
@@ -30,7 +34,10 @@ def run_topologies(dtype, steps, device_counts, x64):
     )
     processes.append(
       subprocess.Popen(
-        [sys.executable, ROOT / 'tests/topology_run.py', dtype, str(steps)],
+        [
+          *(sys.executable, ROOT / 'tests/topology_run.py', dtype, str(steps)),
+          *(['stored'] if count > 1 else []),
+        ],
         stdout=subprocess.PIPE,
         env=environment,
       )
@@ -56,7 +63,7 @@ def test_number_of_devices_does_not_matter_in_the_first_float32_step():
 
 @pytest.fixture(scope='module')
 def setting():
-  model = VAE((8, 8, 3), 3, (4,), axis_name=training.AXIS)
+  model = VAE((8, 8, 3), 3, (4,), axis_name=devices.AXIS)
   optimizer = optax.adam(0.01)
   pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
   return model, optimizer, pixels
@@ -86,7 +93,7 @@ def test_cuts_into_dispatches_leave_the_same_bits(setting):
       chunk[0, :num_steps] = pixels.reshape(8, 8, *model.image_shape)[
         done : done + num_steps
       ]
-      state, _ = run(state, key, chunk, num_steps)
+      state, _ = run(state, key, None, chunk, num_steps)
       done += num_steps
     results.append(state)
   assert results[0].step == 8
@@ -103,7 +110,8 @@ def test_step_is_the_gradient_step_of_the_objective(setting):
   run = training.make_train_steps(model, objective, optimizer, flip=False)
   state = training.create_state(model, optimizer, seed=0)
   before = jax.device_get(state)
-  after, sums = run(state, training.train_key(0), images[None, None], 1)
+  key = training.train_key(0)
+  after, metrics = run(state, key, None, images[None, None], 1)
 
   plain = model.copy(axis_name=None)
   x = images / np.float32(255)
@@ -119,7 +127,7 @@ def test_step_is_the_gradient_step_of_the_objective(setting):
     return jnp.mean(jnp.sum((x - decoded) ** 2, axis=(1, 2, 3))) / 2 + constant
 
   value, grads = jax.value_and_grad(loss)(before.params)
-  assert sums['loss'] == pytest.approx(float(value), rel=1e-6)
+  assert metrics['loss'][0] == pytest.approx(float(value), rel=1e-6)
   jax.tree.map(
     lambda p, g, q: np.testing.assert_allclose(p - 0.01 * g, q, atol=2e-5),
     before.params,
@@ -143,10 +151,9 @@ def first_losses(setting, steps=2, **options):
   state = training.create_state(model, optax.sgd(0.0), seed=0)
   losses = []
   for _ in range(steps):
-    state, sums = run(
-      state, training.train_key(options['seed']), pixels[None, None], 1
-    )
-    losses.append(float(sums['loss']))
+    key = training.train_key(options['seed'])
+    state, metrics = run(state, key, None, pixels[None, None], 1)
+    losses.append(float(metrics['loss'][0]))
   return losses
 
 
@@ -171,21 +178,79 @@ def test_without_chance_steps_are_the_same(setting):
 def test_every_example_counts_once_whatever_the_batch_size(setting):
   model, optimizer, pixels = setting
   objective = objectives.Objective(1.0)
-  step = training.make_eval_step(model, objective)
+  steps = training.make_eval_steps(model, objective)
   state = training.create_state(model, optimizer, seed=0)
   split = splits.ArraySplit(pixels[:53])
   totals = []
-  for batch_size in (53, 16, 7, 100):
+  for batch_size, max_batches in ((53, 1), (16, 3), (7, 2), (7, 100), (100, 4)):
     sums = [
-      step(state.variables, training.eval_key(0), images, start, 53)
-      for images, start in splits.eval_batches(
-        split, batch_size, splits.Topology()
+      steps(
+        *(state.variables, training.eval_key(0), None),
+        *(chunk.batches, chunk.num_batches, start, 53),
+      )
+      for chunk, start in splits.eval_chunks(
+        split, batch_size, max_batches, devices.Topology()
       )
     ]
-    totals.append({k: sum(float(s[k]) for s in sums) for k in sums[0]})
+    totals.append({k: sum(float(s[k].sum()) for s in sums) for k in sums[0]})
   for total in totals[1:]:
     for name, value in total.items():
       assert value == pytest.approx(totals[0][name], rel=1e-6), name
+
+
+def test_stored_images_are_the_images_that_are_sent(setting):
+  model, optimizer, pixels = setting
+  objective = objectives.Objective(1.0)
+  train = training.make_train_steps(model, objective, optimizer, flip=True)
+  evaluate = training.make_eval_steps(model, objective)
+  host = splits.ArraySplit(pixels[:53])
+  results = []
+  for split in (host, splits.DeviceSplit(host)):
+    stored = splits.stored_images(split)
+    state = training.create_state(model, optimizer, seed=0)
+    losses = []
+    for chunk in splits.train_chunks(split, 0, 0, 0, 8, 4, devices.Topology()):
+      state, metrics = train(
+        *(state, training.train_key(0), stored),
+        *(chunk.batches, chunk.num_batches),
+      )
+      losses.append(metrics['loss'])
+    for chunk, start in splits.eval_chunks(split, 8, 4, devices.Topology()):
+      sums = evaluate(
+        *(state.variables, training.eval_key(0), stored),
+        *(chunk.batches, chunk.num_batches, start, 53),
+      )
+      losses.append(sums['loss'])
+    results.append((losses, state))
+  jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_metrics_are_those_of_each_step_and_then_zero(setting):
+  model, optimizer, pixels = setting
+  objective = objectives.Objective(1.0)
+  run = training.make_train_steps(model, objective, optimizer, flip=False)
+  key = training.train_key(0)
+  chunk = pixels.reshape(1, 4, 16, *model.image_shape)
+  state = training.create_state(model, optimizer, seed=0)
+  _, together = run(state, key, None, chunk, 3)
+  state = training.create_state(model, optimizer, seed=0)
+  for step in range(3):
+    state, alone = run(state, key, None, chunk[:, step : step + 1], 1)
+    for name, values in alone.items():
+      assert together[name][step] == pytest.approx(float(values[0]), rel=1e-5)
+  for values in together.values():
+    assert values.shape == (4,) and values[3] == 0
+
+
+def test_snapshot_outlives_the_state(setting):
+  model, optimizer, pixels = setting
+  objective = objectives.Objective(1.0)
+  run = training.make_train_steps(model, objective, optimizer, flip=False)
+  state = training.create_state(model, optimizer, seed=0)
+  before = jax.device_get(state)
+  kept = training.snapshot(state)
+  run(state, training.train_key(0), None, pixels[None, None], 1)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(kept), before)
 
 
 def test_learning_rate_decays_by_the_epoch():
@@ -193,8 +258,10 @@ def test_learning_rate_decays_by_the_epoch():
   config.optimizer.learning_rate = 0.005
   config.optimizer.decay_per_epoch = 0.95
   schedule = training.learning_rate_schedule(config, steps_per_epoch=37)
+  rates = training.learning_rates(config, num_epochs=100)
   for step, epoch in ((0, 0), (36, 0), (37, 1), (74, 2), (3699, 99)):
-    assert schedule(step) == pytest.approx(0.005 * 0.95**epoch, rel=1e-5)
+    for rate in (schedule(step), rates[epoch]):
+      assert rate == pytest.approx(0.005 * 0.95**epoch, rel=1e-5)
 
 
 def test_weight_decay_is_the_gradient_of_an_l2_penalty():
@@ -233,7 +300,7 @@ def test_linear_vae_reaches_the_exact_likelihood_of_ppca():
   exact = ppca_log_likelihood(pixels.reshape(512, 16) / 255, latent_dim=2)
 
   model = VAE(
-    (4, 4, 1), 2, (), sigma=0.2, learn_sigma=True, axis_name=training.AXIS
+    (4, 4, 1), 2, (), sigma=0.2, learn_sigma=True, axis_name=devices.AXIS
   )
   objective = objectives.Objective(1.0, num_samples=8)
   optimizer = optax.adam(optax.cosine_decay_schedule(0.01, 3000))
@@ -241,7 +308,7 @@ def test_linear_vae_reaches_the_exact_likelihood_of_ppca():
   state = training.create_state(model, optimizer, seed=0)
   chunk = np.broadcast_to(pixels, (1, 500, *pixels.shape))
   for _ in range(6):
-    state, _ = run(state, training.train_key(0), chunk, 500)
+    state, _ = run(state, training.train_key(0), None, chunk, 500)
 
   sharp = objectives.Objective(1.0, num_samples=500)
   images = pixels / np.float32(255)

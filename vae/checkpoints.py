@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vae import training
+from vae import devices
 from vae.errors import UserError
 from vae.training import TrainState
 
@@ -190,7 +190,7 @@ class Checkpoints:
         f'checkpoint {self._directory / str(step)} cannot be restored: '
         f'{_first_line(error)} Others: {", ".join(others) or "none"}.'
       ) from error
-    return training.replicate(restored)
+    return devices.replicate(restored)
 
 
 def _first_line(error: Exception) -> str:

@@ -106,28 +106,28 @@ def _to_pillow(image: np.ndarray) -> Image.Image:
   return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def sample_grid(model: VAE, variables, key: jax.Array, side: int) -> np.ndarray:
-  """A grid of `side`² samples from the prior, uint8; the key fixes their z."""
-  z = jax.random.normal(key, (side**2, model.latent_dim))
-  return image_grid(_decode(model, variables, z), side)
+def samples(model: VAE, variables, key: jax.Array, count: int) -> jax.Array:
+  """Mean images of draws from the prior; the key fixes their z.
+
+  Returns:
+    [count, height, width, channels], still being computed.
+  """
+  z = jax.random.normal(key, (count, model.latent_dim))
+  return _decode(model, variables, z)
 
 
-def reconstruction_grid(
-  model: VAE, variables, images: np.ndarray, columns: int
-) -> np.ndarray:
-  """Originals, each with its reconstruction on its right.
+def reconstructions(model: VAE, variables, images: np.ndarray) -> jax.Array:
+  """Images through the posterior mean.
 
   Args:
     model: the model.
     variables: its parameters and statistics.
     images: uint8 [n, height, width, channels].
-    columns: even, two for each pair.
 
   Returns:
-    uint8 [grid_height, grid_width, channels].
+    Shaped as `images`, still being computed.
   """
-  reconstructions = _reconstruct(model, variables, images)
-  return image_grid(side_by_side(images, reconstructions), columns)
+  return _reconstruct(model, variables, images)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae import bounds
+from vae import devices
 from vae import image_quality
 from vae import likelihoods
 from vae import objective as objectives
@@ -93,7 +94,7 @@ def make_measure_step(
     keys = _keys(key, start, len(images))
     return nn.apply(measure, model)(variables, images, keys)
 
-  return jax.pmap(step, axis_name=training.AXIS, in_axes=(None, None, 0, None))
+  return jax.pmap(step, axis_name=devices.AXIS, in_axes=(None, None, 0, None))
 
 
 def make_bound_step(model: VAE) -> Callable[..., Values]:
@@ -156,7 +157,7 @@ def make_bound_step(model: VAE) -> Callable[..., Values]:
     return nn.apply(bound, model)(variables, images, keys, num_samples, sigma)
 
   return jax.pmap(
-    step, axis_name=training.AXIS, in_axes=(None, None, 0, None, None, None)
+    step, axis_name=devices.AXIS, in_axes=(None, None, 0, None, None, None)
   )
 
 
@@ -179,7 +180,7 @@ def over_split(
   Returns:
     The tree of numpy arrays [num_examples, …].
   """
-  topology = splits.Topology(jax.local_device_count())
+  topology = devices.Topology(jax.local_device_count())
   collected, running = [], None
 
   def collect(result):
@@ -205,7 +206,7 @@ def over_split(
 
 def _keys(key: jax.Array, start: jax.Array, per_device: int) -> jax.Array:
   """A key for each image of this device, by its position; [per_device]."""
-  first = start + lax.axis_index(training.AXIS) * per_device
+  first = start + lax.axis_index(devices.AXIS) * per_device
   positions = first + jnp.arange(per_device)
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
 

@@ -4,15 +4,24 @@ A split is anything with `num_examples`, `image_shape`,
 `batches(indices, batch_size)` and `labels()`, as `ArraySplit` has them. The
 order depends on the seed and the epoch alone, not on where the images are
 kept, on the devices or on when the run was last started.
+
+Training and validation go through a split in chunks of several batches, each
+a dispatch. A chunk holds the images; of a `DeviceSplit`, whose images are on
+the devices already, it holds their indices.
 """
 
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Protocol
 
+import jax
 import numpy as np
+
+from vae import devices
+from vae.devices import Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +82,15 @@ class DataSet:
 
 
 class ArraySplit:
-  """A split whose images lie in host memory."""
+  """A split whose images lie in host memory.
+
+  Attributes:
+    images: uint8 [num_examples, height, width, channels].
+  """
 
   def __init__(self, images: np.ndarray, labels: Labels | None = None):
-    """Takes uint8 [num_examples, height, width, channels] and their labels."""
-    self._images = images
+    """Takes the images and their labels."""
+    self.images = images
     self._labels = labels
     self.num_examples = len(images)
     self.image_shape = images.shape[1:]
@@ -87,11 +100,44 @@ class ArraySplit:
   ) -> Iterator[np.ndarray]:
     """See `Split`."""
     for start in range(0, len(indices), batch_size):
-      yield self._images[indices[start : start + batch_size]]
+      yield self.images[indices[start : start + batch_size]]
 
   def labels(self) -> Labels | None:
     """See `Split`."""
     return self._labels
+
+
+class DeviceSplit:
+  """A split whose images lie in the memory of each of this process's devices.
+
+  What the devices have to be told of a batch is which examples it has.
+  """
+
+  def __init__(self, split: ArraySplit):
+    """Takes the split as it is in host memory."""
+    self._split = split
+    self.num_examples = split.num_examples
+    self.image_shape = split.image_shape
+
+  @functools.cached_property
+  def images(self) -> jax.Array:
+    """All images, uint8 [num_examples, height, width, channels]."""
+    return devices.replicate(self._split.images)
+
+  def batches(
+    self, indices: np.ndarray, batch_size: int
+  ) -> Iterator[np.ndarray]:
+    """See `Split`: images, on the host."""
+    return self._split.batches(indices, batch_size)
+
+  def labels(self) -> Labels | None:
+    """See `Split`."""
+    return self._split.labels()
+
+
+def stored_images(split: Split) -> jax.Array | None:
+  """The images that the chunks of a split name; None if they hold their own."""
+  return split.images if isinstance(split, DeviceSplit) else None
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
@@ -110,31 +156,20 @@ def spread(num_examples: int, at_most: int) -> np.ndarray:
   return np.linspace(0, num_examples - 1, count).astype(int)
 
 
-@dataclasses.dataclass(frozen=True)
-class Topology:
-  """How a global batch is laid over processes and their devices, in order.
+@dataclasses.dataclass
+class Chunk:
+  """Several batches, that go to the devices together.
 
   Attributes:
-    local_devices: of each process.
-    process_index: of this process.
-    process_count: of all.
+    batches: this process's part of each: images, uint8 [local_devices,
+      max_batches, per_device_batch_size, height, width, channels], or the
+      indices of stored ones, int32 [local_devices, max_batches,
+      per_device_batch_size].
+    num_batches: how many there are; what is beyond them is zeros.
   """
 
-  local_devices: int = 1
-  process_index: int = 0
-  process_count: int = 1
-
-  @property
-  def num_devices(self) -> int:
-    """Of all processes together."""
-    return self.local_devices * self.process_count
-
-  def local_part(self, batches: np.ndarray) -> np.ndarray:
-    """This process's part of [n, batch_size, …] global batches."""
-    parts = batches.reshape(
-      len(batches), self.process_count, -1, *batches.shape[2:]
-    )
-    return parts[:, self.process_index]
+  batches: np.ndarray
+  num_batches: int
 
 
 def train_chunks(
@@ -145,7 +180,7 @@ def train_chunks(
   batch_size: int,
   max_steps: int,
   topology: Topology,
-) -> Iterator[tuple[np.ndarray, int]]:
+) -> Iterator[Chunk]:
   """An epoch's batches from `first_step` on, several steps at a time.
 
   Only this process's part of each batch is read.
@@ -156,28 +191,59 @@ def train_chunks(
     epoch: counted from 0.
     first_step: of this epoch, counted from 0.
     batch_size: global; a multiple of the number of devices.
-    max_steps: in a chunk.
+    max_steps: in a chunk; only the last chunk has fewer.
     topology: the devices that share a batch.
-
-  Returns:
-    An iterator over pairs of the images, uint8 [local_devices, max_steps,
-    per_device_batch_size, height, width, channels], and the number of steps;
-    only the last chunk has fewer than `max_steps`, the rest of it is zeros.
   """
   steps = split.num_examples // batch_size
   order = epoch_order(seed, epoch, split.num_examples)
-  order = order[first_step * batch_size : steps * batch_size]
-  order = topology.local_part(order.reshape(-1, batch_size))
+  order = order[: steps * batch_size].reshape(steps, batch_size)
+  return _chunks(split, order[first_step:], min(max_steps, steps), topology)
+
+
+def eval_chunks(
+  split: Split, batch_size: int, max_batches: int, topology: Topology
+) -> Iterator[tuple[Chunk, int]]:
+  """Every example of a split once, in order, several batches at a time.
+
+  Args:
+    split: to be gone through; the last batch is padded.
+    batch_size: as of `eval_batches`.
+    max_batches: in a chunk; only the last chunk has fewer.
+    topology: the devices that share a batch.
+
+  Returns:
+    An iterator over pairs of a chunk and the position in the split of its
+    first example.
+  """
+  order = _eval_order(split.num_examples, batch_size, topology)
+  max_batches = min(max_batches, len(order))
+  chunks = _chunks(split, order, max_batches, topology)
+  for index, chunk in enumerate(chunks):
+    yield chunk, index * max_batches * order.shape[1]
+
+
+def _chunks(
+  split: Split, order: np.ndarray, max_batches: int, topology: Topology
+) -> Iterator[Chunk]:
+  """Chunks of the global batches that `order` [n, batch_size] names."""
+  order = topology.local_part(order)
   local_batch_size = order.shape[1]
-  for images in split.batches(order.ravel(), max_steps * local_batch_size):
-    num_steps = len(images) // local_batch_size
-    images = images.reshape(
-      num_steps, topology.local_devices, -1, *split.image_shape
+  order, size = order.ravel(), max_batches * local_batch_size
+  if isinstance(split, DeviceSplit):
+    order = order.astype(np.int32)
+    read = (order[i : i + size] for i in range(0, len(order), size))
+  else:
+    read = split.batches(order, size)
+  for batches in read:
+    num_batches = len(batches) // local_batch_size
+    batches = batches.reshape(
+      num_batches, topology.local_devices, -1, *batches.shape[1:]
     ).swapaxes(0, 1)
-    missing = max_steps - num_steps
+    missing = max_batches - num_batches
     if missing:
-      images = np.pad(images, ((0, 0), (0, missing), *((0, 0),) * 4))
-    yield images, num_steps
+      others = ((0, 0),) * (batches.ndim - 2)
+      batches = np.pad(batches, ((0, 0), (0, missing), *others))
+    yield Chunk(batches, num_batches)
 
 
 def eval_batches(
@@ -196,17 +262,23 @@ def eval_batches(
     per_device_batch_size, height, width, channels], and the position in the
     split of the global batch's first example.
   """
-  devices = topology.num_devices
-  batch_size = max(batch_size // devices, 1) * devices
-  num_batches = -(-split.num_examples // batch_size)
-  per_device = -(-split.num_examples // (num_batches * devices))
-  batch_size = per_device * devices
-  # Padding repeats the last example; nothing of it counts.
-  order = np.minimum(
-    np.arange(num_batches * batch_size), split.num_examples - 1
-  )
-  order = topology.local_part(order.reshape(num_batches, batch_size))
+  order = _eval_order(split.num_examples, batch_size, topology)
+  global_batch_size = order.shape[1]
+  order = topology.local_part(order)
   batches = split.batches(order.ravel(), order.shape[1])
   for index, images in enumerate(batches):
-    shape = (topology.local_devices, per_device, *split.image_shape)
-    yield images.reshape(shape), index * batch_size
+    shape = (topology.local_devices, -1, *split.image_shape)
+    yield images.reshape(shape), index * global_batch_size
+
+
+def _eval_order(
+  num_examples: int, batch_size: int, topology: Topology
+) -> np.ndarray:
+  """Positions of the examples of each global batch, [n, batch_size]."""
+  num_devices = topology.num_devices
+  batch_size = max(batch_size // num_devices, 1) * num_devices
+  num_batches = -(-num_examples // batch_size)
+  per_device = -(-num_examples // (num_batches * num_devices))
+  # Padding repeats the last example; nothing of it counts.
+  order = np.arange(num_batches * per_device * num_devices)
+  return np.minimum(order, num_examples - 1).reshape(num_batches, -1)

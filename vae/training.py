@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vae import devices
 from vae import objective as objectives
+from vae.devices import AXIS
 from vae.model import VAE
 from vae.objective import Objective
-
-AXIS = 'devices'
 
 Metrics = dict[str, jax.Array]
 
@@ -57,6 +57,12 @@ def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
     decay_rate=config.optimizer.decay_per_epoch,
     staircase=True,
   )
+
+
+def learning_rates(config, num_epochs: int) -> np.ndarray:
+  """What the schedule says for each epoch, [num_epochs]."""
+  schedule = learning_rate_schedule(config, steps_per_epoch=1)
+  return np.asarray(jax.vmap(schedule)(np.arange(num_epochs)))
 
 
 def make_optimizer(
@@ -97,7 +103,8 @@ def create_state(
     else None
   )
   init = jax.jit(model.init, compiler_options=options)
-  return replicate(_first_state(model, optimizer, init(init_key(seed), images)))
+  state = _first_state(model, optimizer, init(init_key(seed), images))
+  return devices.replicate(state)
 
 
 def _first_state(
@@ -114,13 +121,6 @@ def _first_state(
     batch_stats=batch_stats,
     opt_state=optimizer.init(params),
   )
-
-
-def replicate(tree: Any) -> Any:
-  """Places `tree` on this process's devices, as the pmapped steps return it."""
-  mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
-  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  return jax.device_put(tree, sharding)
 
 
 def init_key(seed: int) -> jax.Array:
@@ -237,50 +237,55 @@ def make_train_steps(
     A function of
       state: donated;
       key: `train_key`;
-      images: uint8 [devices, max_steps, per_device_batch, height, width,
-        channels];
+      stored: uint8 [num_examples, height, width, channels] on every device,
+        or None;
+      batches: [devices, max_steps, per_device_batch, …], images or, with
+        `stored`, indices of its images (`splits.Chunk`);
       num_steps: how many of the steps to run;
-    that returns the new state and the sums of the metrics over the steps.
+    that returns the new state and the metrics of each step, [max_steps]; zero
+    beyond `num_steps`.
   """
 
-  def steps(state, key, images, num_steps):
+  def steps(state, key, stored, batches, num_steps):
     def body(i, carry):
-      state, sums = carry
-      batch = lax.dynamic_index_in_dim(images, i, keepdims=False)
-      state, metrics = train_step(
-        model, objective, optimizer, flip, state, key, batch
+      state, metrics = carry
+      state, values = train_step(
+        *(model, objective, optimizer, flip, state, key),
+        _images(stored, batches, i),
       )
-      return state, jax.tree.map(jnp.add, sums, metrics)
+      return state, _set(metrics, i, values)
 
     shapes = jax.eval_shape(
       lambda: train_step(
-        model, objective, optimizer, flip, state, key, images[0]
+        *(model, objective, optimizer, flip, state, key),
+        _images(stored, batches, 0),
       )[1]
     )
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return lax.fori_loop(0, num_steps, body, (state, zeros))
+    carry = (state, _buffers(shapes, len(batches)))
+    return lax.fori_loop(0, num_steps, body, carry)
 
   return jax.pmap(
     steps,
     axis_name=AXIS,
-    in_axes=(None, None, 0, None),
+    in_axes=(None, None, None, 0, None),
     out_axes=None,
     donate_argnums=0,
   )
 
 
-def make_eval_step(model: VAE, objective: Objective) -> Callable[..., Metrics]:
-  """Compiles the evaluation of one batch over all devices.
+def make_eval_steps(model: VAE, objective: Objective) -> Callable[..., Metrics]:
+  """Compiles the evaluation of several batches over all devices.
 
   Returns:
     A function of
       variables: parameters and statistics;
       key: `eval_key`;
-      images: uint8 [devices, per_device_batch, height, width, channels];
-      start: position in the split of the batch's first example;
+      stored, batches, num_steps: as of `make_train_steps`;
+      start: position in the split of the first batch's first example;
       num_examples: size of the split; what lies beyond it is padding;
-    that returns the sums of the metrics over the batch's examples. z is drawn
-    as in training, by each example's position in the split.
+    that returns the sums of the metrics over each batch's examples,
+    [max_steps]; zero beyond `num_steps`. z is drawn as in training, by each
+    example's position in the split.
   """
 
   def step(variables, key, images, start, num_examples):
@@ -294,12 +299,53 @@ def make_eval_step(model: VAE, objective: Objective) -> Callable[..., Metrics]:
       variables, objective, images, images, epsilon, train=False
     )
     counts = positions < num_examples
-    sums = jax.tree.map(lambda t: jnp.sum(jnp.where(counts, t, 0)), terms)
+    return jax.tree.map(lambda t: jnp.sum(jnp.where(counts, t, 0)), terms)
+
+  def steps(variables, key, stored, batches, num_steps, start, num_examples):
+    batch_size = batches.shape[1] * lax.axis_size(AXIS)
+
+    def body(i, sums):
+      images = _images(stored, batches, i)
+      first = start + i * batch_size
+      return _set(sums, i, step(variables, key, images, first, num_examples))
+
+    shapes = jax.eval_shape(
+      lambda: step(variables, key, _images(stored, batches, 0), 0, 0)
+    )
+    sums = lax.fori_loop(0, num_steps, body, _buffers(shapes, len(batches)))
     return lax.psum(sums, AXIS)
 
   return jax.pmap(
-    step, axis_name=AXIS, in_axes=(None, None, 0, None, None), out_axes=None
+    steps,
+    axis_name=AXIS,
+    in_axes=(None, None, None, 0, None, None, None),
+    out_axes=None,
   )
+
+
+def _images(
+  stored: jax.Array | None, batches: jax.Array, index: jax.Array | int
+) -> jax.Array:
+  """A batch of those of a chunk, or the stored images that it names."""
+  batch = lax.dynamic_index_in_dim(batches, index, keepdims=False)
+  if stored is None:
+    return batch
+  return stored.at[batch].get(mode='promise_in_bounds')
+
+
+def _buffers(shapes: Any, length: int) -> Any:
+  """Zeros of `shapes`, so many times."""
+  return jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), shapes)
+
+
+def _set(buffers: Any, index: jax.Array, values: Any) -> Any:
+  return jax.tree.map(lambda b, v: b.at[index].set(v), buffers, values)
+
+
+@jax.jit
+def snapshot(state: TrainState) -> TrainState:
+  """A copy on the devices, that outlives the donation of the state."""
+  return jax.tree.map(jnp.copy, state)
 
 
 def float_dtype(model: VAE) -> Any:

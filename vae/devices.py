@@ -1,0 +1,70 @@
+"""This process's devices, and how a batch is laid over them."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+# The name of the axis of all devices in the pmapped functions.
+AXIS = 'devices'
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """How a global batch is laid over processes and their devices, in order.
+
+  Attributes:
+    local_devices: of each process.
+    process_index: of this process.
+    process_count: of all.
+  """
+
+  local_devices: int = 1
+  process_index: int = 0
+  process_count: int = 1
+
+  @property
+  def num_devices(self) -> int:
+    """Of all processes together."""
+    return self.local_devices * self.process_count
+
+  def local_part(self, batches: np.ndarray) -> np.ndarray:
+    """This process's part of [n, batch_size, …] global batches."""
+    parts = batches.reshape(
+      len(batches), self.process_count, -1, *batches.shape[2:]
+    )
+    return parts[:, self.process_index]
+
+
+def current() -> Topology:
+  """That of the processes and devices that there are."""
+  return Topology(
+    jax.local_device_count(), jax.process_index(), jax.process_count()
+  )
+
+
+def replicate(tree: Any) -> Any:
+  """Places `tree` on this process's devices, as the pmapped steps return it."""
+  mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.device_put(tree, sharding)
+
+
+def on_first(tree: Any) -> Any:
+  """The first device's copy of a replicated tree; waits for nothing."""
+  return jax.tree.map(lambda a: a.addressable_shards[0].data, tree)
+
+
+def free_memory() -> int | None:
+  """Bytes that every local device still has; None where they do not tell.
+
+  A CPU's memory is the host's, and it does not tell.
+  """
+  free = []
+  for device in jax.local_devices():
+    stats = device.memory_stats() or {}
+    if 'bytes_limit' not in stats:
+      return None
+    free.append(stats['bytes_limit'] - stats.get('bytes_in_use', 0))
+  return min(free)
