@@ -119,10 +119,9 @@ class StreamedSplit:
     """
     indices = self._indices[indices]
     batches = (
-      self._encoded.read(indices)
-      .map(self._crop.decode, tf.data.AUTOTUNE, deterministic=True)
+      self._encoded.read(indices, self._crop.decode)
       .batch(batch_size)
-      .prefetch(tf.data.AUTOTUNE)
+      .prefetch(2)
     )
     delivered = 0
     iterator = batches.as_numpy_iterator()
@@ -333,7 +332,7 @@ def find_corrupt(
   """Those of `indices` whose images cannot be read or decoded."""
 
   def decodes(suspects):
-    images = encoded.read(suspects).map(crop.decode, tf.data.AUTOTUNE)
+    images = encoded.read(suspects, crop.decode)
     try:
       for _ in images:
         pass

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 import hashlib
 import os
+import sys
 from typing import Protocol
 
 import numpy as np
@@ -17,14 +18,30 @@ from vae.splits import Labels
 
 SPLITS = ('train', 'validation', 'test')
 
+# That this process may use.
+CORES = (
+  len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
+)
+
+# Many images at a time use the cores; to share one's pixels out costs more than
+# it gains, a quarter of the time.
+tf.config.threading.set_intra_op_parallelism_threads(1)
+
 
 class EncodedSplit(Protocol):
   """The encoded images of a split, before they are decoded."""
 
   num_examples: int
 
-  def read(self, indices: np.ndarray) -> tf.data.Dataset:
-    """Encoded images, scalar strings, at `indices`, in this order."""
+  def read(
+    self, indices: np.ndarray, decode: Callable[[tf.Tensor], tf.Tensor]
+  ) -> tf.data.Dataset:
+    """The images at `indices`, in this order.
+
+    Args:
+      indices: of the images.
+      decode: from encoded bytes, a scalar string, to an image.
+    """
 
   def labels(self) -> Labels | None:
     """Reads the labels of all images, in their order; None without any.
@@ -54,12 +71,21 @@ class FileSplit:
     self._read_labels = read_labels
     self.num_examples = len(paths)
 
-  def read(self, indices: np.ndarray) -> tf.data.Dataset:
+  def read(
+    self, indices: np.ndarray, decode: Callable[[tf.Tensor], tf.Tensor]
+  ) -> tf.data.Dataset:
     """See `EncodedSplit`."""
     paths = tf.data.Dataset.from_tensor_slices(
       tf.constant(self._paths[indices], tf.string)
     )
-    return paths.map(tf.io.read_file, tf.data.AUTOTUNE, deterministic=True)
+    # In one call each, which is a fifth faster than in two.
+    return _with_options(
+      paths.map(
+        lambda path: decode(tf.io.read_file(path)),
+        2 * CORES,
+        deterministic=True,
+      )
+    )
 
   def labels(self) -> Labels | None:
     """See `EncodedSplit`."""
@@ -108,16 +134,20 @@ class TfdsSplit:
     self._encoded = None
     self.num_examples = builder.info.splits[split].num_examples
 
-  def read(self, indices: np.ndarray) -> tf.data.Dataset:
+  def read(
+    self, indices: np.ndarray, decode: Callable[[tf.Tensor], tf.Tensor]
+  ) -> tf.data.Dataset:
     """See `EncodedSplit`."""
     if np.array_equal(indices, np.arange(self.num_examples)):
-      return self._read_in_order()
-    if self._encoded is None:
-      self._encoded = list(self._read_in_order().as_numpy_iterator())
-    return tf.data.Dataset.from_generator(
-      lambda: (self._encoded[i] for i in indices),
-      output_signature=tf.TensorSpec((), tf.string),
-    )
+      encoded = self._read_in_order()
+    else:
+      if self._encoded is None:
+        self._encoded = list(self._read_in_order().as_numpy_iterator())
+      encoded = tf.data.Dataset.from_generator(
+        lambda: (self._encoded[i] for i in indices),
+        output_signature=tf.TensorSpec((), tf.string),
+      )
+    return _with_options(encoded.map(decode, 2 * CORES, deterministic=True))
 
   def labels(self) -> Labels | None:
     """See `EncodedSplit`."""
@@ -153,6 +183,15 @@ class TfdsSplit:
     if any('://' in str(path) for path in files):
       return None
     return _of_files([os.fsencode(path) for path in files])
+
+
+def _with_options(images: tf.data.Dataset) -> tf.data.Dataset:
+  """As many threads as cores, and one for each image: what decodes fastest."""
+  options = tf.data.Options()
+  options.autotune.enabled = False
+  options.threading.private_threadpool_size = CORES
+  options.threading.max_intra_op_parallelism = 1
+  return images.with_options(options)
 
 
 def _of_files(paths: Iterable[bytes]) -> str:
