@@ -4,6 +4,7 @@ It takes its data and its metric writer from outside, and imports neither
 TensorFlow nor clu.
 """
 
+import collections
 from collections.abc import Callable
 import dataclasses
 import time
@@ -25,6 +26,14 @@ from vae import training
 
 # Images along a side of the grids of samples and reconstructions.
 _GRID = 12
+
+# Dispatches that the devices have before them while an earlier one is settled,
+# so that they have something to do even while a checkpoint is begun.
+_AHEAD = 2
+
+# Batches of a validation's dispatches: images of the host go to the devices by
+# as many, while these work on those before.
+_EVAL_BATCHES = 10
 
 
 @dataclasses.dataclass
@@ -145,7 +154,7 @@ def train_and_evaluate(
     # Loop. What is under way is settled when the devices have their next steps
     # to do, so that they never wait for the host.
     last_save = time.monotonic()
-    under_way = []
+    under_way = collections.deque()
     try:
       while step < total_steps:
         epoch, first_step = divmod(step, steps_per_epoch)
@@ -162,10 +171,10 @@ def train_and_evaluate(
             state, train_key, stored, chunk.batches, chunk.num_batches
           )
           report.dispatched()
-          if under_way:
-            settle(under_way.pop())
           step += chunk.num_batches
           under_way.append(_UnderWay(step, metrics, chunk.num_batches))
+          if len(under_way) > _AHEAD:
+            settle(under_way.popleft())
 
           # A checkpoint within a long epoch, where no metrics are left over.
           if step % steps_per_epoch and report.is_told(step):
@@ -176,7 +185,8 @@ def train_and_evaluate(
 
         # Validation, and the checkpoint at each epoch's end. The speed that is
         # told is that of training, so its end is waited for.
-        settle(under_way.pop())
+        while under_way:
+          settle(under_way.popleft())
         epoch += 1
         under_way.append(_UnderWay(step, snapshot=training.snapshot(state)))
         last_save = time.monotonic()
@@ -188,7 +198,6 @@ def train_and_evaluate(
             data.validation,
             stored_validation,
             config.eval.batch_size,
-            steps_per_dispatch,
             topology,
           )
           if topology.process_index == 0:
@@ -197,8 +206,8 @@ def train_and_evaluate(
             )
     finally:
       # Also where the data, or Ctrl-C, ends the loop: what was computed counts.
-      if under_way:
-        settle(under_way.pop())
+      while under_way:
+        settle(under_way.popleft())
       report.finish_pictures()
     report.done(saved.best_step())
   return state
@@ -211,7 +220,6 @@ def evaluate_split(
   split: splits.Split,
   stored: jax.Array | None,
   batch_size: int,
-  steps_per_dispatch: int,
   topology: devices.Topology,
 ) -> list[training.Metrics]:
   """Sets the evaluation of a split going, every example counted once.
@@ -230,7 +238,7 @@ def evaluate_split(
       split.num_examples,
     )
     for chunk, start in splits.eval_chunks(
-      split, batch_size, steps_per_dispatch, topology
+      split, batch_size, _EVAL_BATCHES, topology
     )
   ]
 

@@ -1,0 +1,729 @@
+"""Seconds per epoch of the whole loop at CelebA's size, and where they go.
+
+  python benchmarks/end_to_end.py --output=benchmarks/end_to_end.json
+
+`train.train_and_evaluate` runs as it is, by configs/celeba.py, with its
+checkpoints, pictures and a validation each epoch, into a temporary folder
+(TMPDIR says on which disk). Only the images are made up: uint8 in host memory,
+smooth and of CelebA's number and size; nothing is decoded. Each mode has
+processes of its own.
+
+What is measured is noted from outside, around the functions that the loop
+calls. All of them return before the devices are done, so a thread waits for an
+output of each (one that is not donated) and notes when it was there. The
+devices work in the order in which they were called. So, for each call,
+
+  wait         max(0, called - all before it finished)
+  computation  finished - max(called, all before it finished)
+
+where the first call of each function, which traces and compiles it, begins
+when it returns. What a call waits for by itself, such as the copying of its
+images to the device, is part of its computation: it shows as the difference
+between the modes.
+
+  an epoch     from the end of the validation before it to the end of its own,
+               on the devices; the first begins with the first call. Median of
+               all but the first, unless that is the only one; compilation does
+               not count.
+  the wait's   waits over waits and computations, in all epochs but the first.
+  share        If it is the only one: in its training, but for the first call.
+  host         what the loop's thread did, means over all epochs. Most of it
+               passes while the devices compute.
+  first step   from the start of a process to the first metrics that it can
+               read, those of its first dispatch, with an empty folder of
+               JAX_COMPILATION_CACHE_DIR (cold) and with that once more (warm).
+               Making the images up does not count.
+"""
+
+import argparse
+import collections
+from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent import futures
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import queue
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import jax
+import numpy as np
+
+from benchmarks import results
+from configs import celeba
+import report as reports
+import run_config
+import train
+from vae import checkpoints
+from vae import figures
+from vae import splits
+from vae import training
+from vae.errors import UserError
+
+_CELEBA = {'num_examples': 162_770, 'num_validation': 19_867}
+
+# What the flags are where they are not given.
+_ON_ACCELERATOR = {'epochs': 3, 'batch_size': 64, **_CELEBA}
+_ON_CPU = {
+  'epochs': 1,
+  'batch_size': 64,
+  'num_examples': 6_400,
+  'num_validation': 640,
+}
+_QUICK = {
+  'epochs': 2,
+  'batch_size': 16,
+  'num_examples': 160,
+  'num_validation': 32,
+  'steps_per_dispatch': 3,
+  'quick': True,
+}
+
+# Largest share of the loop that the devices may wait for the host.
+_TARGET_SHARES = {'device': 0.02, 'host': 0.1}
+# Seconds for 100 epochs, on an H200.
+_TARGET_SECONDS = 150
+
+# What the devices do.
+_KINDS = ('training', 'validation', 'pictures', 'snapshots')
+# What the host does.
+_DATA = 'next images or indices'
+_CALLS = 'calls of the devices'
+_RESULTS = 'waits for the devices'
+_CHECKPOINTS = 'checkpoints'
+_REPORT = 'metrics and pictures'
+_HOST = (_DATA, _CALLS, _RESULTS, _CHECKPOINTS, _REPORT)
+
+
+# ---------------------------------------------------------------- the data
+
+
+def make_images(count: int, size: int, seed: int) -> np.ndarray:
+  """Smooth random blobs, with about the spectrum of photographs.
+
+  Returns:
+    uint8 [count, size, size, 3].
+  """
+  waves = 12
+  frequencies = np.arange(waves)
+  positions = (np.arange(size) + 0.5) / size
+  basis = np.cos(np.pi * positions[:, None] * frequencies).astype(np.float32)
+  squares = frequencies[:, None] ** 2 + frequencies**2
+  amplitudes = 40 * (1 + squares.astype(np.float32)) ** -0.65
+  images = np.empty((count, size, size, 3), np.uint8)
+
+  def draw(start):
+    part = images[start : start + block]
+    rng = np.random.default_rng([seed, start])
+    weights = rng.standard_normal((len(part), 3, waves, waves), np.float32)
+    # Colours that go together.
+    weights[:, 1:] = 0.4 * weights[:, 1:] + weights[:, :1]
+    pixels = basis @ (amplitudes * weights) @ basis.T + 128
+    pixels = np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)
+    part[...] = np.moveaxis(pixels, 1, -1)
+
+  # As many at a time as stay in a core's cache.
+  block = 64
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    list(pool.map(draw, range(0, count, block)))
+  return images
+
+
+def make_data(settings: dict[str, Any], cache: str) -> splits.DataSet:
+  """The made-up data set, kept where `cache` says."""
+  kept = splits.DeviceSplit if cache == 'device' else lambda split: split
+  size = make_config(settings).data.image_size
+  train_split, validation = (
+    kept(splits.ArraySplit(make_images(settings[name], size, seed)))
+    for seed, name in enumerate(('num_examples', 'num_validation'))
+  )
+  return splits.DataSet(train_split, validation, validation)
+
+
+# ------------------------------------------------------------ what happened
+
+
+@dataclasses.dataclass
+class Call:
+  """One call of the devices; all times are in seconds.
+
+  Attributes:
+    kind: one of `_KINDS`.
+    epoch: in which it was made, from 0.
+    is_first: of its function, so that it was traced and compiled.
+    called: when.
+    returned: when it did.
+    finished: when its outputs were there.
+    wait: of the devices, before it.
+    compilation: the devices' wait within it.
+    computation: of the devices.
+  """
+
+  kind: str
+  epoch: int
+  is_first: bool
+  called: float
+  returned: float = 0.0
+  finished: float = 0.0
+  wait: float = 0.0
+  compilation: float = 0.0
+  computation: float = 0.0
+
+
+class Recorder:
+  """Notes what the loop does, and when the devices were done with it.
+
+  Attributes:
+    calls: of the devices, in order.
+    host: seconds of the loop's thread, by what it did.
+    epoch: which one is under way, from 0.
+    start: when the loop asked for its first images.
+  """
+
+  def __init__(self):
+    self.calls = []
+    self.host = collections.Counter()
+    self.epoch = 0
+    self.start = None
+    self._thread = threading.current_thread()
+    self._is_timing = False
+    self._outputs = queue.SimpleQueue()
+    self._watcher = threading.Thread(target=self._watch, name='watcher')
+    self._watcher.start()
+
+  def _watch(self) -> None:
+    for call, outputs in iter(self._outputs.get, None):
+      jax.block_until_ready(outputs)
+      call.finished = time.perf_counter()
+
+  def close(self) -> None:
+    """Waits for all that was called."""
+    self._outputs.put(None)
+    self._watcher.join()
+
+  def timed(self, what: str, function: Callable) -> Callable:
+    """The function, its time noted; what it calls by itself is part of it."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+      if self._is_timing or threading.current_thread() is not self._thread:
+        return function(*args, **kwargs)
+      self._is_timing, start = True, time.perf_counter()
+      try:
+        return function(*args, **kwargs)
+      finally:
+        self.host[what] += time.perf_counter() - start
+        self._is_timing = False
+
+    return wrapper
+
+  def watched(self, kind: str, function: Callable) -> Callable:
+    """The function of the devices, each call noted."""
+    is_first = True
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+      nonlocal is_first
+      call = Call(kind, self.epoch, is_first, time.perf_counter())
+      is_first = False
+      outputs = function(*args, **kwargs)
+      call.returned = time.perf_counter()
+      self.calls.append(call)
+      # The new state is donated to the next step, and the metrics are not.
+      kept = outputs[1] if kind == 'training' else outputs
+      self._outputs.put((call, kept))
+      return outputs
+
+    return self.timed(_CALLS, wrapper)
+
+  def chunks(self, function: Callable) -> Callable:
+    """`splits.train_chunks` or `splits.eval_chunks`, each `next` timed."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+      if function.__name__ == 'train_chunks':
+        self.epoch = args[2]
+      if self.start is None:
+        self.start = time.perf_counter()
+      # The order of an epoch is part of the wait for its first chunk.
+      iterator = self.timed(_DATA, function)(*args, **kwargs)
+      advance = self.timed(_DATA, next)
+      while (chunk := advance(iterator, None)) is not None:
+        yield chunk
+
+    return wrapper
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[Recorder]:
+  """Notes what the loop does, which runs unchanged."""
+  # So that the watcher need not wait 5 ms for a host that is computing.
+  sys.setswitchinterval(1e-4)
+  recorder = Recorder()
+
+  def maker(kind):
+    def wrap(make):
+      return lambda *args: recorder.watched(kind, make(*args))
+
+    return wrap
+
+  def watched(kind):
+    return functools.partial(recorder.watched, kind)
+
+  def timed(what):
+    return functools.partial(recorder.timed, what)
+
+  wrappers = (
+    (splits, 'train_chunks', recorder.chunks),
+    (splits, 'eval_chunks', recorder.chunks),
+    (training, 'make_train_steps', maker('training')),
+    (training, 'make_eval_steps', maker('validation')),
+    (training, 'snapshot', watched('snapshots')),
+    (figures, 'samples', watched('pictures')),
+    (figures, 'reconstructions', watched('pictures')),
+    (jax, 'device_get', timed(_RESULTS)),
+    (reports.Report, 'training', timed(_REPORT)),
+    (reports.Report, 'validation', timed(_REPORT)),
+    (checkpoints.Checkpoints, 'save', timed(_CHECKPOINTS)),
+  )
+  with contextlib.ExitStack() as stack:
+    stack.callback(recorder.close)
+    for owner, name, wrap in wrappers:
+      wrapped = wrap(getattr(owner, name))
+      stack.enter_context(mock.patch.object(owner, name, wrapped))
+    yield recorder
+
+
+def settle(calls: list[Call]) -> None:
+  """Says of each call what the devices waited, and what they computed."""
+  free = calls[0].called
+  for call in calls:
+    begun = max(call.called, free)
+    call.wait = begun - free
+    if call.is_first:
+      call.compilation = max(0, call.returned - begun)
+    call.computation = max(0, call.finished - begun - call.compilation)
+    free = max(free, call.finished)
+
+
+# ------------------------------------------------------------ what it means
+
+
+def summarize(
+  recorder: Recorder, end: float, settings: dict[str, Any]
+) -> dict[str, Any]:
+  """All that is told of a run.
+
+  Args:
+    recorder: closed.
+    end: when the loop returned.
+    settings: complete.
+  """
+  calls, epochs = recorder.calls, settings['epochs']
+  settle(calls)
+  num_later = max(epochs - 1, 1)
+  later = [call for call in calls if call.epoch >= epochs - num_later]
+  counted = later
+  if epochs == 1:
+    counted = _of(calls, kind='training')[1:]
+  seconds = [_total(_of(calls, epoch=epoch)) for epoch in range(epochs)]
+  epoch_seconds = statistics.median(seconds[-num_later:])
+  wait_share = sum(call.wait for call in counted) / max(_total(counted), 1e-9)
+  num_trained = settings['num_examples'] // settings['batch_size']
+  num_trained *= settings['batch_size']
+
+  devices = {
+    kind: sum(call.computation for call in _of(later, kind=kind)) / num_later
+    for kind in _KINDS
+  }
+  devices['waits for the host'] = sum(call.wait for call in later) / num_later
+  host = {what: recorder.host[what] / epochs for what in _HOST}
+  # These traced and compiled.
+  firsts = [call for call in calls if call.is_first]
+  host[_CALLS] -= sum(c.returned - c.called for c in firsts) / epochs
+  return {
+    'seconds_per_epoch': epoch_seconds,
+    'seconds_of_each_epoch': seconds,
+    'seconds_per_epoch_at_celebas_size': epoch_seconds
+    if _is_whole(settings)
+    else _at_celebas_size(later, settings) / num_later,
+    'training_images_per_second': num_trained / epoch_seconds,
+    'wait_share': wait_share,
+    'longest_waits': _longest_waits(counted),
+    'devices': devices,
+    'host': host,
+    'compilation': sum(call.compilation for call in firsts),
+    'after_the_last_epoch': end - max(call.finished for call in calls),
+    'loop_seconds': end - recorder.start,
+  }
+
+
+def _is_whole(settings: dict[str, Any]) -> bool:
+  return all(settings[name] == _CELEBA[name] for name in _CELEBA)
+
+
+def _at_celebas_size(calls: list[Call], settings: dict[str, Any]) -> float:
+  """Seconds, if training and validation were of CelebA's length.
+
+  Pictures and snapshots take what they take.
+  """
+  longer = {
+    'training': _CELEBA['num_examples'] / settings['num_examples'],
+    'validation': _CELEBA['num_validation'] / settings['num_validation'],
+  }
+  return sum(
+    longer.get(kind, 1) * _total(_of(calls, kind=kind)) for kind in _KINDS
+  )
+
+
+def _of(
+  calls: list[Call], kind: str | None = None, epoch: int | None = None
+) -> list[Call]:
+  return [
+    call
+    for call in calls
+    if kind in (None, call.kind) and epoch in (None, call.epoch)
+  ]
+
+
+def _total(calls: list[Call]) -> float:
+  return sum(call.wait + call.computation for call in calls)
+
+
+def _longest_waits(calls: list[Call]) -> list[dict[str, Any]]:
+  """Where to look, if the devices wait."""
+  positions = collections.Counter()
+  waits = []
+  for call in calls:
+    positions[call.kind, call.epoch] += 1
+    waits.append(
+      {
+        'seconds': call.wait,
+        'before': call.kind,
+        'epoch': call.epoch + 1,
+        'call': positions[call.kind, call.epoch],
+      }
+    )
+  waits.sort(key=lambda wait: -wait['seconds'])
+  return [wait for wait in waits[:5] if wait['seconds'] > 1e-4]
+
+
+# ------------------------------------------------------------ the processes
+
+
+def measure_loop(
+  settings: dict[str, Any], cache: str, workdir: str
+) -> dict[str, Any]:
+  """Runs the loop; what `summarize` says of it."""
+  data = make_data(settings, cache)
+  with recording() as recorder:
+    train.train_and_evaluate(
+      make_config(settings), workdir, data, reports.NullWriter()
+    )
+    end = time.perf_counter()
+  return summarize(recorder, end, settings)
+
+
+class _FirstMetricsError(Exception):
+  """Ends a run that has made its first steps; says when."""
+
+
+def measure_first_step(
+  settings: dict[str, Any], cache: str, workdir: str
+) -> dict[str, Any]:
+  """Runs the loop up to the first metrics.
+
+  Returns:
+    `finished`, by the clock that all processes share, and how many seconds of
+    this process do not count.
+  """
+  start = time.time()
+  data = make_data(settings, cache)
+  not_counted = time.time() - start
+  make_train_steps = training.make_train_steps
+
+  def make(*args):
+    steps = make_train_steps(*args)
+
+    def first_steps(*args):
+      jax.device_get(steps(*args)[1])
+      raise _FirstMetricsError(time.time())
+
+    return first_steps
+
+  try:
+    with mock.patch.object(training, 'make_train_steps', make):
+      train.train_and_evaluate(
+        make_config(settings), workdir, data, reports.NullWriter()
+      )
+  except _FirstMetricsError as error:
+    finished = error.args[0]
+  return {'finished': finished, 'not_counted': not_counted}
+
+
+def make_config(settings: dict[str, Any]):
+  """configs/celeba.py, with what the flags say."""
+  config = celeba.get_config()
+  config.train.num_epochs = settings['epochs']
+  config.train.batch_size = settings['batch_size']
+  config.model.dtype = settings['dtype']
+  config.train.steps_per_dispatch = settings['steps_per_dispatch']
+  if settings['quick']:
+    config.data.image_size = 16
+    config.model.latent_dim = 4
+    config.model.hidden_channels = (4, 8)
+  run_config.validate(config)
+  run_config.check_devices(config, jax.device_count())
+  return config
+
+
+def complete_settings(args: argparse.Namespace) -> dict[str, Any]:
+  """The flags, and for those that were not given what suits the device."""
+  settings = _ON_CPU if jax.default_backend() == 'cpu' else _ON_ACCELERATOR
+  settings = {
+    'dtype': 'float32',
+    'steps_per_dispatch': 0,
+    'quick': False,
+    **settings,
+  }
+  if args.quick:
+    settings |= _QUICK
+  given = {name: getattr(args, name) for name in settings}
+  settings |= {name: v for name, v in given.items() if v is not None}
+  if settings['num_examples'] < settings['batch_size']:
+    raise UserError('--num_examples must be at least --batch_size.')
+  return settings
+
+
+def run_child(args: argparse.Namespace) -> None:
+  """Measures one thing, and leaves it in a file for the parent."""
+  settings = complete_settings(args)
+  measure = {'loop': measure_loop, 'first_step': measure_first_step}[args.only]
+  with tempfile.TemporaryDirectory(prefix='end_to_end_') as workdir:
+    result = measure(settings, args.cache[0], workdir)
+  result['settings'] = settings
+  result['platform'] = jax.default_backend()
+  pathlib.Path(args.result).write_text(json.dumps(result))
+
+
+def start_child(
+  arguments: list[str], cache: str, only: str, environment: dict[str, str]
+) -> dict[str, Any]:
+  """Measures in a process of its own, which tells its progress on stderr.
+
+  A device belongs to one process at a time, so this one leaves it alone.
+  """
+  with tempfile.TemporaryDirectory(prefix='end_to_end_') as folder:
+    path = pathlib.Path(folder) / 'result.json'
+    command = [sys.executable, __file__, *arguments]
+    command += [f'--cache={cache}', f'--only={only}', f'--result={path}']
+    print(f'--cache={cache}: {only} …', file=sys.stderr, flush=True)
+    start = time.time()
+    child = subprocess.run(
+      command, stdout=sys.stderr, env=os.environ | environment
+    )
+    if child.returncode:
+      sys.exit(f'end_to_end: --cache={cache} --only={only} failed, see above.')
+    result = json.loads(path.read_text())
+  if only == 'first_step':
+    result['seconds'] = result['finished'] - start - result['not_counted']
+  return result
+
+
+def measure_mode(arguments: list[str], cache: str) -> dict[str, Any]:
+  """The loop, and the time to the first step without and with a cache."""
+  result = start_child(arguments, cache, 'loop', {})
+  with tempfile.TemporaryDirectory(prefix='end_to_end_') as folder:
+    environment = {
+      'JAX_COMPILATION_CACHE_DIR': folder,
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    for state in ('cold', 'warm'):
+      first = start_child(arguments, cache, 'first_step', environment)
+      result[f'first_step_{state}'] = first['seconds']
+  return result
+
+
+# ----------------------------------------------------------------- the table
+
+
+def table(modes: dict[str, dict[str, Any]]) -> str:
+  """Markdown, a column for each mode."""
+  first = next(iter(modes.values()))
+  settings = first['settings']
+  rows = []
+
+  def row(label, value, form='{:.3f}'):
+    rows.append((label, *(form.format(value(mode)) for mode in modes.values())))
+
+  row('**seconds per epoch**', lambda m: m['seconds_per_epoch'], '**{:.3f}**')
+  if not _is_whole(settings):
+    row(
+      "… at CelebA's size, extrapolated",
+      lambda m: m['seconds_per_epoch_at_celebas_size'],
+      '≈ {:.1f}',
+    )
+  if first['platform'] != 'cpu':
+    row(
+      f'… of 100 epochs, extrapolated (target: {_TARGET_SECONDS} on an H200)',
+      lambda m: 100 * m['seconds_per_epoch_at_celebas_size'],
+      '≈ {:.0f}',
+    )
+  row(
+    "training images/s, validation's time included",
+    lambda m: m['training_images_per_second'],
+    '{:,.0f}',
+  )
+  row(
+    'devices wait for the host, share of the loop',
+    lambda m: m['wait_share'],
+    '{:.2%}',
+  )
+  rows.append(
+    ('… target', *(f'< {_TARGET_SHARES[cache]:.0%}' for cache in modes))
+  )
+  for group in ('devices', 'host'):
+    for what in first[group]:
+      row(f'{group}, s/epoch: {what}', lambda m, g=group, w=what: m[g][w])
+  row('once: compilation, s', lambda m: m['compilation'])
+  row(
+    'once: after the last epoch (its checkpoint, its pictures), s',
+    lambda m: m['after_the_last_epoch'],
+  )
+  row('first step, cold, s', lambda m: m['first_step_cold'], '{:.1f}')
+  row('first step, warm, s', lambda m: m['first_step_warm'], '{:.1f}')
+  return results.table(['', *(f'`{cache}`' for cache in modes)], rows)
+
+
+def heading(result: dict[str, Any]) -> str:
+  """What was measured."""
+  settings = result['settings']
+  # The loop chooses for itself.
+  dispatch = settings['steps_per_dispatch'] or "the loop's number of"
+  return (
+    f'{settings["num_examples"]:,} training images, '
+    f'{settings["num_validation"]:,} of validation; epochs: '
+    f'{settings["epochs"]}; batches of '
+    f'{settings["batch_size"]}, {dispatch} steps per dispatch, '
+    f'{settings["dtype"]}.'
+  )
+
+
+def waits(modes: dict[str, dict[str, Any]]) -> str:
+  """The longest waits of the devices, a line for each mode."""
+  lines = []
+  for cache, result in modes.items():
+    longest = ', '.join(
+      f'{1000 * wait["seconds"]:.1f} ms before {wait["before"]} '
+      f'{wait["call"]} of epoch {wait["epoch"]}'
+      for wait in result['longest_waits']
+    )
+    lines.append(f'Longest waits, `{cache}`: {longest or "none"}.')
+  return '\n'.join(lines)
+
+
+def _caches(text: str) -> list[str]:
+  caches = text.split(',')
+  for cache in caches:
+    if cache not in _TARGET_SHARES:
+      raise argparse.ArgumentTypeError(
+        f'{cache!r} is neither of {", ".join(_TARGET_SHARES)}'
+      )
+  return caches
+
+
+def _count(text: str) -> int:
+  if not text.isdecimal() or not int(text):
+    raise argparse.ArgumentTypeError(f'{text!r} is no number from 1 on')
+  return int(text)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+  """The flags."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add(
+    '--cache',
+    type=_caches,
+    default='device,host',
+    help='where the images are kept; more than one: each in turn '
+    '(default: device,host)',
+  )
+  add(
+    '--epochs',
+    type=_count,
+    help='from two on, the first does not count (default: 3; on a CPU 1)',
+  )
+  add(
+    '--num_examples',
+    type=_count,
+    help="training images (default: CelebA's 162,770; on a CPU 6,400)",
+  )
+  add(
+    '--num_validation',
+    type=_count,
+    help="validation images (default: CelebA's 19,867; on a CPU 640)",
+  )
+  add('--batch_size', type=_count, help='global (default: 64)')
+  add(
+    '--dtype',
+    choices=('float32', 'bfloat16'),
+    help='config.model.dtype (default: float32)',
+  )
+  add(
+    '--steps_per_dispatch',
+    type=_count,
+    help='config.train.steps_per_dispatch (default: as the loop chooses)',
+  )
+  add('--output', help='JSON file for all that was measured')
+  add(
+    '--quick',
+    action='store_true',
+    help='two epochs of ten batches of a tiny network: whether it runs at all',
+  )
+  # For the processes that this one starts.
+  add('--only', choices=('loop', 'first_step'), help=argparse.SUPPRESS)
+  add('--result', help=argparse.SUPPRESS)
+  return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+  """Measures each mode; prints a table, and writes the JSON."""
+  args = parse(arguments)
+  if args.only:
+    run_child(args)
+    return
+  if args.quick:
+    results.compile_quickly()
+  modes = {cache: measure_mode(arguments, cache) for cache in args.cache}
+  # Only now, when nobody else needs the devices.
+  facts = results.machine()
+  print(
+    results.describe(facts),
+    heading(next(iter(modes.values()))),
+    table(modes),
+    waits(modes),
+    sep='\n\n',
+  )
+  results.write(args.output, {'machine': facts, 'modes': modes})
+
+
+if __name__ == '__main__':
+  try:
+    main(sys.argv[1:])
+  except UserError as error:
+    sys.exit(f'end_to_end: {error}')
