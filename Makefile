@@ -4,7 +4,7 @@ VENV := .venv
 .PHONY: demo test lint
 
 # Trains on the embedded cartoon faces and leaves pictures in logs/faces.
-# Large pages (glibc 2.35 or later) spare a CPU a quarter of the step's time.
+# Large pages (glibc 2.35 or later) spare a CPU some of the step's time.
 demo: $(VENV)/installed
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
 	  $(VENV)/bin/python main.py --config=configs/faces.py --workdir=logs/faces

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -92,12 +93,11 @@ def _keep_compiled_programs() -> None:
   except OSError:
     about = ' '.join(platform.uname())
   processor = hashlib.sha256(about.encode()).hexdigest()[:16]
-  folder = pathlib.Path('~/.cache/vae/jax', processor).expanduser()
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError:  # It only saves time.
-    return
-  jax.config.update('jax_compilation_cache_dir', str(folder))
+  folder = os.path.expanduser(f'~/.cache/vae/jax/{processor}')
+  with contextlib.suppress(OSError):  # It only saves time.
+    os.makedirs(folder, exist_ok=True)
+    if os.access(folder, os.W_OK):
+      jax.config.update('jax_compilation_cache_dir', folder)
 
 
 def _redeliver_lost_interrupts() -> None:

@@ -64,6 +64,9 @@ def main() -> None:
 
   import input_pipeline  # TensorFlow takes seconds; mistakes are told before.
 
+  if trained.config.data.cache == 'device':
+    # Which may be another's; and images go to it once.
+    trained.config.data.cache = 'host'
   data = input_pipeline.load(trained.config)
   run_flags.check_data(data)
   _check_split(data, groups)

@@ -37,6 +37,13 @@ from vae.errors import UserError
 tf.config.set_visible_devices([], 'GPU')
 tf.config.set_visible_devices([], 'TPU')
 
+# Of `Crop.decode`: to be raised when it makes other pixels, so that none that
+# are kept on disk are taken for them.
+_DECODING = 1
+
+# What is wrong with an image's content, and so for as long as it is the same.
+_CORRUPT = tf.errors.InvalidArgumentError
+
 # Where Linux tells a container its limits.
 _CGROUP = epath.Path('/sys/fs/cgroup')
 
@@ -254,10 +261,10 @@ def _make_split(
   skip_corrupt: bool,
 ) -> splits.Split:
   """One split, kept where `cache` says."""
-  # What decodes the images, and may come to decode them otherwise.
-  identity = (tf.__version__, crop, encoded.fingerprint())
-  if identity[-1] is None:
+  fingerprint = encoded.fingerprint() if store.keeps else None
+  if fingerprint is None:
     store = DecodedStore('')
+  identity = (_DECODING, tf.__version__, crop, fingerprint)
   indices = np.arange(encoded.num_examples)
   if skip_corrupt and len(indices):
     corrupt = _known_corrupt(label, encoded, crop, store, identity)
@@ -289,7 +296,12 @@ def _known_corrupt(
   if corrupt is None:
     everything = np.arange(encoded.num_examples)
     corrupt = np.array(find_corrupt(encoded, everything, crop), np.int64)
-    store.write(name, corrupt)
+    # What cannot be read today may be tomorrow, with the file as it was.
+    if all(
+      isinstance(_find_error(encoded, corrupt[i : i + 1], crop), _CORRUPT)
+      for i in range(len(corrupt))
+    ):
+      store.write(name, corrupt)
   return corrupt
 
 
@@ -300,6 +312,8 @@ def _choose_cache(cache: str, num_bytes: int) -> str:
     UserError: if they are to be on the devices and do not fit.
   """
   on_devices = devices.free_memory()
+  if on_devices is not None:
+    on_devices = devices.least_of_all(on_devices)
   if cache == 'device' and on_devices is not None and num_bytes > on_devices:
     raise UserError(
       f'config.data.cache is device, but the images take {num_bytes / 1e9:.1f} '
@@ -308,7 +322,8 @@ def _choose_cache(cache: str, num_bytes: int) -> str:
     )
   if cache != 'auto':
     return cache
-  if num_bytes >= _free_memory() / 2:
+  # One program for all processes, so one place.
+  if num_bytes >= devices.least_of_all(_free_memory()) / 2:
     return 'none'
   # What has no memory of its own gains nothing by a copy.
   fits = on_devices is not None and num_bytes < on_devices / 2
@@ -330,24 +345,26 @@ def find_corrupt(
   encoded: EncodedSplit, indices: np.ndarray, crop: Crop
 ) -> list[int]:
   """Those of `indices` whose images cannot be read or decoded."""
-
-  def decodes(suspects):
-    images = encoded.read(suspects, crop.decode)
-    try:
-      for _ in images:
-        pass
-    except tf.errors.OpError:
-      return False
-    return True
-
   # Most are sound: look at them in bulk, and one by one only where it fails.
   return [
     int(index)
     for chunk in np.array_split(indices, len(indices) // 256 + 1)
-    if not decodes(chunk)
+    if _find_error(encoded, chunk, crop)
     for index in chunk
-    if not decodes(chunk[chunk == index])
+    if _find_error(encoded, chunk[chunk == index], crop)
   ]
+
+
+def _find_error(
+  encoded: EncodedSplit, indices: np.ndarray, crop: Crop
+) -> tf.errors.OpError | None:
+  """What is said of the first image that cannot be read or decoded."""
+  try:
+    for _ in encoded.read(indices, crop.decode):
+      pass
+  except tf.errors.OpError as error:
+    return error
+  return None
 
 
 def _corrupt_error(encoded: EncodedSplit, corrupt: list[int]) -> UserError:

@@ -147,20 +147,8 @@ class Report:
     within_epoch = step % self._steps_per_epoch
     return within_epoch % self._log_every_steps == 0
 
-  def validation(
-    self,
-    step: int,
-    metrics: dict[str, float],
-    draw: Callable[[], dict[str, np.ndarray]] | None,
-  ) -> None:
-    """Tells the metrics of the validation split, and shows pictures.
-
-    Args:
-      step: of the state that was validated.
-      metrics: means over the split.
-      draw: returns the pictures by name, uint8 [height, width, channels], or
-        None for no pictures; called in the background.
-    """
+  def validation(self, step: int, metrics: dict[str, float]) -> None:
+    """Tells the metrics of the validation split, of the state at `step`."""
     self._last_time = time.monotonic()
     epoch = step // self._steps_per_epoch
     scalars = {f'val/{name}': value for name, value in metrics.items()}
@@ -171,13 +159,23 @@ class Report:
       f'{metrics["distortion"]:,.1f}  kl {metrics["kl"]:.2f} nats  '
       f'mse {metrics["mse"]:.5f}'
     )
-    if draw is not None:
-      self.finish_pictures()
-      self._painting = self._painter.submit(self._paint, step, epoch, draw)
+
+  def pictures(
+    self, step: int, draw: Callable[[], dict[str, np.ndarray]]
+  ) -> None:
+    """Shows pictures, in the background.
+
+    Args:
+      step: of the state that they show.
+      draw: returns them by name, uint8 [height, width, channels].
+    """
+    self.finish_pictures()
+    self._painting = self._painter.submit(self._paint, step, draw)
 
   def _paint(
-    self, step: int, epoch: int, draw: Callable[[], dict[str, np.ndarray]]
+    self, step: int, draw: Callable[[], dict[str, np.ndarray]]
   ) -> list[epath.Path]:
+    epoch = step // self._steps_per_epoch
     pictures = draw()
     self._writer.write_images(step, pictures)
     paths = []

@@ -7,6 +7,7 @@ TensorFlow nor clu.
 import collections
 from collections.abc import Callable
 import dataclasses
+import math
 import time
 
 from etils import epath
@@ -31,9 +32,15 @@ _GRID = 12
 # so that they have something to do even while a checkpoint is begun.
 _AHEAD = 2
 
-# Batches of a validation's dispatches: images of the host go to the devices by
-# as many, while these work on those before.
-_EVAL_BATCHES = 10
+# Steps of a dispatch where the config does not say. A CPU is slow, and Ctrl-C
+# and progress wait for what is under way; images of the host must not crowd the
+# devices' memory.
+_STEPS_ON_CPU = 10
+_MAX_STEPS = 100
+_MAX_BYTES = 64_000_000
+
+# Batches of a dispatch of the validation, at most.
+_MAX_EVAL_BATCHES = 10
 
 
 @dataclasses.dataclass
@@ -41,7 +48,7 @@ class _UnderWay:
   """What the devices are doing, to be told and saved when it is done.
 
   Attributes:
-    step: after it.
+    step: how many updates were made when it is done.
     metrics: of each of so many training steps.
     num_steps: how many these are.
     validation: sums of the metrics over the split, by chunk.
@@ -79,7 +86,6 @@ def train_and_evaluate(
   batch_size = config.train.batch_size
   steps_per_epoch = data.train.num_examples // batch_size
   total_steps = steps_per_epoch * config.train.num_epochs
-  steps_per_dispatch = config.train.steps_per_dispatch or _steps_per_dispatch()
 
   # Model.
   model = models.from_config(config, axis_name=devices.AXIS)
@@ -138,23 +144,35 @@ def train_and_evaluate(
     stored = splits.stored_images(data.train)
     stored_validation = splits.stored_images(data.validation)
 
-    def settle(done: _UnderWay) -> None:
-      """Waits for it; tells of it, and saves."""
+    steps_per_dispatch = config.train.steps_per_dispatch or _steps_per_dispatch(
+      data.train, batch_size // topology.process_count, config
+    )
+    last_save, num_dispatches = time.monotonic(), 0
+    # What was dispatched, oldest first, and whether all before it is told.
+    under_way, is_told = collections.deque(), True
+
+    def settle() -> None:
+      """Waits for what has been under way longest; tells of it, and saves."""
+      nonlocal is_told
+      # Ctrl-C comes while it is waited for, and then it is still under way.
+      jax.block_until_ready((under_way[0].metrics, under_way[0].validation))
+      done, is_told = under_way.popleft(), False
       if done.metrics is not None:
         metrics = jax.device_get(done.metrics)
         report.training({k: v[: done.num_steps] for k, v in metrics.items()})
       val_metrics = None
       if done.validation is not None:
         means = mean_metrics(done.validation, data.validation.num_examples)
-        report.validation(done.step, means, done.draw)
+        report.validation(done.step, means)
         val_metrics = {checkpoints.METRIC: means['loss']}
       if done.snapshot is not None:
         saved.save(done.step, done.snapshot, val_metrics)
+      if done.draw is not None:
+        report.pictures(done.step, done.draw)
+      is_told = True
 
-    # Loop. What is under way is settled when the devices have their next steps
-    # to do, so that they never wait for the host.
-    last_save = time.monotonic()
-    under_way = collections.deque()
+    # Loop. What is under way is settled when the devices have the next steps to
+    # do, so that they do not wait for the host.
     try:
       while step < total_steps:
         epoch, first_step = divmod(step, steps_per_epoch)
@@ -174,19 +192,21 @@ def train_and_evaluate(
           step += chunk.num_batches
           under_way.append(_UnderWay(step, metrics, chunk.num_batches))
           if len(under_way) > _AHEAD:
-            settle(under_way.popleft())
+            settle()
 
           # A checkpoint within a long epoch, where no metrics are left over.
           if step % steps_per_epoch and report.is_told(step):
             minutes = (time.monotonic() - last_save) / 60
-            if _as_first_process(minutes >= config.checkpoint.every_minutes):
+            is_due = minutes >= config.checkpoint.every_minutes
+            if _as_first_process(is_due, num_dispatches):
               under_way[-1].snapshot = training.snapshot(state)
               last_save = time.monotonic()
+          num_dispatches += 1
 
         # Validation, and the checkpoint at each epoch's end. The speed that is
         # told is that of training, so its end is waited for.
         while under_way:
-          settle(under_way.popleft())
+          settle()
         epoch += 1
         under_way.append(_UnderWay(step, snapshot=training.snapshot(state)))
         last_save = time.monotonic()
@@ -206,8 +226,8 @@ def train_and_evaluate(
             )
     finally:
       # Also where the data, or Ctrl-C, ends the loop: what was computed counts.
-      while under_way:
-        settle(under_way.popleft())
+      while under_way and is_told:
+        settle()
       report.finish_pictures()
     report.done(saved.best_step())
   return state
@@ -227,20 +247,28 @@ def evaluate_split(
   Returns:
     The sums of the metrics over each batch, by chunk, still being computed.
   """
-  return [
-    eval_steps(
-      variables,
-      key,
-      stored,
-      chunk.batches,
-      chunk.num_batches,
-      start,
-      split.num_examples,
+  max_batches = _MAX_EVAL_BATCHES
+  if stored is None:
+    local_batch_size = batch_size // topology.process_count
+    max_batches = min(max_batches, _num_batches(split, local_batch_size))
+  sums = []
+  for chunk, start in splits.eval_chunks(
+    split, batch_size, max_batches, topology
+  ):
+    # As many images as the devices have before them, and no more.
+    jax.block_until_ready(sums[-_AHEAD - 1 : -_AHEAD])
+    sums.append(
+      eval_steps(
+        variables,
+        key,
+        stored,
+        chunk.batches,
+        chunk.num_batches,
+        start,
+        split.num_examples,
+      )
     )
-    for chunk, start in splits.eval_chunks(
-      split, batch_size, _EVAL_BATCHES, topology
-    )
-  ]
+  return sums
 
 
 def mean_metrics(sums: list[training.Metrics], count: int) -> dict[str, float]:
@@ -278,13 +306,34 @@ def draw_pictures(
   return draw
 
 
-def _steps_per_dispatch() -> int:
-  """As many as keep a CPU's answers, and an accelerator's queue, short."""
-  return 10 if jax.default_backend() == 'cpu' else 100
+def _steps_per_dispatch(
+  split: splits.Split, local_batch_size: int, config
+) -> int:
+  """How many steps go to the devices at a time, where the config is silent."""
+  if jax.default_backend() == 'cpu':
+    return _STEPS_ON_CPU
+  steps = _MAX_STEPS
+  if splits.stored_images(split) is None:
+    steps = min(steps, _num_batches(split, local_batch_size))
+  # A dispatch that ends where metrics are told may end with a checkpoint.
+  log_every_steps = config.train.log_every_steps
+  return steps if steps < log_every_steps else steps - steps % log_every_steps
 
 
-def _as_first_process(decision: bool) -> bool:
-  """What the first process decided; their clocks may differ."""
+def _num_batches(split: splits.Split, local_batch_size: int) -> int:
+  """Of images, that go to the devices at a time."""
+  num_bytes = local_batch_size * math.prod(split.image_shape)
+  return max(1, _MAX_BYTES // max(num_bytes, 1))
+
+
+def _as_first_process(decision: bool, num_dispatches: int) -> bool:
+  """What the first process decided; their clocks may differ.
+
+  They can agree only by way of the devices, which have to be waited for, and so
+  do it now and then.
+  """
   if jax.process_count() == 1:
     return decision
+  if num_dispatches % 10:
+    return False
   return bool(multihost_utils.broadcast_one_to_all(np.array(decision)))

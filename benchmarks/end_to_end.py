@@ -37,21 +37,14 @@ between the modes.
 
 import argparse
 import collections
-from collections.abc import Callable
-from collections.abc import Iterator
 from concurrent import futures
-import contextlib
-import dataclasses
-import functools
 import json
 import os
 import pathlib
-import queue
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from typing import Any
 from unittest import mock
@@ -61,13 +54,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 import numpy as np
 
+from benchmarks import loop_recorder
 from benchmarks import results
 from configs import celeba
 import report as reports
 import run_config
 import train
-from vae import checkpoints
-from vae import figures
 from vae import splits
 from vae import training
 from vae.errors import UserError
@@ -96,18 +88,7 @@ _TARGET_SHARES = {'device': 0.02, 'host': 0.1}
 # Seconds for 100 epochs, on an H200.
 _TARGET_SECONDS = 150
 
-# What the devices do.
-_KINDS = ('training', 'validation', 'pictures', 'snapshots')
-# What the host does.
-_DATA = 'next images or indices'
-_CALLS = 'calls of the devices'
-_RESULTS = 'waits for the devices'
-_CHECKPOINTS = 'checkpoints'
-_REPORT = 'metrics and pictures'
-_HOST = (_DATA, _CALLS, _RESULTS, _CHECKPOINTS, _REPORT)
-
-
-# ---------------------------------------------------------------- the data
+# The data.
 
 
 def make_images(count: int, size: int, seed: int) -> np.ndarray:
@@ -152,177 +133,11 @@ def make_data(settings: dict[str, Any], cache: str) -> splits.DataSet:
   return splits.DataSet(train_split, validation, validation)
 
 
-# ------------------------------------------------------------ what happened
-
-
-@dataclasses.dataclass
-class Call:
-  """One call of the devices; all times are in seconds.
-
-  Attributes:
-    kind: one of `_KINDS`.
-    epoch: in which it was made, from 0.
-    is_first: of its function, so that it was traced and compiled.
-    called: when.
-    returned: when it did.
-    finished: when its outputs were there.
-    wait: of the devices, before it.
-    compilation: the devices' wait within it.
-    computation: of the devices.
-  """
-
-  kind: str
-  epoch: int
-  is_first: bool
-  called: float
-  returned: float = 0.0
-  finished: float = 0.0
-  wait: float = 0.0
-  compilation: float = 0.0
-  computation: float = 0.0
-
-
-class Recorder:
-  """Notes what the loop does, and when the devices were done with it.
-
-  Attributes:
-    calls: of the devices, in order.
-    host: seconds of the loop's thread, by what it did.
-    epoch: which one is under way, from 0.
-    start: when the loop asked for its first images.
-  """
-
-  def __init__(self):
-    self.calls = []
-    self.host = collections.Counter()
-    self.epoch = 0
-    self.start = None
-    self._thread = threading.current_thread()
-    self._is_timing = False
-    self._outputs = queue.SimpleQueue()
-    self._watcher = threading.Thread(target=self._watch, name='watcher')
-    self._watcher.start()
-
-  def _watch(self) -> None:
-    for call, outputs in iter(self._outputs.get, None):
-      jax.block_until_ready(outputs)
-      call.finished = time.perf_counter()
-
-  def close(self) -> None:
-    """Waits for all that was called."""
-    self._outputs.put(None)
-    self._watcher.join()
-
-  def timed(self, what: str, function: Callable) -> Callable:
-    """The function, its time noted; what it calls by itself is part of it."""
-
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-      if self._is_timing or threading.current_thread() is not self._thread:
-        return function(*args, **kwargs)
-      self._is_timing, start = True, time.perf_counter()
-      try:
-        return function(*args, **kwargs)
-      finally:
-        self.host[what] += time.perf_counter() - start
-        self._is_timing = False
-
-    return wrapper
-
-  def watched(self, kind: str, function: Callable) -> Callable:
-    """The function of the devices, each call noted."""
-    is_first = True
-
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-      nonlocal is_first
-      call = Call(kind, self.epoch, is_first, time.perf_counter())
-      is_first = False
-      outputs = function(*args, **kwargs)
-      call.returned = time.perf_counter()
-      self.calls.append(call)
-      # The new state is donated to the next step, and the metrics are not.
-      kept = outputs[1] if kind == 'training' else outputs
-      self._outputs.put((call, kept))
-      return outputs
-
-    return self.timed(_CALLS, wrapper)
-
-  def chunks(self, function: Callable) -> Callable:
-    """`splits.train_chunks` or `splits.eval_chunks`, each `next` timed."""
-
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-      if function.__name__ == 'train_chunks':
-        self.epoch = args[2]
-      if self.start is None:
-        self.start = time.perf_counter()
-      # The order of an epoch is part of the wait for its first chunk.
-      iterator = self.timed(_DATA, function)(*args, **kwargs)
-      advance = self.timed(_DATA, next)
-      while (chunk := advance(iterator, None)) is not None:
-        yield chunk
-
-    return wrapper
-
-
-@contextlib.contextmanager
-def recording() -> Iterator[Recorder]:
-  """Notes what the loop does, which runs unchanged."""
-  # So that the watcher need not wait 5 ms for a host that is computing.
-  sys.setswitchinterval(1e-4)
-  recorder = Recorder()
-
-  def maker(kind):
-    def wrap(make):
-      return lambda *args: recorder.watched(kind, make(*args))
-
-    return wrap
-
-  def watched(kind):
-    return functools.partial(recorder.watched, kind)
-
-  def timed(what):
-    return functools.partial(recorder.timed, what)
-
-  wrappers = (
-    (splits, 'train_chunks', recorder.chunks),
-    (splits, 'eval_chunks', recorder.chunks),
-    (training, 'make_train_steps', maker('training')),
-    (training, 'make_eval_steps', maker('validation')),
-    (training, 'snapshot', watched('snapshots')),
-    (figures, 'samples', watched('pictures')),
-    (figures, 'reconstructions', watched('pictures')),
-    (jax, 'device_get', timed(_RESULTS)),
-    (reports.Report, 'training', timed(_REPORT)),
-    (reports.Report, 'validation', timed(_REPORT)),
-    (checkpoints.Checkpoints, 'save', timed(_CHECKPOINTS)),
-  )
-  with contextlib.ExitStack() as stack:
-    stack.callback(recorder.close)
-    for owner, name, wrap in wrappers:
-      wrapped = wrap(getattr(owner, name))
-      stack.enter_context(mock.patch.object(owner, name, wrapped))
-    yield recorder
-
-
-def settle(calls: list[Call]) -> None:
-  """Says of each call what the devices waited, and what they computed."""
-  free = calls[0].called
-  for call in calls:
-    begun = max(call.called, free)
-    call.wait = begun - free
-    if call.is_first:
-      call.compilation = max(0, call.returned - begun)
-    call.computation = max(0, call.finished - begun - call.compilation)
-    free = max(free, call.finished)
-
-
-# ------------------------------------------------------------ what it means
+# What it means.
 
 
 def summarize(
-  recorder: Recorder, end: float, settings: dict[str, Any]
+  recorder: loop_recorder.Recorder, end: float, settings: dict[str, Any]
 ) -> dict[str, Any]:
   """All that is told of a run.
 
@@ -332,7 +147,7 @@ def summarize(
     settings: complete.
   """
   calls, epochs = recorder.calls, settings['epochs']
-  settle(calls)
+  loop_recorder.settle(calls)
   num_later = max(epochs - 1, 1)
   later = [call for call in calls if call.epoch >= epochs - num_later]
   counted = later
@@ -346,13 +161,15 @@ def summarize(
 
   devices = {
     kind: sum(call.computation for call in _of(later, kind=kind)) / num_later
-    for kind in _KINDS
+    for kind in loop_recorder.KINDS
   }
   devices['waits for the host'] = sum(call.wait for call in later) / num_later
-  host = {what: recorder.host[what] / epochs for what in _HOST}
+  host = {what: recorder.host[what] / epochs for what in loop_recorder.HOST}
   # These traced and compiled.
   firsts = [call for call in calls if call.is_first]
-  host[_CALLS] -= sum(c.returned - c.called for c in firsts) / epochs
+  host[loop_recorder.CALLS] -= (
+    sum(c.returned - c.called for c in firsts) / epochs
+  )
   return {
     'seconds_per_epoch': epoch_seconds,
     'seconds_of_each_epoch': seconds,
@@ -374,7 +191,9 @@ def _is_whole(settings: dict[str, Any]) -> bool:
   return all(settings[name] == _CELEBA[name] for name in _CELEBA)
 
 
-def _at_celebas_size(calls: list[Call], settings: dict[str, Any]) -> float:
+def _at_celebas_size(
+  calls: list[loop_recorder.Call], settings: dict[str, Any]
+) -> float:
   """Seconds, if training and validation were of CelebA's length.
 
   Pictures and snapshots take what they take.
@@ -384,13 +203,16 @@ def _at_celebas_size(calls: list[Call], settings: dict[str, Any]) -> float:
     'validation': _CELEBA['num_validation'] / settings['num_validation'],
   }
   return sum(
-    longer.get(kind, 1) * _total(_of(calls, kind=kind)) for kind in _KINDS
+    longer.get(kind, 1) * _total(_of(calls, kind=kind))
+    for kind in loop_recorder.KINDS
   )
 
 
 def _of(
-  calls: list[Call], kind: str | None = None, epoch: int | None = None
-) -> list[Call]:
+  calls: list[loop_recorder.Call],
+  kind: str | None = None,
+  epoch: int | None = None,
+) -> list[loop_recorder.Call]:
   return [
     call
     for call in calls
@@ -398,11 +220,11 @@ def _of(
   ]
 
 
-def _total(calls: list[Call]) -> float:
+def _total(calls: list[loop_recorder.Call]) -> float:
   return sum(call.wait + call.computation for call in calls)
 
 
-def _longest_waits(calls: list[Call]) -> list[dict[str, Any]]:
+def _longest_waits(calls: list[loop_recorder.Call]) -> list[dict[str, Any]]:
   """Where to look, if the devices wait."""
   positions = collections.Counter()
   waits = []
@@ -420,7 +242,7 @@ def _longest_waits(calls: list[Call]) -> list[dict[str, Any]]:
   return [wait for wait in waits[:5] if wait['seconds'] > 1e-4]
 
 
-# ------------------------------------------------------------ the processes
+# The processes.
 
 
 def measure_loop(
@@ -428,7 +250,7 @@ def measure_loop(
 ) -> dict[str, Any]:
   """Runs the loop; what `summarize` says of it."""
   data = make_data(settings, cache)
-  with recording() as recorder:
+  with loop_recorder.recording() as recorder:
     train.train_and_evaluate(
       make_config(settings), workdir, data, reports.NullWriter()
     )
@@ -556,7 +378,7 @@ def measure_mode(arguments: list[str], cache: str) -> dict[str, Any]:
   return result
 
 
-# ----------------------------------------------------------------- the table
+# The table.
 
 
 def table(modes: dict[str, dict[str, Any]]) -> str:

@@ -31,7 +31,8 @@ def get_config() -> ml_collections.ConfigDict:
   # memory) | device (in each accelerator's memory) | auto (the last of these
   # in which they take less than half of what is free).
   data.cache = 'auto'
-  # Where they are kept between runs, unless cache is none. Empty: nowhere.
+  # Where they are kept between runs, unless cache is none: a folder that may be
+  # deleted at any time. Empty: nowhere.
   data.decoded_dir = '~/.cache/vae/decoded'
   # Whether images that cannot be decoded are left out, and counted, or stop
   # the run.
@@ -77,7 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
   train.num_epochs = 10
   # Whether images are mirrored at random.
   train.flip = True
-  # Steps that the devices are sent at a time. 0: 10 on a CPU, else 100.
+  # Steps that the devices are sent at a time. 0: 10 on a CPU, else up to 100.
   train.steps_per_dispatch = 0
   # Metrics are written at every multiple of this within an epoch, and at its
   # end.

@@ -1,15 +1,22 @@
 """Decoded images on disk, so that the next run need not decode them again."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import shutil
 import sys
+import tempfile
+import time
 
 import numpy as np
 
 # Left free on the disk, whatever is kept.
 _MARGIN = 1 << 30
+
+_PARTIAL = '.partial'
+# After which what is not complete is given up.
+_SECONDS_TO_WRITE = 24 * 3600
 
 
 class DecodedStore:
@@ -21,8 +28,8 @@ class DecodedStore:
 
   def __init__(self, directory: str):
     """Takes the folder; with an empty name nothing is kept."""
-    self._directory = pathlib.Path(directory).expanduser()
-    self._keeps = bool(directory)
+    self._directory = pathlib.Path(os.path.expanduser(directory))
+    self.keeps = bool(directory)
 
   def path(self, name: str) -> pathlib.Path:
     """The file of an array."""
@@ -30,7 +37,7 @@ class DecodedStore:
 
   def read(self, name: str) -> np.ndarray | None:
     """The array of a name, or None if there is none that is whole."""
-    if not self._keeps:
+    if not self.keeps:
       return None
     try:
       return np.load(self.path(name), allow_pickle=False)
@@ -39,20 +46,25 @@ class DecodedStore:
 
   def write(self, name: str, array: np.ndarray) -> None:
     """Keeps an array, if there is room for it."""
-    if not self._keeps:
+    if not self.keeps:
       return
-    path = self.path(name)
-    partial = path.with_suffix(f'.{os.getpid()}.partial')
     try:
       self._directory.mkdir(parents=True, exist_ok=True)
+      self._clear_away()
       if shutil.disk_usage(self._directory).free < array.nbytes + _MARGIN:
         raise OSError('the disk is almost full')
+      partial = tempfile.NamedTemporaryFile(
+        dir=self._directory, suffix=_PARTIAL, delete=False
+      )
       try:
-        with open(partial, 'wb') as file:
+        with partial as file:
           np.save(file, array, allow_pickle=False)
-        partial.replace(path)
+          file.flush()
+          # Else the name could outlive a power failure, and not the content.
+          os.fsync(file.fileno())
+        os.replace(partial.name, self.path(name))
       finally:
-        partial.unlink(missing_ok=True)
+        pathlib.Path(partial.name).unlink(missing_ok=True)
     except OSError as error:
       print(
         f'note: decoded images are not kept in {self._directory} '
@@ -60,6 +72,13 @@ class DecodedStore:
         '--config.data.decoded_dir, or none.',
         file=sys.stderr,
       )
+
+  def _clear_away(self) -> None:
+    """Removes what killed processes left half written."""
+    for path in self._directory.glob(f'*{_PARTIAL}'):
+      with contextlib.suppress(FileNotFoundError):
+        if time.time() - path.stat().st_mtime > _SECONDS_TO_WRITE:
+          path.unlink()
 
 
 def digest(*parts: object) -> str:

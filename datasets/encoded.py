@@ -99,10 +99,7 @@ class FileSplit:
     """See `EncodedSplit`: of names, sizes and times of change."""
     if any(b'://' in path for path in self._paths[:1]):
       return None
-    try:
-      return _of_files(self._paths)
-    except OSError:
-      return None
+    return _of_files(self._paths)
 
 
 class TfdsSplit:
@@ -194,11 +191,15 @@ def _with_options(images: tf.data.Dataset) -> tf.data.Dataset:
   return images.with_options(options)
 
 
-def _of_files(paths: Iterable[bytes]) -> str:
-  """A hash of names, sizes and times of change."""
+def _of_files(paths: Iterable[bytes]) -> str | None:
+  """A hash of names, sizes and times of change; None if a file is missing."""
   hashed = hashlib.sha256()
   for path in paths:
-    facts = os.stat(path)
+    try:
+      facts = os.stat(path)
+    except OSError:
+      return None
+    path = os.path.abspath(path)
     hashed.update(b'%s\n%d\n%d\n' % (path, facts.st_size, facts.st_mtime_ns))
   return hashed.hexdigest()
 

@@ -15,6 +15,7 @@ from evaluation.measurements import Metric
 from report import progress
 from vae import aggregate_posterior
 from vae import bounds
+from vae import devices
 from vae import disentanglement
 from vae import feature_distances
 from vae import figures
@@ -129,7 +130,7 @@ def _measure_images(trained, split, settings):
   step = per_image.make_measure_step(
     trained.model, trained.config.objective.sample_posterior
   )
-  variables = training.replicate(trained.variables)
+  variables = devices.replicate(trained.variables)
   key = training.measure_key(settings.seed)
   with progress('encoding and decoding', split.num_examples) as tell:
     return per_image.over_split(
@@ -174,7 +175,7 @@ def _add_bounds(results, trained, split, values, settings):
   sigma = bounds.optimal_sigma(dequantised.mean() / dimensions)
 
   step = per_image.make_bound_step(trained.model)
-  variables = training.replicate(trained.variables)
+  variables = devices.replicate(trained.variables)
   key = training.bound_key(settings.seed)
   count = settings.num_importance_samples
   # Few images at a time where each takes long, so that progress shows.
@@ -408,8 +409,8 @@ def _add_labels(results, fitted, tested, settings):
 
 def _add_fid(results, trained, split, settings):
   extract = jax.pmap(inception.features, in_axes=(None, 0))
-  variables = training.replicate(settings.inception_variables)
-  devices = jax.local_device_count()
+  variables = devices.replicate(settings.inception_variables)
+  num_devices = jax.local_device_count()
 
   def features(label, images):
     source = images if hasattr(images, 'batches') else splits.ArraySplit(images)
@@ -417,7 +418,7 @@ def _add_fid(results, trained, split, settings):
       return per_image.over_split(
         lambda batch, start: extract(variables, batch),
         source,
-        _INCEPTION_BATCH_SIZE * devices,
+        _INCEPTION_BATCH_SIZE * num_devices,
         tell,
       )
 

@@ -93,8 +93,7 @@ def test_metrics_are_complete(finished):
   rows = metrics(workdir)
   train = [row for row in rows if 'train/loss' in row]
   val = [row for row in rows if 'val/loss' in row]
-  # 5 steps an epoch in dispatches of 2, 2 and 1: where a multiple of 2 was
-  # passed, and at each epoch's end.
+  # 5 steps an epoch: at its multiples of 2, and at its end.
   assert [row['step'] for row in train] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
   assert [row['step'] for row in val] == [5, 10, 15]
   assert [row['epoch'] for row in val] == [1, 2, 3]
@@ -227,7 +226,7 @@ def test_contradicting_config_is_refused(finished):
 
 
 def test_two_processes_are_the_run_of_one(finished, tmp_path):
-  """Two processes of two devices each, over loopback."""
+  """Two processes of two devices each, over loopback; images on all four."""
   workdir, flags, _ = finished
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
@@ -237,6 +236,7 @@ def test_two_processes_are_the_run_of_one(finished, tmp_path):
       *flags,
       f'--workdir={tmp_path}',
       '--config.checkpoint.every_minutes=1e-9',
+      '--config.data.cache=device',
       '--distributed',
       f'--coordinator_address={address}',
       '--num_processes=2',

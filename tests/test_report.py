@@ -58,7 +58,7 @@ def test_speed_is_images_by_seconds_of_training(setting, capsys):
   clock.now += 2
   report.training(metrics_of(*[1.0] * 25))  # To 150, the epoch's end.
   clock.now += 30
-  report.validation(150, VALIDATION, None)
+  report.validation(150, VALIDATION)
   clock.now += 5
   report.training(metrics_of(*[1.0] * 20))
   speeds = [
@@ -97,7 +97,7 @@ def test_rows_have_step_epoch_and_names(setting):
   _, writer, report = setting
   report.dispatched()
   report.training(metrics_of(*[4.0] * 10, *[2.0] * 10))
-  report.validation(150, VALIDATION, None)
+  report.validation(150, VALIDATION)
   train, val = writer.rows
   assert train.pop('images_per_second') > 0
   assert train == {
@@ -118,7 +118,7 @@ def test_pictures_are_kept_by_epoch(setting, tmp_path, capsys):
   _, _, report = setting
   report.dispatched()
   picture = np.full((4, 6, 3), 77, np.uint8)
-  report.validation(500, VALIDATION, lambda: {'samples': picture})
+  report.pictures(500, lambda: {'samples': picture})
   report.done(best_step=450)
   path = tmp_path / 'samples' / 'epoch_0010.png'
   np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
@@ -131,7 +131,7 @@ def test_picture_that_cannot_be_written_is_told(setting):
     raise OSError('disk full')
 
   _, _, report = setting
-  report.validation(150, VALIDATION, draw)
+  report.pictures(150, draw)
   with pytest.raises(OSError, match='disk full'):
     report.finish_pictures()
 

@@ -9,6 +9,7 @@ import sys
 
 import jax
 import numpy as np
+import optax
 
 from vae import devices
 from vae import model as models
@@ -22,11 +23,16 @@ def main():
   stored = sys.argv[3:] == ['stored']
   topology = devices.Topology(jax.device_count())
   model = models.VAE(
-    (16, 16, 3), 5, (4, 8), learn_sigma=True, dtype=dtype, axis_name='devices'
+    (16, 16, 3),
+    5,
+    (4, 8),
+    learn_sigma=True,
+    dtype=dtype,
+    axis_name=devices.AXIS,
   )
   # Everything random is on: flips, noise on the input, two samples of z.
   objective = objectives.Objective(1.5, num_samples=2, input_noise=0.1)
-  optimizer = training.optax.adam(0.005)
+  optimizer = optax.adam(0.005)
   run = training.make_train_steps(model, objective, optimizer, flip=True)
   evaluate = training.make_eval_steps(model, objective)
 

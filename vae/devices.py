@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 # The name of the axis of all devices in the pmapped functions.
@@ -54,6 +55,13 @@ def replicate(tree: Any) -> Any:
 def on_first(tree: Any) -> Any:
   """The first device's copy of a replicated tree; waits for nothing."""
   return jax.tree.map(lambda a: a.addressable_shards[0].data, tree)
+
+
+def least_of_all(number: float) -> float:
+  """The least that any process says, told to all; waits for the devices."""
+  if jax.process_count() == 1:
+    return number
+  return float(np.min(multihost_utils.process_allgather(np.float32(number))))
 
 
 def free_memory() -> int | None:

@@ -113,8 +113,8 @@ class DeviceSplit:
   What the devices have to be told of a batch is which examples it has.
   """
 
-  def __init__(self, split: ArraySplit):
-    """Takes the split as it is in host memory."""
+  def __init__(self, split: Split):
+    """Takes the split as it is in host memory, in `split.images`."""
     self._split = split
     self.num_examples = split.num_examples
     self.image_shape = split.image_shape

@@ -8,6 +8,7 @@ rounding.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -85,9 +86,7 @@ def abstract_state(
   """Shapes and dtypes of a state, which a checkpoint is restored into."""
   images = jnp.zeros((1, *model.image_shape))
   return jax.eval_shape(
-    lambda: _first_state(
-      model, optimizer, model.init(jax.random.key(0), images)
-    )
+    lambda: _first_state(optimizer, model.init(jax.random.key(0), images))
   )
 
 
@@ -103,22 +102,18 @@ def create_state(
     else None
   )
   init = jax.jit(model.init, compiler_options=options)
-  state = _first_state(model, optimizer, init(init_key(seed), images))
+  state = _first_state(optimizer, init(init_key(seed), images))
   return devices.replicate(state)
 
 
 def _first_state(
-  model: VAE, optimizer: optax.GradientTransformation, variables
+  optimizer: optax.GradientTransformation, variables
 ) -> TrainState:
   params = variables['params']
-  # Flax makes the statistics float32, and updates them in the model's dtype.
-  batch_stats = jax.tree.map(
-    lambda a: a.astype(float_dtype(model)), variables.get('batch_stats', {})
-  )
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    batch_stats=batch_stats,
+    batch_stats=variables.get('batch_stats', {}),
     opt_state=optimizer.init(params),
   )
 
@@ -245,21 +240,16 @@ def make_train_steps(
     that returns the new state and the metrics of each step, [max_steps]; zero
     beyond `num_steps`.
   """
+  step = functools.partial(train_step, model, objective, optimizer, flip)
 
   def steps(state, key, stored, batches, num_steps):
     def body(i, carry):
       state, metrics = carry
-      state, values = train_step(
-        *(model, objective, optimizer, flip, state, key),
-        _images(stored, batches, i),
-      )
+      state, values = step(state, key, _images(stored, batches, i))
       return state, _set(metrics, i, values)
 
     shapes = jax.eval_shape(
-      lambda: train_step(
-        *(model, objective, optimizer, flip, state, key),
-        _images(stored, batches, 0),
-      )[1]
+      lambda: step(state, key, _images(stored, batches, 0))[1]
     )
     carry = (state, _buffers(shapes, len(batches)))
     return lax.fori_loop(0, num_steps, body, carry)

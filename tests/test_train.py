@@ -1,0 +1,122 @@
+"""The loop in this process, and what stops it at a certain step."""
+
+from etils import epath
+import jax
+import numpy as np
+import pytest
+
+import report as reports
+from tests.conftest import make_small_config
+import train
+from vae import checkpoints
+from vae import splits
+
+
+class Stopper(reports.NullWriter):
+  """Keeps rows, and raises something before it takes a certain one."""
+
+  def __init__(self, step=None, error=None):
+    self.rows = []
+    self._stop = step, error
+
+  def rewind(self, step):
+    self.rows = [row for row in self.rows if row['step'] <= step]
+
+  def write_scalars(self, step, scalars):
+    if step == self._stop[0] and 'train/loss' in scalars:
+      raise self._stop[1]
+    scalars.pop('images_per_second', None)
+    self.rows.append({'step': step, **scalars})
+
+
+@pytest.fixture(scope='module')
+def setting():
+  """A config and data with 5 steps an epoch; saves at every chance."""
+  config = make_small_config('')
+  config.checkpoint.every_minutes = 1e-9
+  pixels = np.random.default_rng(0).integers(0, 256, (51, 16, 16, 3), np.uint8)
+  train_split = splits.ArraySplit(pixels[:40])
+  rest = splits.ArraySplit(pixels[40:])
+  return config, splits.DataSet(train_split, rest, rest)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(setting, tmp_path_factory):
+  """The last state and the rows of a run that nothing stopped."""
+  config, data = setting
+  writer = Stopper()
+  workdir = epath.Path(tmp_path_factory.mktemp('undisturbed'))
+  state = train.train_and_evaluate(config, workdir, data, writer)
+  steps = [row['step'] for row in writer.rows if 'train/loss' in row]
+  assert steps == [2, 4, 5, 7, 9, 10, 12, 14, 15]
+  return state, writer.rows
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt(), OSError('disk full')])
+@pytest.mark.parametrize(
+  ('stop', 'saved_before', 'place'),
+  [
+    # In the middle of an epoch; at its beginning; in the first.
+    (9, 7, splits.ArraySplit),
+    (12, 10, splits.DeviceSplit),
+    (4, 2, splits.DeviceSplit),
+  ],
+)
+def test_stopped_run_ends_in_the_same_bits(
+  setting, undisturbed, tmp_path, stop, saved_before, place, error
+):
+  config, data = setting
+  if place is splits.DeviceSplit:
+    on_devices = [place(split) for split in (data.train, data.validation)]
+    data = splits.DataSet(*on_devices, data.test)
+  writer = Stopper(stop, error)
+  with pytest.raises(type(error)):
+    train.train_and_evaluate(config, tmp_path, data, writer)
+  # No row of a later step, and every row before.
+  steps = [row['step'] for row in writer.rows]
+  assert steps == sorted(steps) and max(steps) < stop
+  with checkpoints.Checkpoints(tmp_path) as saved:
+    assert saved.latest_step() == saved_before
+  again = Stopper()
+  again.rows = writer.rows
+  state = train.train_and_evaluate(config, tmp_path, data, again)
+  jax.tree.map(np.testing.assert_array_equal, state, undisturbed[0])
+  assert again.rows == undisturbed[1]
+
+
+class Interrupted(splits.ArraySplit):
+  """Is interrupted when the images of its third chunk are read."""
+
+  def batches(self, indices, batch_size):
+    for index, batch in enumerate(super().batches(indices, batch_size)):
+      if index == 2:
+        raise KeyboardInterrupt
+      yield batch
+
+
+def test_what_was_dispatched_counts_when_the_data_ends(setting, tmp_path):
+  config, data = setting
+  data = splits.DataSet(
+    Interrupted(data.train.images), data.validation, data.test
+  )
+  writer = Stopper()
+  with pytest.raises(KeyboardInterrupt):
+    train.train_and_evaluate(config, tmp_path, data, writer)
+  assert [row['step'] for row in writer.rows] == [2, 4]
+  with checkpoints.Checkpoints(tmp_path) as saved:
+    assert saved.latest_step() == 4
+
+
+def test_steps_of_a_dispatch_go_with_place_and_platform(monkeypatch):
+  config = make_small_config('')
+  config.train.log_every_steps = 50
+  images = np.zeros((1, 256, 256, 3), np.uint8)
+  on_host = splits.ArraySplit(images)
+  steps = lambda split: train._steps_per_dispatch(split, 64, config)
+  assert steps(on_host) == train._STEPS_ON_CPU
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  # 64 images of 197 kB are 12.6 MB.
+  assert steps(on_host) == 5
+  assert steps(splits.DeviceSplit(on_host)) == 100
+  config.train.log_every_steps = 30
+  assert steps(splits.DeviceSplit(on_host)) == 90
