@@ -23,7 +23,7 @@ class DecodedStore:
   """Arrays in a folder, by name; each a `.npy` file, complete or absent.
 
   It only saves time: what cannot be read counts as absent, and what cannot be
-  written is said once, in one line.
+  written is said in one line.
   """
 
   def __init__(self, directory: str):
