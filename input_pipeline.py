@@ -311,6 +311,9 @@ def _choose_cache(cache: str, num_bytes: int) -> str:
   Raises:
     UserError: if they are to be on the devices and do not fit.
   """
+  if cache in ('none', 'host'):
+    return cache
+  # One program for all processes, so one place: what suits the least of them.
   on_devices = devices.free_memory()
   if on_devices is not None:
     on_devices = devices.least_of_all(on_devices)
@@ -320,9 +323,8 @@ def _choose_cache(cache: str, num_bytes: int) -> str:
       f'GB and the devices have {on_devices / 1e9:.1f} GB free each; use host '
       'or auto.'
     )
-  if cache != 'auto':
+  if cache == 'device':
     return cache
-  # One program for all processes, so one place.
   if num_bytes >= devices.least_of_all(_free_memory()) / 2:
     return 'none'
   # What has no memory of its own gains nothing by a copy.

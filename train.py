@@ -148,15 +148,15 @@ def train_and_evaluate(
       data.train, batch_size // topology.process_count, config
     )
     last_save, num_dispatches = time.monotonic(), 0
-    # What was dispatched, oldest first, and whether all before it is told.
-    under_way, is_told = collections.deque(), True
+    # What was dispatched, oldest first, and whether all before it is settled.
+    under_way, in_order = collections.deque(), True
 
     def settle() -> None:
       """Waits for what has been under way longest; tells of it, and saves."""
-      nonlocal is_told
+      nonlocal in_order
       # Ctrl-C comes while it is waited for, and then it is still under way.
       jax.block_until_ready((under_way[0].metrics, under_way[0].validation))
-      done, is_told = under_way.popleft(), False
+      done, in_order = under_way.popleft(), False
       if done.metrics is not None:
         metrics = jax.device_get(done.metrics)
         report.training({k: v[: done.num_steps] for k, v in metrics.items()})
@@ -169,7 +169,7 @@ def train_and_evaluate(
         saved.save(done.step, done.snapshot, val_metrics)
       if done.draw is not None:
         report.pictures(done.step, done.draw)
-      is_told = True
+      in_order = True
 
     # Loop. What is under way is settled when the devices have the next steps to
     # do, so that they do not wait for the host.
@@ -226,7 +226,7 @@ def train_and_evaluate(
             )
     finally:
       # Also where the data, or Ctrl-C, ends the loop: what was computed counts.
-      while under_way and is_told:
+      while under_way and in_order:
         settle()
       report.finish_pictures()
     report.done(saved.best_step())

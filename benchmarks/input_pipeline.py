@@ -125,16 +125,7 @@ def _arguments() -> argparse.Namespace:
     default=len(os.sched_getaffinity(0)),
     help="the DataLoader's (as many as cores)",
   )
-  parser.add_argument(
-    '--rounds', type=int, default=5, help='of which the median counts (5)'
-  )
-  parser.add_argument(
-    '--seconds',
-    type=float,
-    default=2.0,
-    help='of each contender in each round, but at least a pass (2)',
-  )
-  parser.add_argument('--output', help='JSON file for all that was measured')
+  rounds.add_flags(parser, num_rounds=5, seconds=2.0)
   parser.add_argument(
     '--quick', action='store_true', help='one short round of a few images'
   )

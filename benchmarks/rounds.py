@@ -5,6 +5,7 @@ begins with another. Contenders are compared within a round; of the rounds the
 median counts.
 """
 
+import argparse
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
@@ -59,6 +60,25 @@ class Measured:
   def images_per_second(self) -> float:
     """Median of the rounds."""
     return self.batch_size / float(np.median(self.step_seconds))
+
+
+def add_flags(
+  parser: argparse.ArgumentParser, num_rounds: int, seconds: float
+) -> None:
+  """Adds those that say how long to measure, and where it goes."""
+  parser.add_argument(
+    '--rounds',
+    type=int,
+    default=num_rounds,
+    help=f'of which the median counts ({num_rounds})',
+  )
+  parser.add_argument(
+    '--seconds',
+    type=float,
+    default=seconds,
+    help=f'of each contender in each round, at least a step ({seconds:g})',
+  )
+  parser.add_argument('--output', help='JSON file for all that was measured')
 
 
 def warm_up(contender: Contender, seconds: float) -> Measured:

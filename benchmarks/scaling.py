@@ -88,13 +88,7 @@ def _arguments() -> argparse.Namespace:
   numbers('--image_sizes', [32, 64, 128], 'multiples of 32')
   numbers('--latent_dims', [2, 32, 128, 512], 'separated by commas')
   numbers('--device_counts', [1, 2, 4, 8], 'that divide the batch of 64')
-  parser.add_argument(
-    '--rounds', type=int, default=5, help='of which the median counts (5)'
-  )
-  parser.add_argument(
-    '--seconds', type=float, default=2.0, help='of each row in each round (2)'
-  )
-  parser.add_argument('--output', help='JSON file for all that was measured')
+  rounds.add_flags(parser, num_rounds=5, seconds=2.0)
   parser.add_argument(
     '--quick',
     action='store_true',

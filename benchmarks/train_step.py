@@ -96,16 +96,7 @@ def _arguments() -> argparse.Namespace:
     default=[64, 256, 1024],
     help='separated by commas (64,256,1024)',
   )
-  parser.add_argument(
-    '--rounds', type=int, default=7, help='of which the median counts (7)'
-  )
-  parser.add_argument(
-    '--seconds',
-    type=float,
-    default=2.0,
-    help='of each contender in each round (2)',
-  )
-  parser.add_argument('--output', help='JSON file for all that was measured')
+  rounds.add_flags(parser, num_rounds=7, seconds=2.0)
   parser.add_argument(
     '--without_torch', action='store_true', help='only plain Flax beside it'
   )

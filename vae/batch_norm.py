@@ -14,6 +14,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from vae.likelihoods import at_least_float32
+
 # As of PyTorch's layer, which the article uses.
 _MOMENTUM = 0.9
 _EPSILON = 1e-5
@@ -95,7 +97,7 @@ def normalise_and_rectify(
 
 
 def _forward(x, scale, shift, negative_slope, axis_name):
-  wide = _at_least_float32(x)
+  wide = at_least_float32(x)
   axes = tuple(range(x.ndim - 1))
   mean, mean_square = _over_devices(
     (wide.mean(axes), jnp.square(wide).mean(axes)), axis_name
@@ -111,7 +113,7 @@ def _forward(x, scale, shift, negative_slope, axis_name):
 
 def _backward(negative_slope, axis_name, residuals, cotangents):
   x, mean, inverse, factor, offset = residuals
-  wide, dy = _at_least_float32(x), _at_least_float32(cotangents[0])
+  wide, dy = at_least_float32(x), at_least_float32(cotangents[0])
   axes = tuple(range(x.ndim - 1))
   dy = jnp.where(wide * factor + offset >= 0, dy, negative_slope * dy)
   dshift = dy.sum(axes)
@@ -136,7 +138,3 @@ def _rectify(x: jax.Array, negative_slope: float) -> jax.Array:
 
 def _over_devices(tree: Any, axis_name: str | None) -> Any:
   return tree if axis_name is None else lax.pmean(tree, axis_name)
-
-
-def _at_least_float32(x: jax.Array) -> jax.Array:
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,196 @@
+"""What is told of a run of the loop that was recorded, and the table of it."""
+
+import collections
+import statistics
+from typing import Any
+
+from benchmarks import loop_recorder
+from benchmarks import results
+
+CELEBA = {'num_examples': 162_770, 'num_validation': 19_867}
+
+# Largest share of the loop that the devices may wait for the host.
+TARGET_SHARES = {'device': 0.02, 'host': 0.1}
+# Seconds for 100 epochs, on an H200.
+_TARGET_SECONDS = 150
+
+
+def summarize(
+  recorder: loop_recorder.Recorder, end: float, settings: dict[str, Any]
+) -> dict[str, Any]:
+  """All that is told of a run.
+
+  Args:
+    recorder: closed.
+    end: when the loop returned.
+    settings: complete.
+  """
+  calls, epochs = recorder.calls, settings['epochs']
+  loop_recorder.settle(calls)
+  num_later = max(epochs - 1, 1)
+  later = [call for call in calls if call.epoch >= epochs - num_later]
+  counted = later
+  if epochs == 1:
+    counted = _of(calls, kind='training')[1:]
+  seconds = [_total(_of(calls, epoch=epoch)) for epoch in range(epochs)]
+  epoch_seconds = statistics.median(seconds[-num_later:])
+  wait_share = sum(call.wait for call in counted) / max(_total(counted), 1e-9)
+  num_trained = settings['num_examples'] // settings['batch_size']
+  num_trained *= settings['batch_size']
+
+  devices = {
+    kind: sum(call.computation for call in _of(later, kind=kind)) / num_later
+    for kind in loop_recorder.KINDS
+  }
+  devices['waits for the host'] = sum(call.wait for call in later) / num_later
+  host = {what: recorder.host[what] / epochs for what in loop_recorder.HOST}
+  # These traced and compiled.
+  firsts = [call for call in calls if call.is_first]
+  host[loop_recorder.CALLS] -= (
+    sum(c.returned - c.called for c in firsts) / epochs
+  )
+  return {
+    'seconds_per_epoch': epoch_seconds,
+    'seconds_of_each_epoch': seconds,
+    'seconds_per_epoch_at_celebas_size': epoch_seconds
+    if _is_whole(settings)
+    else _at_celebas_size(later, settings) / num_later,
+    'training_images_per_second': num_trained / epoch_seconds,
+    'wait_share': wait_share,
+    'longest_waits': _longest_waits(counted),
+    'devices': devices,
+    'host': host,
+    'compilation': sum(call.compilation for call in firsts),
+    'after_the_last_epoch': end - max(call.finished for call in calls),
+    'loop_seconds': end - recorder.start,
+  }
+
+
+def _is_whole(settings: dict[str, Any]) -> bool:
+  return all(settings[name] == CELEBA[name] for name in CELEBA)
+
+
+def _at_celebas_size(
+  calls: list[loop_recorder.Call], settings: dict[str, Any]
+) -> float:
+  """Seconds, if training and validation were of CelebA's length.
+
+  Pictures and snapshots take what they take.
+  """
+  longer = {
+    'training': CELEBA['num_examples'] / settings['num_examples'],
+    'validation': CELEBA['num_validation'] / settings['num_validation'],
+  }
+  return sum(
+    longer.get(kind, 1) * _total(_of(calls, kind=kind))
+    for kind in loop_recorder.KINDS
+  )
+
+
+def _of(
+  calls: list[loop_recorder.Call],
+  kind: str | None = None,
+  epoch: int | None = None,
+) -> list[loop_recorder.Call]:
+  return [
+    call
+    for call in calls
+    if kind in (None, call.kind) and epoch in (None, call.epoch)
+  ]
+
+
+def _total(calls: list[loop_recorder.Call]) -> float:
+  return sum(call.wait + call.computation for call in calls)
+
+
+def _longest_waits(calls: list[loop_recorder.Call]) -> list[dict[str, Any]]:
+  """Where to look, if the devices wait."""
+  positions = collections.Counter()
+  waits = []
+  for call in calls:
+    positions[call.kind, call.epoch] += 1
+    waits.append(
+      {
+        'seconds': call.wait,
+        'before': call.kind,
+        'epoch': call.epoch + 1,
+        'call': positions[call.kind, call.epoch],
+      }
+    )
+  waits.sort(key=lambda wait: -wait['seconds'])
+  return [wait for wait in waits[:5] if wait['seconds'] > 1e-4]
+
+
+def table(modes: dict[str, dict[str, Any]]) -> str:
+  """Markdown, a column for each mode."""
+  first = next(iter(modes.values()))
+  settings = first['settings']
+  rows = []
+
+  def row(label, value, form='{:.3f}'):
+    rows.append((label, *(form.format(value(mode)) for mode in modes.values())))
+
+  row('**seconds per epoch**', lambda m: m['seconds_per_epoch'], '**{:.3f}**')
+  if not _is_whole(settings):
+    row(
+      "… at CelebA's size, extrapolated",
+      lambda m: m['seconds_per_epoch_at_celebas_size'],
+      '≈ {:.1f}',
+    )
+  if first['platform'] != 'cpu':
+    row(
+      f'… of 100 epochs, extrapolated (target: {_TARGET_SECONDS} on an H200)',
+      lambda m: 100 * m['seconds_per_epoch_at_celebas_size'],
+      '≈ {:.0f}',
+    )
+  row(
+    "training images/s, validation's time included",
+    lambda m: m['training_images_per_second'],
+    '{:,.0f}',
+  )
+  row(
+    'devices wait for the host, share of the loop',
+    lambda m: m['wait_share'],
+    '{:.2%}',
+  )
+  rows.append(
+    ('… target', *(f'< {TARGET_SHARES[cache]:.0%}' for cache in modes))
+  )
+  for group in ('devices', 'host'):
+    for what in first[group]:
+      row(f'{group}, s/epoch: {what}', lambda m, g=group, w=what: m[g][w])
+  row('once: compilation, s', lambda m: m['compilation'])
+  row(
+    'once: after the last epoch (its checkpoint, its pictures), s',
+    lambda m: m['after_the_last_epoch'],
+  )
+  row('first step, cold, s', lambda m: m['first_step_cold'], '{:.1f}')
+  row('first step, warm, s', lambda m: m['first_step_warm'], '{:.1f}')
+  return results.table(['', *(f'`{cache}`' for cache in modes)], rows)
+
+
+def heading(result: dict[str, Any]) -> str:
+  """What was measured."""
+  settings = result['settings']
+  # The loop chooses for itself.
+  dispatch = settings['steps_per_dispatch'] or "the loop's number of"
+  return (
+    f'{settings["num_examples"]:,} training images, '
+    f'{settings["num_validation"]:,} of validation; epochs: '
+    f'{settings["epochs"]}; batches of '
+    f'{settings["batch_size"]}, {dispatch} steps per dispatch, '
+    f'{settings["dtype"]}.'
+  )
+
+
+def waits(modes: dict[str, dict[str, Any]]) -> str:
+  """The longest waits of the devices, a line for each mode."""
+  lines = []
+  for cache, result in modes.items():
+    longest = ', '.join(
+      f'{1000 * wait["seconds"]:.1f} ms before {wait["before"]} '
+      f'{wait["call"]} of epoch {wait["epoch"]}'
+      for wait in result['longest_waits']
+    )
+    lines.append(f'Longest waits, `{cache}`: {longest or "none"}.')
+  return '\n'.join(lines)
