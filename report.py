@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent import futures
 import contextlib
 import shutil
@@ -54,39 +55,39 @@ class NullWriter:
 
 
 class Report:
-  """Tells of one run, to a writer, in the workdir and in the terminal.
+  """Tells of a run, to a writer, in the workdir and in the terminal.
 
-  Its clock starts with the first dispatch, when compilation is over. For the
-  speed, though not for the time left, it stands still during validation.
+  Or of several that are trained together. Its clock starts with the first
+  dispatch, when compilation is over. For the speed, though not for the time
+  left, it stands still during validation.
   """
 
   def __init__(
     self,
-    writer: Writer,
-    workdir: epath.Path,
+    runs: Sequence[tuple[Writer, epath.Path]],
     *,
     step: int,
     total_steps: int,
     steps_per_epoch: int,
     batch_size: int,
     log_every_steps: int,
-    learning_rates: np.ndarray,
+    learning_rates: Sequence[np.ndarray],
   ):
     """Starts at `step`.
 
     Args:
-      writer: for metrics and pictures.
-      workdir: gets the pictures, as PNG, in a folder for each kind.
-      step: where the run starts, or goes on.
-      total_steps: where it ends.
+      runs: of each the writer of its metrics and pictures, and its workdir,
+        which gets the pictures, as PNG, in a folder for each kind.
+      step: where the runs start, or go on.
+      total_steps: where they end.
       steps_per_epoch: to say in which epoch a step is.
       batch_size: global, to say how many images a step is.
       log_every_steps: metrics are told at multiples of this within an epoch,
         and at its end.
-      learning_rates: of each epoch.
+      learning_rates: of each run, of each epoch.
     """
-    self._writer = writer
-    self._workdir = workdir
+    self._writers = [writer for writer, _ in runs]
+    self._workdirs = [workdir for _, workdir in runs]
     self._total_steps = total_steps
     self._steps_per_epoch = steps_per_epoch
     self._batch_size = batch_size
@@ -109,18 +110,18 @@ class Report:
     """Tells the means of the metrics since the last time.
 
     Args:
-      metrics: of the steps that were made since the last call, [num_steps].
+      metrics: of the steps that were made since the last call, [num_runs,
+        num_steps].
     """
     rows = []
-    for values in zip(*metrics.values(), strict=True):
+    for values in np.stack(list(metrics.values())).transpose(2, 0, 1):
       self._step += 1
       self._untold.append(values)
       if self.is_told(self._step):
         # In double precision, one by one, so that how the steps were cut into
         # dispatches changes nothing.
         means = np.mean(np.array(self._untold, np.float64), axis=0)
-        names = (f'train/{name}' for name in metrics)
-        rows.append((self._step, dict(zip(names, means.tolist(), strict=True))))
+        rows.append((self._step, means))
         self._untold = []
     if not rows:
       return
@@ -128,18 +129,24 @@ class Report:
     images = (self._step - self._last_step) * self._batch_size
     speed = images / max(now - self._last_time, 1e-9)
     self._last_step, self._last_time = self._step, now
+    names = [f'train/{name}' for name in metrics]
     for step, means in rows:
       epoch = step / self._steps_per_epoch
-      rate = float(self._learning_rates[(step - 1) // self._steps_per_epoch])
-      facts = {'learning_rate': rate, 'images_per_second': speed}
-      self._writer.write_scalars(step, {'epoch': epoch, **means, **facts})
+      for writer, rates, values in zip(
+        self._writers, self._learning_rates, means.T.tolist(), strict=True
+      ):
+        rate = float(rates[(step - 1) // self._steps_per_epoch])
+        facts = {'learning_rate': rate, 'images_per_second': speed}
+        scalars = dict(zip(names, values, strict=True))
+        writer.write_scalars(step, {'epoch': epoch, **scalars, **facts})
 
     per_step = (now - self._start_time) / (self._step - self._first_step)
     left = duration((self._total_steps - self._step) * per_step)
+    losses = means[list(metrics).index('loss')]
     _progress_line(
       f'step {step:,}/{self._total_steps:,}  epoch {epoch:.2f}  '
-      f'loss {means["train/loss"]:,.1f} nats  {speed:,.0f} images/s  '
-      f'{left} left'
+      f'loss {_span(losses, ",.1f")} nats  '
+      f'{speed * len(self._writers):,.0f} images/s  {left} left'
     )
 
   def is_told(self, step: int) -> bool:
@@ -147,23 +154,31 @@ class Report:
     within_epoch = step % self._steps_per_epoch
     return within_epoch % self._log_every_steps == 0
 
-  def validation(self, step: int, metrics: dict[str, float]) -> None:
-    """Tells the metrics of the validation split, of the state at `step`."""
+  def validation(self, step: int, metrics: dict[str, list[float]]) -> None:
+    """Tells the metrics of the validation split, of the states at `step`.
+
+    Args:
+      step: of the states.
+      metrics: by name, one for each run.
+    """
     self._last_time = time.monotonic()
     epoch = step // self._steps_per_epoch
-    scalars = {f'val/{name}': value for name, value in metrics.items()}
-    self._writer.write_scalars(step, {'epoch': epoch, **scalars})
+    for index, writer in enumerate(self._writers):
+      scalars = {
+        f'val/{name}': values[index] for name, values in metrics.items()
+      }
+      writer.write_scalars(step, {'epoch': epoch, **scalars})
     _lasting_line(
       f'epoch {epoch}/{self._total_steps // self._steps_per_epoch}  '
-      f'val: loss {metrics["loss"]:,.1f}  distortion '
-      f'{metrics["distortion"]:,.1f}  kl {metrics["kl"]:.2f} nats  '
-      f'mse {metrics["mse"]:.5f}'
+      f'val: loss {_span(metrics["loss"], ",.1f")}  distortion '
+      f'{_span(metrics["distortion"], ",.1f")}  kl '
+      f'{_span(metrics["kl"], ".2f")} nats  mse {_span(metrics["mse"], ".5f")}'
     )
 
   def pictures(
     self, step: int, draw: Callable[[], dict[str, np.ndarray]]
   ) -> None:
-    """Shows pictures, in the background.
+    """Shows pictures of the first run, in the background.
 
     Args:
       step: of the state that they show.
@@ -177,10 +192,10 @@ class Report:
   ) -> list[epath.Path]:
     epoch = step // self._steps_per_epoch
     pictures = draw()
-    self._writer.write_images(step, pictures)
+    self._writers[0].write_images(step, pictures)
     paths = []
     for name, picture in pictures.items():
-      paths.append(self._workdir / name / f'epoch_{epoch:04d}.png')
+      paths.append(self._workdirs[0] / name / f'epoch_{epoch:04d}.png')
       figures.save_png(picture, paths[-1])
     return paths
 
@@ -191,17 +206,23 @@ class Report:
       self._last_pictures = painting.result()
 
   def done(self, best_step: int | None) -> None:
-    """Tells that the run is over, and where its results are."""
+    """Tells that training is over, and where its results are.
+
+    Args:
+      best_step: of the first run.
+    """
     self.finish_pictures()
     seconds = time.monotonic() - self._start_time
     print(
       f'Trained steps {self._first_step + 1:,} to {self._total_steps:,} in '
       f'{duration(seconds)}.'
     )
+    if len(self._workdirs) > 1:
+      return
     print(f'  best checkpoint by val/loss: step {best_step}')
     for path in self._last_pictures:
       print(f'  {path}')
-    print(f'To measure it: python evaluate.py --workdir={self._workdir}')
+    print(f'To measure it: python evaluate.py --workdir={self._workdirs[0]}')
 
 
 @contextlib.contextmanager
@@ -242,6 +263,12 @@ def duration(seconds: float) -> str:
   if seconds < 3600:
     return f'{seconds // 60}m{seconds % 60:02}s'
   return f'{seconds // 3600}h{seconds % 3600 // 60:02}m'
+
+
+def _span(values: Sequence[float], spec: str) -> str:
+  """Such as 3.2, and of several 3.2…4.8."""
+  least, most = format(min(values), spec), format(max(values), spec)
+  return least if least == most else f'{least}…{most}'
 
 
 def _progress_line(text: str) -> None:

@@ -6,6 +6,8 @@ TensorFlow nor clu.
 
 import collections
 from collections.abc import Callable
+from collections.abc import Sequence
+import contextlib
 import dataclasses
 import math
 import time
@@ -13,17 +15,17 @@ import time
 from etils import epath
 import jax
 from jax.experimental import multihost_utils
+import ml_collections
 import numpy as np
 
 import report as reports
 import run_config
 from vae import checkpoints
 from vae import devices
-from vae import figures
-from vae import model as models
-from vae import objective as objectives
 from vae import splits
 from vae import training
+from vae.population import Population
+from vae.single import SingleRun
 
 # Images along a side of the grids of samples and reconstructions.
 _GRID = 12
@@ -41,6 +43,21 @@ _MAX_BYTES = 64_000_000
 
 # Batches of a dispatch of the validation, at most.
 _MAX_EVAL_BATCHES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run that is to be trained.
+
+  Attributes:
+    config: complete and valid (`run_config.validate`).
+    workdir: where checkpoints and pictures go.
+    writer: takes the metrics.
+  """
+
+  config: ml_collections.ConfigDict
+  workdir: epath.Path
+  writer: reports.Writer
 
 
 @dataclasses.dataclass
@@ -81,68 +98,90 @@ def train_and_evaluate(
   Returns:
     The state after the last step.
   """
-  workdir = epath.Path(workdir)
+  trainer = SingleRun(config, data)
+  _train(trainer, [Run(config, epath.Path(workdir), writer)], data)
+  (state,) = trainer.states(trainer.snapshot())
+  return state
+
+
+def train_population(
+  runs: Sequence[Run], data: splits.DataSet, latent_dim: int
+) -> None:
+  """Trains several runs in one program; each as `train_and_evaluate` would.
+
+  But they draw no pictures.
+
+  Args:
+    runs: whose last checkpoints are of the same step, and whose configs are
+      the same but for `population.FREE_KEYS`.
+    data: as of `train_and_evaluate`.
+    latent_dim: that all are padded to.
+  """
+  population = Population([run.config for run in runs], data, latent_dim)
+  _train(population, runs, data)
+
+
+def _train(
+  trainer: SingleRun | Population, runs: Sequence[Run], data: splits.DataSet
+) -> None:
+  """The loop."""
+  # What is told and saved, and when, is the same for all.
+  config = runs[0].config
   topology = devices.current()
   batch_size = config.train.batch_size
   steps_per_epoch = data.train.num_examples // batch_size
   total_steps = steps_per_epoch * config.train.num_epochs
+  where = str(runs[0].workdir)
+  if len(runs) > 1:
+    where = f'{runs[0].workdir.parent} ({len(runs)} runs together)'
 
-  # Model.
-  model = models.from_config(config, axis_name=devices.AXIS)
-  objective = objectives.from_config(config)
-  schedule = training.learning_rate_schedule(config, steps_per_epoch)
-  optimizer = training.make_optimizer(config, schedule)
-  train_steps = training.make_train_steps(
-    model, objective, optimizer, config.train.flip
-  )
-  eval_steps = training.make_eval_steps(model, objective)
-  state = training.create_state(model, optimizer, config.seed)
-  train_key = training.train_key(config.seed)
-  eval_key = training.eval_key(config.seed)
-
-  with checkpoints.Checkpoints(workdir, config.checkpoint.keep_best) as saved:
-    # Where the run stands.
-    step = 0
-    if saved.latest_step() is not None:
-      state = saved.restore(state)
-      step = int(state.step)
+  with contextlib.ExitStack() as stack:
+    saved = [
+      stack.enter_context(
+        checkpoints.Checkpoints(run.workdir, run.config.checkpoint.keep_best)
+      )
+      for run in runs
+    ]
+    # Where the runs stand.
+    trainer.restore(saved)
+    step = trainer.step
     if step >= total_steps:
-      print(f'{workdir}: this run is finished, at step {step}.')
-      return state
+      print(f'{where}: this run is finished, at step {step}.')
+      return
     # Read now, so that a picture that cannot be is told before training.
     pairs = min(_GRID * _GRID // 2, data.validation.num_examples)
     originals = next(data.validation.batches(np.arange(pairs), pairs))
-    if topology.process_index == 0:
-      num_examples = {
-        'train': data.train.num_examples,
-        'validation': data.validation.num_examples,
-      }
-      run_config.claim_workdir(config, workdir, num_examples)
-    writer.rewind(step)
+    num_examples = {
+      'train': data.train.num_examples,
+      'validation': data.validation.num_examples,
+    }
+    for run in runs:
+      if topology.process_index == 0:
+        run_config.claim_workdir(run.config, run.workdir, num_examples)
+      run.writer.rewind(step)
+      if not step:
+        run.writer.write_hparams(run_config.flatten(run.config))
     if step:
-      print(f'{workdir}: this run goes on from step {step}.')
-    else:
-      writer.write_hparams(run_config.flatten(config))
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+      print(f'{where}: this run goes on from step {step}.')
     print(
-      f'Training {num_parameters:,} parameters on '
+      f'Training {trainer.num_parameters:,} parameters on '
       f'{data.train.num_examples:,} images (validation: '
       f'{data.validation.num_examples:,}), {topology.num_devices} × '
-      f'{jax.devices()[0].device_kind}, into {workdir}.',
+      f'{jax.devices()[0].device_kind}, into {where}.',
       flush=True,
     )
     report = reports.Report(
-      writer,
-      workdir,
+      [(run.writer, run.workdir) for run in runs],
       step=step,
       total_steps=total_steps,
       steps_per_epoch=steps_per_epoch,
       batch_size=batch_size,
       log_every_steps=config.train.log_every_steps,
-      learning_rates=training.learning_rates(config, config.train.num_epochs),
+      learning_rates=[
+        training.learning_rates(run.config, config.train.num_epochs)
+        for run in runs
+      ],
     )
-    stored = splits.stored_images(data.train)
-    stored_validation = splits.stored_images(data.validation)
 
     steps_per_dispatch = config.train.steps_per_dispatch or _steps_per_dispatch(
       data.train, batch_size // topology.process_count, config
@@ -158,15 +197,18 @@ def train_and_evaluate(
       jax.block_until_ready((under_way[0].metrics, under_way[0].validation))
       done, in_order = under_way.popleft(), False
       if done.metrics is not None:
-        metrics = jax.device_get(done.metrics)
-        report.training({k: v[: done.num_steps] for k, v in metrics.items()})
-      val_metrics = None
+        metrics = trainer.by_run(done.metrics)
+        report.training({k: v[:, : done.num_steps] for k, v in metrics.items()})
+      val_metrics = [None] * len(runs)
       if done.validation is not None:
-        means = mean_metrics(done.validation, data.validation.num_examples)
+        sums = [trainer.by_run(chunk) for chunk in done.validation]
+        means = mean_metrics(sums, data.validation.num_examples)
         report.validation(done.step, means)
-        val_metrics = {checkpoints.METRIC: means['loss']}
+        val_metrics = [{checkpoints.METRIC: loss} for loss in means['loss']]
       if done.snapshot is not None:
-        saved.save(done.step, done.snapshot, val_metrics)
+        states = trainer.states(done.snapshot)
+        for one, state, metrics in zip(saved, states, val_metrics, strict=True):
+          one.save(done.step, state, metrics)
       if done.draw is not None:
         report.pictures(done.step, done.draw)
       in_order = True
@@ -176,71 +218,52 @@ def train_and_evaluate(
     try:
       while step < total_steps:
         epoch, first_step = divmod(step, steps_per_epoch)
-        for chunk in splits.train_chunks(
-          data.train,
-          config.seed,
-          epoch,
-          first_step,
-          batch_size,
-          steps_per_dispatch,
-          topology,
+        for chunk in trainer.train_chunks(
+          epoch, first_step, steps_per_dispatch
         ):
-          state, metrics = train_steps(
-            state, train_key, stored, chunk.batches, chunk.num_batches
-          )
+          metrics = trainer.train(chunk)
           report.dispatched()
-          step += chunk.num_batches
+          step = trainer.step
           under_way.append(_UnderWay(step, metrics, chunk.num_batches))
           if len(under_way) > _AHEAD:
             settle()
 
-          # A checkpoint within a long epoch, where no metrics are left over.
-          if step % steps_per_epoch and report.is_told(step):
+          # A checkpoint where no metrics are left over.
+          if report.is_told(step):
             minutes = (time.monotonic() - last_save) / 60
             is_due = minutes >= config.checkpoint.every_minutes
             if _as_first_process(is_due, num_dispatches):
-              under_way[-1].snapshot = training.snapshot(state)
+              under_way[-1].snapshot = trainer.snapshot()
               last_save = time.monotonic()
           num_dispatches += 1
 
-        # Validation, and the checkpoint at each epoch's end. The speed that is
-        # told is that of training, so its end is waited for.
-        while under_way:
-          settle()
+        # Validation, with a checkpoint. The speed that is told is that of
+        # training, so its end is waited for.
         epoch += 1
-        under_way.append(_UnderWay(step, snapshot=training.snapshot(state)))
-        last_save = time.monotonic()
         if epoch % config.eval.every_epochs == 0 or step == total_steps:
-          under_way[-1].validation = evaluate_split(
-            eval_steps,
-            state.variables,
-            eval_key,
-            data.validation,
-            stored_validation,
-            config.eval.batch_size,
-            topology,
-          )
-          if topology.process_index == 0:
-            under_way[-1].draw = draw_pictures(
-              model, state.variables, originals, config.seed
+          under_way[-1].snapshot = None
+          while under_way:
+            settle()
+          under_way.append(
+            _UnderWay(
+              step,
+              validation=_evaluate(trainer, data.validation, config),
+              snapshot=trainer.snapshot(),
             )
+          )
+          last_save = time.monotonic()
+          if topology.process_index == 0:
+            under_way[-1].draw = trainer.draw(originals, _GRID)
     finally:
       # Also where the data, or Ctrl-C, ends the loop: what was computed counts.
       while under_way and in_order:
         settle()
       report.finish_pictures()
-    report.done(saved.best_step())
-  return state
+    report.done(saved[0].best_step())
 
 
-def evaluate_split(
-  eval_steps,
-  variables,
-  key: jax.Array,
-  split: splits.Split,
-  stored: jax.Array | None,
-  batch_size: int,
-  topology: devices.Topology,
+def _evaluate(
+  trainer: SingleRun | Population, split: splits.Split, config
 ) -> list[training.Metrics]:
   """Sets the evaluation of a split going, every example counted once.
 
@@ -248,62 +271,36 @@ def evaluate_split(
     The sums of the metrics over each batch, by chunk, still being computed.
   """
   max_batches = _MAX_EVAL_BATCHES
-  if stored is None:
-    local_batch_size = batch_size // topology.process_count
+  if splits.stored_images(split) is None:
+    local_batch_size = config.eval.batch_size // jax.process_count()
     max_batches = min(max_batches, _num_batches(split, local_batch_size))
   sums = []
-  for chunk, start in splits.eval_chunks(
-    split, batch_size, max_batches, topology
-  ):
+  for chunk, start in trainer.eval_chunks(max_batches):
     # As many images as the devices have before them, and no more.
     jax.block_until_ready(sums[-_AHEAD - 1 : -_AHEAD])
-    sums.append(
-      eval_steps(
-        variables,
-        key,
-        stored,
-        chunk.batches,
-        chunk.num_batches,
-        start,
-        split.num_examples,
-      )
-    )
+    sums.append(trainer.evaluate(chunk, start))
   return sums
 
 
-def mean_metrics(sums: list[training.Metrics], count: int) -> dict[str, float]:
-  """Waits for the device; the means of what was summed over `count` items."""
-  rows = jax.device_get(sums)
-  # In double precision: a large split has hundreds of millions of nats.
-  return {
-    name: sum(row[name].sum(dtype=np.float64) for row in rows).item() / count
-    for name in rows[0]
-  }
+def mean_metrics(
+  sums: Sequence[dict[str, np.ndarray]], count: int
+) -> dict[str, list[float]]:
+  """Means of what was summed over `count` items.
 
-
-def draw_pictures(
-  model: models.VAE, variables, originals: np.ndarray, seed: int
-) -> Callable[[], dict[str, np.ndarray]]:
-  """Sets samples and reconstructions going.
+  Args:
+    sums: of each chunk, [num_runs, max_batches] by name.
+    count: of items, in all.
 
   Returns:
-    A function that waits for them, and returns grids of the samples, and of
-    the originals beside their reconstructions. The seed fixes the samples' z,
-    so that epochs can be compared.
+    By name, one for each run.
   """
-  variables = devices.on_first(variables)
-  key = training.sample_key(seed)
-  samples = figures.samples(model, variables, key, _GRID**2)
-  reconstructions = figures.reconstructions(model, variables, originals)
-
-  def draw():
-    pairs = figures.side_by_side(originals, reconstructions)
-    return {
-      'samples': figures.image_grid(samples, _GRID),
-      'reconstructions': figures.image_grid(pairs, _GRID),
-    }
-
-  return draw
+  # In double precision: a large split has hundreds of millions of nats.
+  return {
+    name: (
+      sum(row[name].sum(axis=-1, dtype=np.float64) for row in sums) / count
+    ).tolist()
+    for name in sums[0]
+  }
 
 
 def _steps_per_dispatch(

@@ -16,7 +16,6 @@ import optax
 from benchmarks import rounds
 from vae import devices
 from vae import model as models
-from vae import objective as objectives
 from vae import splits
 from vae import training
 
@@ -50,11 +49,9 @@ def training_steps(
   """
   steps_per_epoch = split.num_examples // batch_size
   model = models.from_config(config, axis_name=devices.AXIS)
-  schedule = training.learning_rate_schedule(config, steps_per_epoch)
-  optimizer = training.make_optimizer(config, schedule)
-  train_steps = training.make_train_steps(
-    model, objectives.from_config(config), optimizer, config.train.flip
-  )
+  optimizer = training.optimizer_from_config(config, steps_per_epoch)
+  train_steps = training.make_train_steps(model, optimizer, config.train.flip)
+  settings = training.settings_from_config(config, model)
   state = training.create_state(model, optimizer, config.seed)
   key = training.train_key(config.seed)
   chunks = _endless_chunks(split, config.seed, batch_size, max_steps)
@@ -64,7 +61,9 @@ def training_steps(
     while num_steps:
       chunk = next(chunks)
       steps = min(num_steps, chunk.num_batches)
-      state, _ = train_steps(state, key, split.images, chunk.batches, steps)
+      state, _ = train_steps(
+        state, settings, key, split.images, chunk.batches, steps
+      )
       num_steps -= steps
     jax.block_until_ready(state)
 

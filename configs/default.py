@@ -85,15 +85,15 @@ def get_config() -> ml_collections.ConfigDict:
   train.log_every_steps = 50
 
   config.eval = evaluation = ml_collections.ConfigDict()
-  # Validation and pictures; always after the last epoch.
+  # Validation, pictures and a checkpoint; always after the last epoch.
   evaluation.every_epochs = 1
   evaluation.batch_size = 256
 
   config.checkpoint = checkpoint = ml_collections.ConfigDict()
   # How many of the best by val/loss are kept, besides the last.
   checkpoint.keep_best = 2
-  # Between the checkpoints at each epoch's end, one every so many minutes, at
-  # the next metrics with which a dispatch ends.
+  # Between the checkpoints at validations, one every so many minutes, at the
+  # next metrics with which a dispatch ends.
   checkpoint.every_minutes = 10.0
 
   return config

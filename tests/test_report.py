@@ -28,24 +28,23 @@ class ListWriter(reports.NullWriter):
 def setting(monkeypatch, tmp_path):
   clock, writer = Clock(monkeypatch), ListWriter()
   report = reports.Report(
-    writer,
-    epath.Path(tmp_path),
+    [(writer, epath.Path(tmp_path))],
     step=100,
     total_steps=500,
     steps_per_epoch=50,
     batch_size=8,
     log_every_steps=20,
-    learning_rates=0.5 ** np.arange(10),
+    learning_rates=[0.5 ** np.arange(10)],
   )
   return clock, writer, report
 
 
 def metrics_of(*losses):
-  losses = np.array(losses, np.float32)
+  losses = np.array([losses], np.float32)
   return {'loss': losses, 'kl': losses / 2}
 
 
-VALIDATION = {'loss': 2.0, 'distortion': 1.5, 'kl': 0.5, 'mse': 0.1}
+VALIDATION = {'loss': [2.0], 'distortion': [1.5], 'kl': [0.5], 'mse': [0.1]}
 
 
 def test_speed_is_images_by_seconds_of_training(setting, capsys):
@@ -110,7 +109,7 @@ def test_rows_have_step_epoch_and_names(setting):
   assert val == {
     'step': 150,
     'epoch': 3,
-    **{f'val/{name}': value for name, value in VALIDATION.items()},
+    **{f'val/{name}': value for name, (value,) in VALIDATION.items()},
   }
 
 

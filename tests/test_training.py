@@ -64,7 +64,7 @@ def test_number_of_devices_does_not_matter_in_the_first_float32_step():
 @pytest.fixture(scope='module')
 def setting():
   model = VAE((8, 8, 3), 3, (4,), axis_name=devices.AXIS)
-  optimizer = optax.adam(0.01)
+  optimizer = training.Optimizer()
   pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
   return model, optimizer, pixels
 
@@ -79,9 +79,8 @@ def test_initial_state_is_a_function_of_the_seed(setting):
 
 def test_cuts_into_dispatches_leave_the_same_bits(setting):
   model, optimizer, pixels = setting
-  run = training.make_train_steps(
-    model, objectives.Objective(1.0), optimizer, flip=True
-  )
+  run = training.make_train_steps(model, optimizer, flip=True)
+  settings = training.Settings(objectives.Objective(1.0), 0.01)
   key = training.train_key(0)
   results = []
   for cuts in ((8,), (3, 5), (1,) * 8):
@@ -93,7 +92,7 @@ def test_cuts_into_dispatches_leave_the_same_bits(setting):
       chunk[0, :num_steps] = pixels.reshape(8, 8, *model.image_shape)[
         done : done + num_steps
       ]
-      state, _ = run(state, key, None, chunk, num_steps)
+      state, _ = run(state, settings, key, None, chunk, num_steps)
       done += num_steps
     results.append(state)
   assert results[0].step == 8
@@ -106,12 +105,13 @@ def test_step_is_the_gradient_step_of_the_objective(setting):
   model, _, pixels = setting
   images = pixels[:8]
   objective = objectives.Objective(0.0, sample_posterior=False)
-  optimizer = optax.sgd(0.01)
-  run = training.make_train_steps(model, objective, optimizer, flip=False)
+  optimizer = optax.sgd
+  run = training.make_train_steps(model, optimizer, flip=False)
+  settings = training.Settings(objective, 0.01)
   state = training.create_state(model, optimizer, seed=0)
   before = jax.device_get(state)
   key = training.train_key(0)
-  after, metrics = run(state, key, None, images[None, None], 1)
+  after, metrics = run(state, settings, key, None, images[None, None], 1)
 
   plain = model.copy(axis_name=None)
   x = images / np.float32(255)
@@ -145,14 +145,13 @@ def first_losses(setting, steps=2, **options):
     sample_posterior=options.get('sample_posterior', False),
     input_noise=options.get('input_noise', 0.0),
   )
-  run = training.make_train_steps(
-    model, objective, optax.sgd(0.0), options['flip']
-  )
-  state = training.create_state(model, optax.sgd(0.0), seed=0)
+  run = training.make_train_steps(model, optax.sgd, options['flip'])
+  settings = training.Settings(objective, 0.0)
+  state = training.create_state(model, optax.sgd, seed=0)
   losses = []
   for _ in range(steps):
     key = training.train_key(options['seed'])
-    state, metrics = run(state, key, None, pixels[None, None], 1)
+    state, metrics = run(state, settings, key, None, pixels[None, None], 1)
     losses.append(float(metrics['loss'][0]))
   return losses
 
@@ -177,15 +176,15 @@ def test_without_chance_steps_are_the_same(setting):
 
 def test_every_example_counts_once_whatever_the_batch_size(setting):
   model, optimizer, pixels = setting
-  objective = objectives.Objective(1.0)
-  steps = training.make_eval_steps(model, objective)
+  settings = training.Settings(objectives.Objective(1.0), 0.01)
+  steps = training.make_eval_steps(model)
   state = training.create_state(model, optimizer, seed=0)
   split = splits.ArraySplit(pixels[:53])
   totals = []
   for batch_size, max_batches in ((53, 1), (16, 3), (7, 2), (7, 100), (100, 4)):
     sums = [
       steps(
-        *(state.variables, training.eval_key(0), None),
+        *(state.variables, settings, training.eval_key(0), None),
         *(chunk.batches, chunk.num_batches, start, 53),
       )
       for chunk, start in splits.eval_chunks(
@@ -200,9 +199,9 @@ def test_every_example_counts_once_whatever_the_batch_size(setting):
 
 def test_stored_images_are_the_images_that_are_sent(setting):
   model, optimizer, pixels = setting
-  objective = objectives.Objective(1.0)
-  train = training.make_train_steps(model, objective, optimizer, flip=True)
-  evaluate = training.make_eval_steps(model, objective)
+  settings = training.Settings(objectives.Objective(1.0), 0.01)
+  train = training.make_train_steps(model, optimizer, flip=True)
+  evaluate = training.make_eval_steps(model)
   host = splits.ArraySplit(pixels[:53])
   results = []
   for split in (host, splits.DeviceSplit(host)):
@@ -211,13 +210,13 @@ def test_stored_images_are_the_images_that_are_sent(setting):
     losses = []
     for chunk in splits.train_chunks(split, 0, 0, 0, 8, 4, devices.Topology()):
       state, metrics = train(
-        *(state, training.train_key(0), stored),
+        *(state, settings, training.train_key(0), stored),
         *(chunk.batches, chunk.num_batches),
       )
       losses.append(metrics['loss'])
     for chunk, start in splits.eval_chunks(split, 8, 4, devices.Topology()):
       sums = evaluate(
-        *(state.variables, training.eval_key(0), stored),
+        *(state.variables, settings, training.eval_key(0), stored),
         *(chunk.batches, chunk.num_batches, start, 53),
       )
       losses.append(sums['loss'])
@@ -227,15 +226,18 @@ def test_stored_images_are_the_images_that_are_sent(setting):
 
 def test_metrics_are_those_of_each_step_and_then_zero(setting):
   model, optimizer, pixels = setting
-  objective = objectives.Objective(1.0)
-  run = training.make_train_steps(model, objective, optimizer, flip=False)
+  settings = training.Settings(objectives.Objective(1.0), 0.01)
+  run = training.make_train_steps(model, optimizer, flip=False)
   key = training.train_key(0)
   chunk = pixels.reshape(1, 4, 16, *model.image_shape)
   state = training.create_state(model, optimizer, seed=0)
-  _, together = run(state, key, None, chunk, 3)
+  _, together = run(state, settings, key, None, chunk, 3)
   state = training.create_state(model, optimizer, seed=0)
   for step in range(3):
-    state, alone = run(state, key, None, chunk[:, step : step + 1], 1)
+    state, alone = run(
+      *(state, settings, key, None),
+      *(chunk[:, step : step + 1], 1),
+    )
     for name, values in alone.items():
       assert together[name][step] == pytest.approx(float(values[0]), rel=1e-5)
   for values in together.values():
@@ -244,12 +246,12 @@ def test_metrics_are_those_of_each_step_and_then_zero(setting):
 
 def test_snapshot_outlives_the_state(setting):
   model, optimizer, pixels = setting
-  objective = objectives.Objective(1.0)
-  run = training.make_train_steps(model, objective, optimizer, flip=False)
+  settings = training.Settings(objectives.Objective(1.0), 0.01)
+  run = training.make_train_steps(model, optimizer, flip=False)
   state = training.create_state(model, optimizer, seed=0)
   before = jax.device_get(state)
   kept = training.snapshot(state)
-  run(state, training.train_key(0), None, pixels[None, None], 1)
+  run(state, settings, training.train_key(0), None, pixels[None, None], 1)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(kept), before)
 
 
@@ -257,7 +259,8 @@ def test_learning_rate_decays_by_the_epoch():
   config = default.get_config()
   config.optimizer.learning_rate = 0.005
   config.optimizer.decay_per_epoch = 0.95
-  schedule = training.learning_rate_schedule(config, steps_per_epoch=37)
+  optimizer = training.optimizer_from_config(config, steps_per_epoch=37)
+  schedule = optimizer.schedule(0.005)
   rates = training.learning_rates(config, num_epochs=100)
   for step, epoch in ((0, 0), (36, 0), (37, 1), (74, 2), (3699, 99)):
     for rate in (schedule(step), rates[epoch]):
@@ -265,11 +268,9 @@ def test_learning_rate_decays_by_the_epoch():
 
 
 def test_weight_decay_is_the_gradient_of_an_l2_penalty():
-  config = default.get_config()
-  config.optimizer.weight_decay = 0.1
   params = {'w': jnp.array([1.0, -2.0])}
   grads = {'w': jnp.array([0.3, 0.4])}
-  optimizer = training.make_optimizer(config, lambda _: 0.01)
+  optimizer = training.Optimizer(weight_decay=0.1)(0.01)
   plain = optax.adam(0.01)
   penalised = jax.tree.map(lambda g, p: g + 0.1 * p, grads, params)
   updates = [
@@ -303,12 +304,13 @@ def test_linear_vae_reaches_the_exact_likelihood_of_ppca():
     (4, 4, 1), 2, (), sigma=0.2, learn_sigma=True, axis_name=devices.AXIS
   )
   objective = objectives.Objective(1.0, num_samples=8)
-  optimizer = optax.adam(optax.cosine_decay_schedule(0.01, 3000))
-  run = training.make_train_steps(model, objective, optimizer, flip=False)
+  optimizer = lambda rate: optax.adam(optax.cosine_decay_schedule(rate, 3000))
+  run = training.make_train_steps(model, optimizer, flip=False)
+  settings = training.Settings(objective, 0.01)
   state = training.create_state(model, optimizer, seed=0)
   chunk = np.broadcast_to(pixels, (1, 500, *pixels.shape))
   for _ in range(6):
-    state, _ = run(state, training.train_key(0), None, chunk, 500)
+    state, _ = run(state, settings, training.train_key(0), None, chunk, 500)
 
   sharp = objectives.Objective(1.0, num_samples=500)
   images = pixels / np.float32(255)

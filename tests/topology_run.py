@@ -9,7 +9,6 @@ import sys
 
 import jax
 import numpy as np
-import optax
 
 from vae import devices
 from vae import model as models
@@ -32,9 +31,10 @@ def main():
   )
   # Everything random is on: flips, noise on the input, two samples of z.
   objective = objectives.Objective(1.5, num_samples=2, input_noise=0.1)
-  optimizer = optax.adam(0.005)
-  run = training.make_train_steps(model, objective, optimizer, flip=True)
-  evaluate = training.make_eval_steps(model, objective)
+  settings = training.Settings(objective, 0.005)
+  optimizer = training.Optimizer()
+  run = training.make_train_steps(model, optimizer, flip=True)
+  evaluate = training.make_eval_steps(model)
 
   pixels = np.random.default_rng(0).integers(0, 256, (80, 16, 16, 3), np.uint8)
   split = splits.ArraySplit(pixels)
@@ -47,7 +47,7 @@ def main():
   # the training loss alone.
   evaluated = [
     evaluate(
-      *(state.variables, training.eval_key(3), images),
+      *(state.variables, settings, training.eval_key(3), images),
       *(chunk.batches, chunk.num_batches, start, 80),
     )
     for chunk, start in splits.eval_chunks(split, 24, 3, topology)
@@ -57,7 +57,7 @@ def main():
     epoch, first = divmod(len(losses), 5)
     for chunk in splits.train_chunks(split, 3, epoch, first, 16, 1, topology):
       state, metrics = run(
-        *(state, training.train_key(3), images),
+        *(state, settings, training.train_key(3), images),
         *(chunk.batches, chunk.num_batches),
       )
       losses.append(float(metrics['loss'][0]))

@@ -7,13 +7,13 @@ differentiation would keep, and read, three arrays of its size.
 """
 
 import functools
-from typing import Any
 
 from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from vae import devices
 from vae.likelihoods import at_least_float32
 
 # As of PyTorch's layer, which the article uses.
@@ -99,7 +99,7 @@ def normalise_and_rectify(
 def _forward(x, scale, shift, negative_slope, axis_name):
   wide = at_least_float32(x)
   axes = tuple(range(x.ndim - 1))
-  mean, mean_square = _over_devices(
+  mean, mean_square = devices.mean_over(
     (wide.mean(axes), jnp.square(wide).mean(axes)), axis_name
   )
   # Rounding can make it negative.
@@ -120,7 +120,7 @@ def _backward(negative_slope, axis_name, residuals, cotangents):
   # Of the normalised input, (x - mean) · inverse.
   dscale = inverse * ((dy * wide).sum(axes) - mean * dshift)
   count = x.size // x.shape[-1]
-  mean_dy, mean_dy_x = _over_devices(
+  mean_dy, mean_dy_x = devices.mean_over(
     (dshift / count, dscale / count), axis_name
   )
   # factor · (dy - mean_dy - normalised · mean_dy_x), as one sum of products.
@@ -134,7 +134,3 @@ normalise_and_rectify.defvjp(_forward, _backward)
 
 def _rectify(x: jax.Array, negative_slope: float) -> jax.Array:
   return jnp.where(x >= 0, x, negative_slope * x)
-
-
-def _over_devices(tree: Any, axis_name: str | None) -> Any:
-  return tree if axis_name is None else lax.pmean(tree, axis_name)

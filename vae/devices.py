@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax import lax
 from jax.experimental import multihost_utils
 import numpy as np
 
@@ -45,16 +46,36 @@ def current() -> Topology:
   )
 
 
-def replicate(tree: Any) -> Any:
-  """Places `tree` on this process's devices, as the pmapped steps return it."""
-  mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
-  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  return jax.device_put(tree, sharding)
+def replicate(tree: Any, num_devices: int | None = None) -> Any:
+  """Places `tree` on this process's devices, as the pmapped steps return it.
+
+  Args:
+    tree: of arrays.
+    num_devices: only the first so many; by default all.
+  """
+  return jax.device_put(tree, _sharding(num_devices))
+
+
+def shard(tree: Any) -> Any:
+  """Places arrays [num_devices, …] on the first so many local devices."""
+  return jax.tree.map(
+    lambda a: jax.device_put(a, _sharding(len(a), AXIS)), tree
+  )
+
+
+def _sharding(num_devices: int | None, *axes: str) -> jax.sharding.Sharding:
+  mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:num_devices]), (AXIS,))
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
 
 
 def on_first(tree: Any) -> Any:
   """The first device's copy of a replicated tree; waits for nothing."""
   return jax.tree.map(lambda a: a.addressable_shards[0].data, tree)
+
+
+def mean_over(tree: Any, axis_name: str | None) -> Any:
+  """Means over the devices of a pmap axis; the tree itself without one."""
+  return tree if axis_name is None else lax.pmean(tree, axis_name)
 
 
 def least_of_all(number: float) -> float:

@@ -64,7 +64,7 @@ def restore(
     )
   model = models.from_config(config)
   # The optimiser's state is part of a checkpoint; its schedule is not.
-  optimizer = training.make_optimizer(config, lambda step: 0.0)
+  optimizer = training.Optimizer()
   state = training.abstract_state(model, optimizer)
   with checkpoints.open_to_read(workdir) as saved:
     state = saved.restore(state, saved.find(checkpoint))

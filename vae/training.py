@@ -4,10 +4,12 @@ Both are pure functions, compiled and sharded with `jax.pmap`: the state is
 replicated, the batch is split in order over the devices. Every random draw is
 a function of (seed, step, position in the global batch) alone, and BatchNorm
 sees the global batch, so that the number of devices changes nothing but
-rounding.
+rounding. What a run chooses as a number, and not as a shape, is an argument of
+the compiled program: runs that differ in nothing else share it.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -21,7 +23,6 @@ import optax
 
 from vae import devices
 from vae import objective as objectives
-from vae.devices import AXIS
 from vae.model import VAE
 from vae.objective import Objective
 
@@ -50,39 +51,90 @@ class TrainState:
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
-  """`learning_rate · decay_per_epoch ** epoch`, constant within an epoch."""
-  return optax.exponential_decay(
-    config.optimizer.learning_rate,
-    transition_steps=steps_per_epoch,
-    decay_rate=config.optimizer.decay_per_epoch,
-    staircase=True,
+@struct.dataclass
+class Settings:
+  """What a run chooses, beyond the program that it shares with others.
+
+  Attributes:
+    objective: what to minimise.
+    learning_rate: of the first epoch; a number, or [] of the model's floats.
+    latent_mask: [latent_dim], 1 for the dimensions that draw noise, 0 for
+      those that are padding (`vae.population`); None where none is.
+  """
+
+  objective: Objective
+  learning_rate: float | jax.Array
+  latent_mask: jax.Array | None = None
+
+
+def settings_from_config(config, model: VAE) -> Settings:
+  """The settings of a config, in the precision that its model computes in."""
+  objective = objectives.from_config(config)
+  number = np.dtype(float_dtype(model)).type
+  return Settings(
+    objective.replace(beta=number(objective.beta)),
+    number(config.optimizer.learning_rate),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """Adam, with a decaying learning rate and an L2 penalty in the gradient.
+
+  The article's optimiser decays weights so (Kingma & Ba 2015 with L2), not
+  decoupled from the gradient as AdamW does. Called with the learning rate of
+  the first epoch, which may be traced, it gives the transformation.
+
+  Attributes:
+    steps_per_epoch: number of updates between two decays.
+    decay_per_epoch: factor on the learning rate.
+    weight_decay: of the L2 penalty.
+  """
+
+  steps_per_epoch: int = 1
+  decay_per_epoch: float = 1.0
+  weight_decay: float = 0.0
+
+  def __call__(
+    self, learning_rate: float | jax.Array
+  ) -> optax.GradientTransformation:
+    """The transformation for a learning rate."""
+    return optax.chain(
+      optax.add_decayed_weights(self.weight_decay),
+      optax.adam(self.schedule(learning_rate)),
+    )
+
+  def schedule(self, learning_rate: float | jax.Array) -> optax.Schedule:
+    """`learning_rate · decay_per_epoch ** epoch`, constant within an epoch."""
+    return optax.exponential_decay(
+      learning_rate,
+      transition_steps=self.steps_per_epoch,
+      decay_rate=self.decay_per_epoch,
+      staircase=True,
+    )
+
+
+# Of any optimiser, as `Optimizer` is one, by its learning rate.
+OptimizerFactory = Callable[[float | jax.Array], optax.GradientTransformation]
+
+
+def optimizer_from_config(config, steps_per_epoch: int) -> Optimizer:
+  """The optimiser that `config.optimizer` describes, but for its rate."""
+  return Optimizer(
+    steps_per_epoch,
+    config.optimizer.decay_per_epoch,
+    config.optimizer.weight_decay,
   )
 
 
 def learning_rates(config, num_epochs: int) -> np.ndarray:
   """What the schedule says for each epoch, [num_epochs]."""
-  schedule = learning_rate_schedule(config, steps_per_epoch=1)
+  optimizer = optimizer_from_config(config, steps_per_epoch=1)
+  schedule = optimizer.schedule(config.optimizer.learning_rate)
   return np.asarray(jax.vmap(schedule)(np.arange(num_epochs)))
 
 
-def make_optimizer(
-  config, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-  """Adam, with weight decay as an L2 penalty in the gradient.
-
-  The article's optimiser decays so (Kingma & Ba 2015 with L2), not decoupled
-  from the gradient as AdamW does.
-  """
-  return optax.chain(
-    optax.add_decayed_weights(config.optimizer.weight_decay),
-    optax.adam(schedule),
-  )
-
-
-def abstract_state(
-  model: VAE, optimizer: optax.GradientTransformation
-) -> TrainState:
+def abstract_state(model: VAE, optimizer: OptimizerFactory) -> TrainState:
   """Shapes and dtypes of a state, which a checkpoint is restored into."""
   images = jnp.zeros((1, *model.image_shape))
   return jax.eval_shape(
@@ -91,9 +143,15 @@ def abstract_state(
 
 
 def create_state(
-  model: VAE, optimizer: optax.GradientTransformation, seed: int
+  model: VAE, optimizer: OptimizerFactory, seed: int
 ) -> TrainState:
   """The state before the first step, a function of the seed alone."""
+  variables = _make_init(model)(init_key(seed))
+  return devices.replicate(_first_state(optimizer, variables))
+
+
+@functools.lru_cache(maxsize=8)
+def _make_init(model: VAE) -> Callable[[jax.Array], dict[str, Any]]:
   images = jnp.zeros((1, *model.image_shape))
   # Run once, so on a CPU, where optimising it takes seconds, it is not.
   options = (
@@ -101,21 +159,23 @@ def create_state(
     if jax.default_backend() == 'cpu'
     else None
   )
-  init = jax.jit(model.init, compiler_options=options)
-  state = _first_state(optimizer, init(init_key(seed), images))
-  return devices.replicate(state)
+  return jax.jit(lambda key: model.init(key, images), compiler_options=options)
 
 
-def _first_state(
-  optimizer: optax.GradientTransformation, variables
-) -> TrainState:
+def _first_state(optimizer: OptimizerFactory, variables) -> TrainState:
   params = variables['params']
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=variables.get('batch_stats', {}),
-    opt_state=optimizer.init(params),
+    # No optimiser's first state depends on its learning rate.
+    opt_state=optimizer(0.0).init(params),
   )
+
+
+def num_parameters(state: TrainState) -> int:
+  """Of the model."""
+  return sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
 def init_key(seed: int) -> jax.Array:
@@ -155,21 +215,21 @@ def to_unit_range(images: jax.Array, dtype: Any) -> jax.Array:
 
 def train_step(
   model: VAE,
-  objective: Objective,
-  optimizer: optax.GradientTransformation,
+  optimizer: OptimizerFactory,
   flip: bool,
   state: TrainState,
+  settings: Settings,
   key: jax.Array,
   images: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-  """One update, on one device of the pmap axis `AXIS`.
+  """One update, on one device of the pmap axis `model.axis_name`.
 
   Args:
-    model: with `axis_name=AXIS`.
-    objective: what to minimise.
+    model: where it has no `axis_name`, the device has the whole batch.
     optimizer: that `state.opt_state` belongs to.
     flip: whether each image is mirrored with probability ½.
     state: the same on every device.
+    settings: likewise.
     key: `train_key`, the same on every device.
     images: uint8 [per_device_batch, height, width, channels]; this device's
       part of the global batch.
@@ -178,8 +238,8 @@ def train_step(
     The new state and the metrics, means over the global batch; the same on
     every device.
   """
-  per_device = images.shape[0]
-  positions = lax.axis_index(AXIS) * per_device + jnp.arange(per_device)
+  objective = settings.objective
+  positions = _positions(model.axis_name, len(images))
   keys = _example_keys(jax.random.fold_in(key, state.step), positions)
   flip_keys, noise_keys, z_keys = keys[:, 0], keys[:, 1], keys[:, 2]
 
@@ -193,7 +253,7 @@ def train_step(
   if objective.input_noise:
     noise = _normal(noise_keys, images.shape[1:])
     inputs = images + objective.input_noise * noise
-  epsilon = _epsilon(z_keys, model, objective)
+  epsilon = _epsilon(z_keys, model, settings)
 
   def loss_fn(params):
     variables = {'params': params, 'batch_stats': state.batch_stats}
@@ -204,8 +264,10 @@ def train_step(
     return means['loss'], (means, updates.get('batch_stats', {}))
 
   grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
-  grads, metrics = lax.pmean((grads, metrics), AXIS)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  grads, metrics = devices.mean_over((grads, metrics), model.axis_name)
+  updates, opt_state = optimizer(settings.learning_rate).update(
+    grads, state.opt_state, state.params
+  )
   state = TrainState(
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),
@@ -215,102 +277,158 @@ def train_step(
   return state, metrics
 
 
-def make_train_steps(
+def train_loop(
   model: VAE,
-  objective: Objective,
-  optimizer: optax.GradientTransformation,
+  optimizer: OptimizerFactory,
   flip: bool,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-  """Compiles several training steps into one dispatch over all devices.
+  state: TrainState,
+  settings: Settings,
+  key: jax.Array,
+  stored: jax.Array | None,
+  batches: jax.Array,
+  num_steps: jax.Array,
+) -> tuple[TrainState, Metrics]:
+  """Several updates, as `train_step` makes them.
 
   The loop runs as many steps as it is told, up to what its buffer holds: an
   epoch's shorter last chunk needs no second program, and how the steps are
   cut into dispatches cannot change their bits. (`lax.scan` lowers to the same
   loop, but with a fixed length.)
 
+  Args:
+    model: as of `train_step`.
+    optimizer: likewise.
+    flip: likewise.
+    state: likewise.
+    settings: likewise.
+    key: likewise.
+    stored: uint8 [num_examples, height, width, channels], or None.
+    batches: [max_steps, per_device_batch, …], images or, with `stored`,
+      indices of its images.
+    num_steps: how many of the steps to run.
+
   Returns:
-    A function of
-      state: donated;
-      key: `train_key`;
-      stored: uint8 [num_examples, height, width, channels] on every device,
-        or None;
-      batches: [devices, max_steps, per_device_batch, …], images or, with
-        `stored`, indices of its images (`splits.Chunk`);
-      num_steps: how many of the steps to run;
-    that returns the new state and the metrics of each step, [max_steps]; zero
-    beyond `num_steps`.
+    The new state and the metrics of each step, [max_steps]; zero beyond
+    `num_steps`.
   """
-  step = functools.partial(train_step, model, objective, optimizer, flip)
 
-  def steps(state, key, stored, batches, num_steps):
-    def body(i, carry):
-      state, metrics = carry
-      state, values = step(state, key, _images(stored, batches, i))
-      return state, _set(metrics, i, values)
+  def step(state, index):
+    images = _images(stored, batches, index)
+    return train_step(model, optimizer, flip, state, settings, key, images)
 
-    shapes = jax.eval_shape(
-      lambda: step(state, key, _images(stored, batches, 0))[1]
-    )
-    carry = (state, _buffers(shapes, len(batches)))
-    return lax.fori_loop(0, num_steps, body, carry)
+  def body(index, carry):
+    state, metrics = carry
+    state, values = step(state, index)
+    return state, _set(metrics, index, values)
 
+  shapes = jax.eval_shape(lambda: step(state, 0)[1])
+  carry = (state, _buffers(shapes, len(batches)))
+  return lax.fori_loop(0, num_steps, body, carry)
+
+
+@functools.lru_cache(maxsize=8)
+def make_train_steps(
+  model: VAE, optimizer: OptimizerFactory, flip: bool
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """Compiles several training steps into one dispatch over all devices.
+
+  Args:
+    model: with `axis_name=AXIS`.
+    optimizer: as of `train_step`.
+    flip: likewise.
+
+  Returns:
+    `train_loop`, a function of its arguments from `state` on: `state` is
+    donated; `batches` are [devices, max_steps, per_device_batch, …]
+    (`splits.Chunk`), all else is the same on every device. Asked again, it is
+    the same function, and not compiled again.
+  """
   return jax.pmap(
-    steps,
-    axis_name=AXIS,
-    in_axes=(None, None, None, 0, None),
+    functools.partial(train_loop, model, optimizer, flip),
+    axis_name=model.axis_name,
+    in_axes=(None, None, None, None, 0, None),
     out_axes=None,
     donate_argnums=0,
   )
 
 
-def make_eval_steps(model: VAE, objective: Objective) -> Callable[..., Metrics]:
-  """Compiles the evaluation of several batches over all devices.
+def eval_loop(
+  model: VAE,
+  variables: Any,
+  settings: Settings,
+  key: jax.Array,
+  stored: jax.Array | None,
+  batches: jax.Array,
+  num_steps: jax.Array,
+  start: jax.Array,
+  num_examples: jax.Array,
+) -> Metrics:
+  """The evaluation of several batches, on one device as `train_loop`.
+
+  Args:
+    model: as of `train_step`.
+    variables: parameters and statistics.
+    settings: likewise.
+    key: `eval_key`.
+    stored: as of `train_loop`.
+    batches: likewise.
+    num_steps: likewise.
+    start: position in the split of the first batch's first example.
+    num_examples: size of the split; what lies beyond it is padding.
 
   Returns:
-    A function of
-      variables: parameters and statistics;
-      key: `eval_key`;
-      stored, batches, num_steps: as of `make_train_steps`;
-      start: position in the split of the first batch's first example;
-      num_examples: size of the split; what lies beyond it is padding;
-    that returns the sums of the metrics over each batch's examples,
-    [max_steps]; zero beyond `num_steps`. z is drawn as in training, by each
-    example's position in the split.
+    The sums of the metrics over each batch's examples, [max_steps]; zero
+    beyond `num_steps`. z is drawn as in training, by each example's position
+    in the split.
   """
+  axis_name = model.axis_name
+  num_devices = 1 if axis_name is None else lax.axis_size(axis_name)
+  batch_size = batches.shape[1] * num_devices
 
-  def step(variables, key, images, start, num_examples):
-    per_device = images.shape[0]
-    positions = start + lax.axis_index(AXIS) * per_device
-    positions += jnp.arange(per_device)
+  def step(index):
+    images = _images(stored, batches, index)
+    positions = start + index * batch_size
+    positions += _positions(axis_name, len(images))
     z_keys = _example_keys(key, positions)[:, 2]
     images = to_unit_range(images, float_dtype(model))
-    epsilon = _epsilon(z_keys, model, objective)
+    epsilon = _epsilon(z_keys, model, settings)
     terms = nn.apply(objectives.terms, model)(
-      variables, objective, images, images, epsilon, train=False
+      variables, settings.objective, images, images, epsilon, train=False
     )
     counts = positions < num_examples
     return jax.tree.map(lambda t: jnp.sum(jnp.where(counts, t, 0)), terms)
 
-  def steps(variables, key, stored, batches, num_steps, start, num_examples):
-    batch_size = batches.shape[1] * lax.axis_size(AXIS)
+  def body(index, sums):
+    return _set(sums, index, step(index))
 
-    def body(i, sums):
-      images = _images(stored, batches, i)
-      first = start + i * batch_size
-      return _set(sums, i, step(variables, key, images, first, num_examples))
+  buffers = _buffers(jax.eval_shape(lambda: step(0)), len(batches))
+  sums = lax.fori_loop(0, num_steps, body, buffers)
+  return sums if axis_name is None else lax.psum(sums, axis_name)
 
-    shapes = jax.eval_shape(
-      lambda: step(variables, key, _images(stored, batches, 0), 0, 0)
-    )
-    sums = lax.fori_loop(0, num_steps, body, _buffers(shapes, len(batches)))
-    return lax.psum(sums, AXIS)
 
+@functools.lru_cache(maxsize=8)
+def make_eval_steps(model: VAE) -> Callable[..., Metrics]:
+  """Compiles the evaluation of several batches over all devices.
+
+  Returns:
+    `eval_loop`, a function of its arguments from `variables` on; `batches`
+    are [devices, max_steps, per_device_batch, …]. Asked again, it is the same
+    function.
+  """
   return jax.pmap(
-    steps,
-    axis_name=AXIS,
-    in_axes=(None, None, None, 0, None, None, None),
+    functools.partial(eval_loop, model),
+    axis_name=model.axis_name,
+    in_axes=(None, None, None, None, 0, None, None, None),
     out_axes=None,
   )
+
+
+def _positions(axis_name: str | None, per_device: int) -> jax.Array:
+  """Of this device's examples in the global batch, [per_device]."""
+  positions = jnp.arange(per_device)
+  if axis_name is not None:
+    positions += lax.axis_index(axis_name) * per_device
+  return positions
 
 
 def _images(
@@ -355,10 +473,17 @@ def _normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _epsilon(
-  keys: jax.Array, model: VAE, objective: Objective
+  keys: jax.Array, model: VAE, settings: Settings
 ) -> jax.Array | None:
-  """Noise of the reparameterization, [num_samples, batch, latent_dim]."""
-  if not objective.sample_posterior:
+  """Noise of the reparameterization, [num_samples, batch, latent_dim].
+
+  The first dimensions' noise does not depend on how many there are: JAX draws
+  an array in the order in which its elements lie.
+  """
+  if not settings.objective.sample_posterior:
     return None
-  draws = _normal(keys, (objective.num_samples, model.latent_dim))
-  return jnp.swapaxes(draws, 0, 1)
+  num_samples = settings.objective.num_samples
+  draws = _normal(keys, (model.latent_dim, num_samples))
+  if settings.latent_mask is not None:
+    draws *= settings.latent_mask[:, None]
+  return jnp.moveaxis(draws, -1, 0)
