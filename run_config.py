@@ -258,8 +258,8 @@ def claim_workdir(
   with _writing_errors(workdir, '--workdir'):
     if checkpoints.exist(workdir):
       check_data(workdir, num_examples)
-    _write_json(workdir / DATA_FILENAME, num_examples)
-    _write_json(workdir / trained.CONFIG, config.to_dict())
+    write_json(workdir / DATA_FILENAME, num_examples)
+    write_json(workdir / trained.CONFIG, config.to_dict())
 
 
 def check_data(workdir: epath.Path, num_examples: dict[str, int]) -> None:
@@ -297,7 +297,8 @@ def _writing_errors(folder: epath.Path, flag: str):
     ) from error
 
 
-def _write_json(path: epath.Path, content: object) -> None:
+def write_json(path: epath.Path, content: object) -> None:
+  """Writes a file of JSON."""
   # Written aside and renamed, so that the file is never half there.
   partial = path.parent / f'{path.name}.{os.getpid()}.partial'
   partial.write_text(json.dumps(content, indent=2) + '\n')

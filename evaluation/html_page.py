@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 
 from etils import epath
 
@@ -25,7 +26,7 @@ h2 { font-size: 18px; margin: 40px 0 12px; }
   font-variant-numeric: tabular-nums; }
 .card span, .faint, figcaption { color: var(--faint); font-size: 13px; }
 .figures { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; }
-figure { margin: 0; width: 512px; max-width: 100%; }
+figure { margin: 0; max-width: 100%; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { margin-top: 6px; }
 .scroll { overflow-x: auto; }
@@ -34,7 +35,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums;
 th, td { text-align: left; padding: 4px 16px 4px 0; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--faint); }
-@media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
+@media print { body { max-width: none; padding: 0; zoom: 0.65; }
+  h2 { break-after: avoid; } figure, tr { break-inside: avoid; }
+  .scroll { overflow-x: visible; } figure img { min-width: 0 !important; }
+  th, td { padding-right: 10px; } th { overflow-wrap: anywhere; } }
 """
 
 
@@ -82,12 +86,23 @@ class Page:
     head = f'<tr>{row("th", header)}</tr>' if any(header) else ''
     self._add(f'<div class="scroll"><table>{head}\n{body}</table></div>')
 
-  def figure(self, path: epath.Path, caption: str) -> None:
-    """A PNG, which becomes part of the page; figures stand side by side."""
+  def figure(
+    self, path: epath.Path, caption: str, width: int = 512, min_width: int = 0
+  ) -> None:
+    """A PNG, which becomes part of the page; figures stand side by side.
+
+    Args:
+      path: of the PNG.
+      caption: below it.
+      width: in pixels, where there is as much room.
+      min_width: in pixels; where there is less room, it scrolls by itself.
+    """
     data = base64.b64encode(path.read_bytes()).decode()
     caption = html.escape(caption)
     figure = (
-      f'<figure><img src="data:image/png;base64,{data}" alt="{caption}">'
+      f'<figure style="width: {width}px"><div class="scroll">'
+      f'<img style="min-width: {min_width}px" alt="{caption}" '
+      f'src="data:image/png;base64,{data}"></div>'
       f'<figcaption>{caption}</figcaption></figure>'
     )
     if not self._in_figures:
@@ -112,3 +127,12 @@ class Page:
       self._parts.append('</div>')
       self._in_figures = False
     self._parts.append(part)
+
+
+def number(value: float) -> str:
+  """A number as it is read: `12`, `0.01234`, `45.31`, `-11,364.7`."""
+  if not math.isfinite(value):
+    return '–'
+  if value == int(value) and abs(value) < 1e6:
+    return f'{int(value):,}'
+  return f'{value:,.4g}' if abs(value) < 1000 else f'{value:,.1f}'

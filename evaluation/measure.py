@@ -29,6 +29,9 @@ from vae.trained import TrainedVAE
 # What can be asked for.
 GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
 
+_NATS, _BITS = 'nats per image', 'bits per dimension'
+_THROUGH = 'of reconstructions through the posterior mean'
+
 # Images whose codes the readers of labels and the mixture are fitted to, and
 # as many at most that the readers are tested on; the customary number
 # (Locatello et al. 2019).
@@ -88,6 +91,30 @@ def measure(
   return results
 
 
+def summarise(
+  trained: TrainedVAE, split: splits.Split, settings: Settings
+) -> Measurements:
+  """Measures what a single pass over a split tells.
+
+  Args:
+    trained: the model.
+    split: to be gone through, each image once.
+    settings: batch size and seed count here; the groups do not.
+
+  Returns:
+    Rate, distortion, ELBO and what follows from them at the optimal σ, and
+    which dimensions are active. Without sampling (a plain autoencoder) they
+    mean little, as in training.
+  """
+  results = Measurements(split.num_examples)
+  with jax.default_matmul_precision('highest'):
+    values = _measure_images(trained, split, settings, lambda done: None)
+  _add_elbo(results, trained, split, values)
+  results.mean('mse', values['mse'], 'mean over pixels', _THROUGH)
+  _add_dimensions(results, values, draws_z=True)
+  return results
+
+
 def fitted_split(data: splits.DataSet, split_name: str) -> splits.Split:
   """The images that readers of codes are fitted to, to be tested on others."""
   return data.validation if split_name == 'train' else data.train
@@ -102,9 +129,11 @@ def _measure(trained, data, split_name, settings, results):
       'rate and no bound.'
     )
   if set(settings.groups) - {'fid'}:
-    values = _measure_images(trained, split, settings)
+    with progress('encoding and decoding', split.num_examples) as tell:
+      values = _measure_images(trained, split, settings, tell)
   if 'bounds' in settings.groups and draws_z:
-    _add_bounds(results, trained, split, values, settings)
+    sigma = _add_elbo(results, trained, split, values)
+    _add_importance_weighted(results, trained, split, sigma, settings)
     _add_pixel_gaussian(results, data.train, split, settings)
   if 'reconstruction' in settings.groups:
     _add_reconstruction(results, values)
@@ -125,20 +154,16 @@ def _measure(trained, data, split_name, settings, results):
     _add_fid(results, trained, split, settings)
 
 
-def _measure_images(trained, split, settings):
+def _measure_images(trained, split, settings, tell):
   """`per_image.make_measure_step` over the split."""
   step = per_image.make_measure_step(
     trained.model, trained.config.objective.sample_posterior
   )
   variables = devices.replicate(trained.variables)
   key = training.measure_key(settings.seed)
-  with progress('encoding and decoding', split.num_examples) as tell:
-    return per_image.over_split(
-      functools.partial(step, variables, key),
-      split,
-      settings.batch_size,
-      tell,
-    )
+  return per_image.over_split(
+    functools.partial(step, variables, key), split, settings.batch_size, tell
+  )
 
 
 def _encode(trained, split, positions, settings):
@@ -151,17 +176,19 @@ def _encode(trained, split, positions, settings):
   return tuple(map(np.concatenate, zip(*codes, strict=True)))
 
 
-def _add_bounds(results, trained, split, values, settings):
+def _add_elbo(results, trained, split, values):
+  """Returns σ of the best Gaussian around the dequantised images."""
   dimensions = int(np.prod(split.image_shape))
-  nats, bits = 'nats per image', 'bits per dimension'
   squares = values['squared_error'].astype(np.float64)
   dequantised = values['dequantised_squared_error'].astype(np.float64)
   rate = posterior.kl(values['mean'], values['logvar']).sum(axis=1)
   gaussian = trained.model.likelihood == 'gaussian'
 
-  results.mean('elbo', -values['distortion'] - rate, nats, '-distortion - rate')
-  results.mean('rate', rate, nats, 'KL(q(z|x) ‖ N(0, I))')
-  results.mean('distortion', values['distortion'], nats, 'E_q[-log p(x|z)]')
+  results.mean(
+    'elbo', -values['distortion'] - rate, _NATS, '-distortion - rate'
+  )
+  results.mean('rate', rate, _NATS, 'KL(q(z|x) ‖ N(0, I))')
+  results.mean('distortion', values['distortion'], _NATS, 'E_q[-log p(x|z)]')
 
   if not gaussian:
     results.notes.append(
@@ -173,40 +200,6 @@ def _add_bounds(results, trained, split, values, settings):
   # The yardstick that models of any σ and likelihood share.
   best_sigma = bounds.optimal_sigma(squares.mean() / dimensions)
   sigma = bounds.optimal_sigma(dequantised.mean() / dimensions)
-
-  step = per_image.make_bound_step(trained.model)
-  variables = devices.replicate(trained.variables)
-  key = training.bound_key(settings.seed)
-  count = settings.num_importance_samples
-  # Few images at a time where each takes long, so that progress shows.
-  at_once = max(1, _DECODED_PER_DISPATCH // count) * jax.local_device_count()
-  with progress(f'importance-weighted bound, K = {count:,}', len(rate)) as tell:
-    weighted = per_image.over_split(
-      lambda images, start: step(variables, key, images, start, count, sigma),
-      split,
-      min(settings.batch_size, at_once),
-      tell,
-    )
-  results.mean(
-    'iw_bound', weighted['bound'], nats, f'log p(x) ≥ L_K, K = {count:,}'
-  )
-  if count > 1:  # One weight says nothing of how much they vary.
-    variance = bounds.monte_carlo_variance(
-      weighted['effective_sample_size'], count
-    )
-    results.number(
-      'iw_bound_monte_carlo_error',
-      np.sqrt(variance.sum()) / len(variance),
-      nats,
-      'of iw_bound, over draws of z',
-    )
-  results.number(
-    'iw_effective_samples',
-    weighted['effective_sample_size'].mean(),
-    f'of {count:,}',
-    'effective sample size of the weights; where it is small, L_K is not tight '
-    'yet, and the Monte-Carlo error more than it says',
-  )
 
   if gaussian:
     model_sigma = float(
@@ -223,14 +216,13 @@ def _add_bounds(results, trained, split, values, settings):
   results.mean(
     'elbo_optimal_sigma',
     -bounds.gaussian_distortion(squares, dimensions, best_sigma) - rate,
-    nats,
+    _NATS,
     'ELBO of the Gaussian likelihood at the optimal σ',
   )
 
   def in_bits(name, log_prob, about):
-    results.mean(
-      name, bounds.bits_per_dimension(log_prob, dimensions), bits, about
-    )
+    values = bounds.bits_per_dimension(log_prob, dimensions)
+    results.mean(name, values, _BITS, about)
 
   if gaussian:
     in_bits(
@@ -243,9 +235,51 @@ def _add_bounds(results, trained, split, values, settings):
     -bounds.gaussian_distortion(dequantised, dimensions, sigma) - rate,
     'dequantised, ELBO at the optimal σ',
   )
-  in_bits(
+  return sigma
+
+
+def _add_importance_weighted(results, trained, split, sigma, settings):
+  step = per_image.make_bound_step(trained.model)
+  variables = devices.replicate(trained.variables)
+  key = training.bound_key(settings.seed)
+  count = settings.num_importance_samples
+  # Few images at a time where each takes long, so that progress shows.
+  at_once = max(1, _DECODED_PER_DISPATCH // count) * jax.local_device_count()
+  with progress(
+    f'importance-weighted bound, K = {count:,}', split.num_examples
+  ) as tell:
+    weighted = per_image.over_split(
+      lambda images, start: step(variables, key, images, start, count, sigma),
+      split,
+      min(settings.batch_size, at_once),
+      tell,
+    )
+  results.mean(
+    'iw_bound', weighted['bound'], _NATS, f'log p(x) ≥ L_K, K = {count:,}'
+  )
+  if count > 1:  # One weight says nothing of how much they vary.
+    variance = bounds.monte_carlo_variance(
+      weighted['effective_sample_size'], count
+    )
+    results.number(
+      'iw_bound_monte_carlo_error',
+      np.sqrt(variance.sum()) / len(variance),
+      _NATS,
+      'of iw_bound, over draws of z',
+    )
+  results.number(
+    'iw_effective_samples',
+    weighted['effective_sample_size'].mean(),
+    f'of {count:,}',
+    'effective sample size of the weights; where it is small, L_K is not tight '
+    'yet, and the Monte-Carlo error more than it says',
+  )
+
+  dimensions = int(np.prod(split.image_shape))
+  results.mean(
     'bits_per_dim_iw',
-    weighted['dequantised_bound'],
+    bounds.bits_per_dimension(weighted['dequantised_bound'], dimensions),
+    _BITS,
     f'dequantised, L_K at the optimal σ, K = {count:,}',
   )
   results.number(
@@ -275,38 +309,43 @@ def _add_pixel_gaussian(results, train, split, settings):
 
 
 def _add_reconstruction(results, values):
-  through = 'of reconstructions through the posterior mean'
-  results.mean('mse', values['mse'], 'mean over pixels', through)
-  results.mean('psnr', values['psnr'], 'dB', through)
+  results.mean('mse', values['mse'], 'mean over pixels', _THROUGH)
+  results.mean('psnr', values['psnr'], 'dB', _THROUGH)
   if 'ssim' in values:
-    results.mean('ssim', values['ssim'], 'at most 1', through)
+    results.mean('ssim', values['ssim'], 'at most 1', _THROUGH)
   else:
     results.notes.append('ssim: the images are smaller than its window.')
 
 
 def _add_posterior(results, values, fitted, settings, draws_z):
   mean, logvar = values['mean'], values['logvar']
-  latent_dim = mean.shape[1]
-  active = posterior.active_dimensions(mean)
-  results.number(
-    'active_units',
-    active.sum(),
-    f'of {latent_dim}',
-    f'dimensions with Var_x(E_q[z]) > {posterior.ACTIVE_VARIANCE}',
-  )
-  results.dimensions['mean_variance'] = posterior.mean_variance(mean).tolist()
+  _add_dimensions(results, values, draws_z)
   latents, fitted_latents = mean, fitted[0]
   if draws_z:
-    kl = posterior.kl(mean, logvar).mean(axis=0)
-    results.verdict = posterior.verdict(kl, active)
     latents = aggregate_posterior.draw(mean, logvar, settings.seed)
     # Their own noise, or where both are it alone they would be the same.
     fitted_latents = aggregate_posterior.draw(*fitted, [settings.seed, 1])
     rate_split = aggregate_posterior.split_rate(mean, logvar, settings.seed)
-    results.dimensions['kl'] = kl.tolist()
     results.dimensions['aggregate_kl'] = rate_split.dimension_kl.tolist()
     _add_rate_split(results, rate_split, len(mean))
   _add_holes(results, latents, fitted_latents, settings)
+
+
+def _add_dimensions(results, values, draws_z):
+  """Which dimensions are active, and whether the posterior has collapsed."""
+  mean, logvar = values['mean'], values['logvar']
+  active = posterior.active_dimensions(mean)
+  results.number(
+    'active_units',
+    active.sum(),
+    f'of {len(active)}',
+    f'dimensions with Var_x(E_q[z]) > {posterior.ACTIVE_VARIANCE}',
+  )
+  results.dimensions['mean_variance'] = posterior.mean_variance(mean).tolist()
+  if draws_z:
+    kl = posterior.kl(mean, logvar).mean(axis=0)
+    results.verdict = posterior.verdict(kl, active)
+    results.dimensions['kl'] = kl.tolist()
 
 
 def _add_rate_split(results, rate_split, num_images):

@@ -28,10 +28,16 @@ def _loss(metrics: dict[str, float]) -> float:
 
 def exist(workdir: epath.Path) -> bool:
   """Whether a workdir holds a complete checkpoint."""
+  return latest_step(workdir) is not None
+
+
+def latest_step(workdir: epath.Path) -> int | None:
+  """The step of a workdir's last complete checkpoint, None without any."""
   directory = workdir / DIRECTORY
-  return directory.exists() and any(
-    path.name.isdigit() for path in directory.iterdir()
-  )
+  if not directory.exists():
+    return None
+  names = [path.name for path in directory.iterdir()]
+  return max((int(name) for name in names if name.isdigit()), default=None)
 
 
 def open_to_read(workdir: epath.PathLike) -> 'Checkpoints':

@@ -6,6 +6,7 @@ rounding.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -35,6 +36,7 @@ _DECODED_AT_ONCE = 128
 Values = dict[str, jax.Array]
 
 
+@functools.lru_cache(maxsize=8)
 def make_measure_step(
   model: VAE, sample_posterior: bool
 ) -> Callable[..., Values]:

@@ -3,6 +3,7 @@
 import io
 
 from etils import epath
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
@@ -24,9 +25,8 @@ def kl_per_dimension(
     path: of the PNG.
   """
   order = posterior.most_informative(kl)
-  figure, axes = _axes(width=8, height=3.2)
-  colors = np.where(active[order], _ACCENT, _FAINT)
-  axes.bar(np.arange(len(kl)), kl[order], color=colors, width=0.85)
+  figure, axes = new_axes(width=8, height=3.2)
+  kl_bars(axes, kl[order], active[order], width=0.85)
   axes.set_xlabel('latent dimension, by its KL')
   axes.set_ylabel('KL, nats')
   axes.margins(x=0.01)
@@ -36,7 +36,7 @@ def kl_per_dimension(
     f'{kl.sum():.1f} nats in {active.sum()} of {len(kl)} dimensions',
     loc='left',
   )
-  _save(figure, path)
+  save(figure, path)
 
 
 def rate_distortion(
@@ -55,7 +55,7 @@ def rate_distortion(
     label: what the point is.
     path: of the PNG.
   """
-  figure, axes = _axes(width=5.6, height=4.4)
+  figure, axes = new_axes(width=5.6, height=4.4)
   if len(history):
     axes.plot(
       *history.T, '.-', color=_FAINT, label='validation, epoch by epoch'
@@ -74,7 +74,7 @@ def rate_distortion(
   axes.set_ylabel('distortion, nats per image')
   axes.margins(0.12)
   axes.legend(frameon=False, fontsize=8)
-  _save(figure, path)
+  save(figure, path)
 
 
 def latent_scatter(
@@ -88,7 +88,7 @@ def latent_scatter(
     names: of the classes.
     path: of the PNG.
   """
-  figure, axes = _axes(width=6, height=5.4)
+  figure, axes = new_axes(width=6, height=5.4)
   for index, name in enumerate(names):
     axes.plot(
       *means[labels == index].T, '.', markersize=3, alpha=0.7, label=name
@@ -98,19 +98,41 @@ def latent_scatter(
   axes.set_aspect('equal', 'datalim')
   if len(names) > 1:
     axes.legend(frameon=False, fontsize=8, markerscale=4, bbox_to_anchor=(1, 1))
-  _save(figure, path)
+  save(figure, path)
 
 
-def _axes(width: float, height: float):
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+  """An empty chart, width and height in inches."""
   # Without pyplot there is no state to leave behind in a notebook.
   figure = Figure(figsize=(width, height), layout='constrained')
   axes = figure.add_subplot()
-  axes.spines[['top', 'right']].set_visible(False)
-  axes.tick_params(colors=_INK)
+  style(axes)
   return figure, axes
 
 
-def _save(figure: Figure, path: epath.Path) -> None:
+def style(axes: Axes) -> None:
+  """What all charts have in common."""
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.tick_params(colors=_INK)
+
+
+def kl_bars(
+  axes: Axes, kl: np.ndarray, active: np.ndarray, width: float
+) -> None:
+  """Draws a bar for each dimension, in the order given.
+
+  Args:
+    axes: to draw on.
+    kl: [latent_dim], nats.
+    active: bool [latent_dim]; the others are drawn faint.
+    width: of a bar; 1 leaves no gaps.
+  """
+  colors = np.where(active, _ACCENT, _FAINT)
+  axes.bar(np.arange(len(kl)), kl, color=colors, width=width)
+
+
+def save(figure: Figure, path: epath.Path) -> None:
+  """Writes a chart as PNG; makes the folder."""
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=150)
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ from vae.checkpoints import Checkpoints
 from vae.devices import Topology
 from vae.errors import UserError
 from vae.model import VAE
+from vae.trained import TrainedVAE
 from vae.training import TrainState
 
 # What may differ between members; all else is the same.
@@ -265,6 +266,18 @@ class Population:
 
   def draw(self, originals: np.ndarray, columns: int) -> None:
     """No pictures: what sets so many runs going shows them side by side."""
+
+
+def pad_trained(trained: TrainedVAE, latent_dim: int) -> TrainedVAE:
+  """The same model with more latent dimensions, that carry nothing.
+
+  Their KL is 0 and the decoder ignores them. Models that are padded to the
+  same size share the programs that measure them.
+  """
+  model = trained.model.clone(latent_dim=latent_dim)
+  target = training.abstract_state(model, training.Optimizer())
+  variables = _pad(jax.device_get(trained.variables), target.variables)
+  return TrainedVAE(trained.config, model, variables, trained.step)
 
 
 def layout(num_members: int, num_devices: int) -> tuple[int, int]:

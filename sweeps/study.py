@@ -1,0 +1,638 @@
+"""The record of a sweep, an Optuna study that several workers share.
+
+A point is a trial. A grid's points wait in the study from the start; a worker
+takes one by changing its state, which the storage lets one worker do. (Optuna's
+own GridSampler may give two workers the same point.) While it is trained a
+worker keeps counting in it. Where the count stands still for too long, or the
+worker was a process of this machine that is no more, another worker declares
+the trial failed, and its point waits again in a trial of its own. Of several
+living trials of a point, which workers that begin at the same moment may make,
+the first counts.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import socket
+import threading
+import time
+from typing import Any
+import uuid
+import warnings
+
+import optuna
+from optuna import exceptions
+from optuna.distributions import CategoricalDistribution
+from optuna.storages import journal
+from optuna.trial import TrialState
+import psutil
+import sqlalchemy
+
+from sweeps import points
+from sweeps import variation
+from sweeps.points import Range
+from sweeps.points import Values
+from sweeps.results import Result
+from vae.errors import UserError
+
+# Why a failed trial says nothing about its point.
+_LOST, _SUPERSEDED = 'worker lost', 'superseded'
+
+# Between two signs of life there are so many parts of the time after which
+# their lack is death.
+_SIGNS = 6
+
+# A database that is away, as when it is restarted, is waited for so long.
+_PATIENCE = 300.0
+
+# What validation calls the objectives that points can be pruned by.
+VALIDATION_METRICS = {
+  'rate': 'val/kl',
+  'distortion': 'val/distortion',
+  'elbo': 'val/elbo',
+  'mse': 'val/mse',
+}
+
+_LIVING = (TrialState.RUNNING, TrialState.WAITING)
+
+
+class PointLostError(Exception):
+  """Another worker took a point, as this one seemed dead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """A point that this worker has.
+
+  Attributes:
+    number: of the trial.
+    trial_id: of the trial, in the storage.
+    values: settings by config key.
+    name: of the point.
+    trial: to report to, in a search.
+  """
+
+  number: int
+  trial_id: int
+  values: Values
+  name: str
+  trial: optuna.Trial | None = None
+
+
+def open_storage(url: str) -> optuna.storages.BaseStorage:
+  """Opens a database, by its URL, or Optuna's journal, by its path.
+
+  Raises:
+    UserError: if it cannot be reached.
+  """
+  if '://' not in url:
+    _quiet_optuna()
+    try:
+      return optuna.storages.JournalStorage(journal.JournalFileBackend(url))
+    except OSError as error:
+      raise UserError(
+        f'--storage={url} cannot be opened ({error.strerror}); name the file '
+        'of a journal in a folder that is there, or the URL of a database.'
+      ) from error
+  _quiet_optuna()
+  try:
+    shown = sqlalchemy.make_url(url).render_as_string(hide_password=True)
+  except sqlalchemy.exc.ArgumentError as error:
+    raise UserError(
+      '--storage is not the URL of a database, such as '
+      'postgresql://USER:PASSWORD@HOST/DATABASE.'
+    ) from error
+  try:
+    return _open_database(url)
+  except Exception as error:  # Of any driver.
+    cause = error.__cause__ or error
+    reason = ' '.join(str(getattr(cause, 'orig', None) or cause).split())
+    raise UserError(
+      f'--storage={shown} cannot be reached: {reason[:300]}'
+    ) from error
+
+
+def _open_database(url: str) -> optuna.storages.RDBStorage:
+  is_sqlite = url.startswith('sqlite:')
+  options = {'pool_pre_ping': True}
+  if is_sqlite:
+    options['connect_args'] = {'timeout': 60}
+  attempts = 10
+  while True:
+    try:
+      storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+      break
+    except sqlalchemy.exc.DBAPIError as error:
+      # Of workers that begin at the same moment one makes the tables.
+      attempts -= 1
+      is_there = isinstance(
+        error, (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError)
+      )
+      if not attempts or not (is_there or 'already exists' in str(error)):
+        raise
+      time.sleep(0.3)
+  if is_sqlite:
+    _lock_whole_transactions(storage.engine)
+  return storage
+
+
+def _quiet_optuna() -> None:
+  optuna.logging.set_verbosity(optuna.logging.WARNING)
+  warnings.filterwarnings('ignore', category=exceptions.ExperimentalWarning)
+
+
+def _lock_whole_transactions(engine: sqlalchemy.Engine) -> None:
+  """Has SQLite lock from what a transaction reads, not from what it writes.
+
+  Python's driver would begin a transaction with its first change, so that two
+  workers might read that a point waits, and both take it.
+  """
+
+  @sqlalchemy.event.listens_for(engine, 'connect')
+  def connect(connection, unused_record):
+    connection.isolation_level = None
+
+  @sqlalchemy.event.listens_for(engine, 'begin')
+  def begin(connection):
+    connection.exec_driver_sql('BEGIN IMMEDIATE')
+
+  engine.dispose()
+
+
+class Study:
+  """A sweep's study, and this worker's part in it; a context manager."""
+
+  def __init__(
+    self,
+    storage: optuna.storages.BaseStorage,
+    name: str,
+    definition: Mapping[str, object],
+    objectives: Mapping[str, str],
+    grace_seconds: float,
+    sampler: optuna.samplers.BaseSampler | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+  ):
+    """Creates the study, or opens it.
+
+    Args:
+      storage: of the study.
+      name: of the study.
+      definition: what the sweep is, as JSON has it.
+      objectives: `minimize` or `maximize`, by the name of the metric.
+      grace_seconds: how long a worker without a sign of life is not dead.
+      sampler: of a search.
+      pruner: of a search.
+
+    Raises:
+      UserError: if there is a study of that name that is another sweep.
+    """
+    self._storage = storage
+    self._grace_seconds = grace_seconds
+    self.objectives = dict(objectives)
+    try:
+      self._study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        directions=list(objectives.values()),
+        sampler=sampler,
+        pruner=pruner,
+        load_if_exists=True,
+      )
+      definition = json.loads(json.dumps(definition))
+      found = self._study.user_attrs.get('definition')
+      if found is None:
+        self._study.set_metric_names(list(objectives))
+        self._study.set_user_attr('definition', definition)
+        found = self._study.user_attrs['definition']
+    except sqlalchemy.exc.SQLAlchemyError as error:
+      raise UserError(
+        f'the study {name} cannot be written: {_first_line(error)}'
+      ) from error
+    except exceptions.StorageInternalError as error:
+      raise UserError(
+        f'the study {name} cannot be written: {_first_line(error)}'
+      ) from error
+    check_same(definition, found, f'the study {name}')
+    self._begun = time.time()
+    # What was seen of other workers: count, and when it came to that.
+    self._seen: dict[int, tuple[object, float]] = {}
+    self._mine: dict[int, Claim] = {}
+    self._lost: set[int] = set()
+    self._lock = threading.Lock()
+    self._stop = threading.Event()
+    self._heart = threading.Thread(target=self._beat, daemon=True)
+
+  def __enter__(self):
+    self._heart.start()
+    return self
+
+  def __exit__(self, *unused_args):
+    self._stop.set()
+    self._heart.join()
+
+  def _beat(self) -> None:
+    """Counts in the trials of this worker, and notes those that it lost."""
+    count = 0
+    while not self._stop.wait(self._grace_seconds / _SIGNS):
+      count += 1
+      with self._lock:
+        mine = list(self._mine)
+      for trial_id in mine:
+        try:
+          self._storage.set_trial_user_attr(trial_id, 'heartbeat', count)
+        except exceptions.UpdateFinishedTrialError:
+          with self._lock:
+            if trial_id in self._mine:
+              self._lost.add(trial_id)
+        except Exception:  # The database is away; perhaps it comes back.
+          break
+
+  def check(self, claim: Claim) -> None:
+    """Whether a point is still this worker's.
+
+    Raises:
+      PointLostError: if not.
+    """
+    if claim.trial_id in self._lost:
+      raise PointLostError(claim.name)
+
+  def report(
+    self, claim: Claim, step: int, scalars: Mapping[str, float]
+  ) -> None:
+    """Tells a search for one objective how a point is doing.
+
+    Args:
+      claim: the point.
+      step: of the validation.
+      scalars: its metrics, such as `val/kl`.
+
+    Raises:
+      optuna.TrialPruned: if it is not worth going on.
+    """
+    if claim.trial is None or len(self.objectives) > 1:
+      return
+    (objective,) = self.objectives
+    claim.trial.report(scalars[VALIDATION_METRICS[objective]], step)
+    if claim.trial.should_prune():
+      raise optuna.TrialPruned(f'at step {step:,}')
+
+  def add(self, grid: Sequence[Values], retry: bool = False) -> None:
+    """Has the points wait that are missing in the study.
+
+    Args:
+      grid: all points.
+      retry: also those that failed before this worker began.
+    """
+    known = {name: trial for name, trial in self._by_name().items()}
+    distributions = {
+      key: CategoricalDistribution(
+        list(dict.fromkeys(_plain(values[key]) for values in grid))
+      )
+      for key in grid[0]
+    }
+    for values in grid:
+      trial = known.get(points.name(values))
+      if trial is not None and not (retry and self._has_failed_before(trial)):
+        continue
+      patiently(self._study.add_trial)(
+        optuna.create_trial(
+          state=TrialState.WAITING,
+          params={key: _plain(value) for key, value in values.items()},
+          distributions=distributions,
+          user_attrs={'name': points.name(values), 'values': values},
+        )
+      )
+
+  def _has_failed_before(self, trial: optuna.trial.FrozenTrial) -> bool:
+    return (
+      trial.state == TrialState.FAIL
+      and trial.datetime_complete.timestamp() < self._begun
+    )
+
+  def _trials(self) -> list[optuna.trial.FrozenTrial]:
+    """All that count, in order."""
+    return [
+      trial
+      for trial in patiently(self._study.get_trials)(deepcopy=False)
+      if not (trial.state == TrialState.FAIL and 'void' in trial.user_attrs)
+      # Being made by a worker's sampler at this moment.
+      and 'name' in trial.user_attrs
+    ]
+
+  def _by_name(self) -> dict[str, optuna.trial.FrozenTrial]:
+    """The trial that counts of each point."""
+    found = {}
+    for trial in self._trials():
+      earlier = found.setdefault(trial.user_attrs['name'], trial)
+      if earlier.state == TrialState.FAIL:
+        found[trial.user_attrs['name']] = trial
+    return found
+
+  def claim(
+    self, limit: int, together: Callable[[Values, Values], bool]
+  ) -> list[Claim]:
+    """Takes points that wait.
+
+    Args:
+      limit: how many at most.
+      together: whether the second point may be trained with the first.
+    """
+    claims = []
+    for trial in self._trials():
+      if len(claims) == limit:
+        break
+      if trial.state != TrialState.WAITING:
+        continue
+      values = _values(trial)
+      if claims and not together(claims[0].values, values):
+        continue
+      if self._take(trial):
+        claim = self._begin(trial.number, trial._trial_id, values)
+        first = self._by_name()[claim.name]
+        if first.number < claim.number:
+          self._void(claim, _SUPERSEDED)
+        else:
+          claims.append(claim)
+    return claims
+
+  def _take(self, trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether this worker, of all that may try, has it now."""
+    try:
+      return patiently(self._storage.set_trial_state_values)(
+        trial._trial_id, TrialState.RUNNING
+      )
+    except exceptions.UpdateFinishedTrialError:
+      return False  # Another took it, and is done already.
+
+  def ask(
+    self, space: Mapping[str, list[object] | Range], num_points: int
+  ) -> Claim | None:
+    """Takes the next point of a search; None where there are enough."""
+    if len(self._trials()) >= num_points and not self.num_waiting():
+      return None
+    trial = self._study.ask()
+    values = {
+      key: _suggest(trial, key, choices) for key, choices in space.items()
+    }
+    name = f'{trial.number:04d},{points.name(values)}'
+    if 'name' not in trial.user_attrs:
+      trial.set_user_attr('values', values)
+      trial.set_user_attr('name', name)
+    claim = self._begin(
+      trial.number, trial._trial_id, values, trial.user_attrs['name'], trial
+    )
+    earlier = [t for t in self._trials() if t.number < trial.number]
+    if len(earlier) >= num_points:
+      self._void(claim, _SUPERSEDED)
+      return None
+    return claim
+
+  def _begin(self, number, trial_id, values, name=None, trial=None) -> Claim:
+    claim = Claim(number, trial_id, values, name or points.name(values), trial)
+    set_attr = patiently(self._storage.set_trial_user_attr)
+    set_attr(trial_id, 'worker', _this_worker())
+    with self._lock:
+      self._mine[trial_id] = claim
+    return claim
+
+  def _void(self, claim: Claim, why: str) -> None:
+    with self._lock:
+      self._mine.pop(claim.trial_id, None)
+    self._storage.set_trial_user_attr(claim.trial_id, 'void', why)
+    self._study.tell(claim.number, state=TrialState.FAIL)
+
+  def complete(self, claim: Claim, result: Result) -> None:
+    """Records what a point came to.
+
+    Raises:
+      PointLostError: if another worker has taken the point.
+    """
+    values = [result.metrics[name] for name in self.objectives]
+    content = dataclasses.asdict(result)
+    facts = {key: content[key] for key in ('metrics', 'units', 'kl', 'active')}
+    self._finish(claim, facts, values=values)
+
+  def fail(self, claim: Claim, error: str) -> None:
+    """Records that a point failed, and why."""
+    self._finish(claim, {'error': error}, state=TrialState.FAIL)
+
+  def prune(self, claim: Claim, error: str) -> None:
+    """Records that a point of a search was not worth its end."""
+    self._finish(claim, {'error': error}, state=TrialState.PRUNED)
+
+  def _finish(self, claim: Claim, facts: dict[str, Any], **outcome) -> None:
+    try:
+      for key, value in facts.items():
+        set_attr = patiently(self._storage.set_trial_user_attr)
+        set_attr(claim.trial_id, key, value)
+      patiently(self._study.tell)(claim.number, **outcome)
+    except (exceptions.UpdateFinishedTrialError, ValueError) as error:
+      raise PointLostError(claim.name) from error
+    finally:
+      with self._lock:
+        self._mine.pop(claim.trial_id, None)
+        self._lost.discard(claim.trial_id)
+
+  def give_back(self) -> None:
+    """Lets all points of this worker wait again, for it or another."""
+    with self._lock:
+      mine, self._mine = self._mine, {}
+    for trial_id in mine:
+      # Where it cannot be said now, others find out.
+      with contextlib.suppress(Exception):
+        self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+
+  def give_back_those_of_the_dead(self) -> list[str]:
+    """Lets points wait again whose worker is no more; returns their names."""
+    names = []
+    for trial in self._trials():
+      if trial.state != TrialState.RUNNING or trial._trial_id in self._mine:
+        continue
+      if not self._is_dead(trial):
+        continue
+      try:
+        self._storage.set_trial_user_attr(trial._trial_id, 'void', _LOST)
+        self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+      except exceptions.UpdateFinishedTrialError:
+        continue  # Another was faster, or it was not dead.
+      attrs = trial.user_attrs
+      patiently(self._study.add_trial)(
+        optuna.create_trial(
+          state=TrialState.WAITING,
+          params=trial.params,
+          distributions=trial.distributions,
+          user_attrs={key: attrs[key] for key in ('name', 'values')},
+        )
+      )
+      names.append(attrs['name'])
+    return names
+
+  def _is_dead(self, trial: optuna.trial.FrozenTrial) -> bool:
+    worker = trial.user_attrs.get('worker')
+    if worker is not None and worker['machine'] == _this_machine():
+      return not _is_alive(worker)
+    count = trial.user_attrs.get('heartbeat')
+    seen, since = self._seen.get(trial._trial_id, (None, None))
+    now = time.monotonic()
+    if since is None or seen != count:
+      # By this worker's own clock: others' may be wrong.
+      self._seen[trial._trial_id] = (count, now)
+      return False
+    return now - since > self._grace_seconds
+
+  def num_waiting(self) -> int:
+    """Points that nobody has."""
+    return self._count(TrialState.WAITING)
+
+  def num_running(self) -> int:
+    """Points that some worker has."""
+    return self._count(TrialState.RUNNING)
+
+  def num_other_workers(self) -> int:
+    """Workers that have points, without this one."""
+    workers = {
+      (worker['machine'], worker['pid'])
+      for trial in self._by_name().values()
+      if trial.state == TrialState.RUNNING
+      and trial._trial_id not in self._mine
+      and (worker := trial.user_attrs.get('worker'))
+    }
+    return len(workers)
+
+  def _count(self, state: TrialState) -> int:
+    return sum(t.state == state for t in self._by_name().values())
+
+  def results(self) -> list[Result]:
+    """What is known of each point, in the order of the points."""
+    return [
+      Result(
+        name,
+        _values(trial),
+        'failed'
+        if trial.state == TrialState.FAIL
+        else trial.state.name.lower(),
+        **{
+          key: trial.user_attrs[key]
+          for key in ('metrics', 'units', 'kl', 'active', 'error')
+          if key in trial.user_attrs and trial.state not in _LIVING
+        },
+      )
+      for name, trial in self._by_name().items()
+    ]
+
+
+def check_same(
+  given: Mapping[str, object], found: Mapping[str, object], where: str
+) -> None:
+  """Checks that a sweep is the one that is there already.
+
+  Raises:
+    UserError: if it is another, with the first difference.
+  """
+  for key in {**given, **found}:
+    if given.get(key) == found.get(key):
+      continue
+    was, now = found.get(key), given.get(key)
+    if isinstance(was, dict) and isinstance(now, dict):
+      name = next(k for k in {**was, **now} if was.get(k) != now.get(k))
+      key, was, now = f'{key} {name}', was.get(name), now.get(name)
+    raise UserError(
+      f'{where} holds another sweep: {key} was {was} and is now {now}. Name '
+      'another --workdir, or give the old values.'
+    )
+
+
+def patiently(function: Callable[..., Any]) -> Callable[..., Any]:
+  """The function, called again while the database is away."""
+
+  @functools.wraps(function)
+  def wrapper(*args, **kwargs):
+    start, pause = time.monotonic(), 0.5
+    while True:
+      try:
+        return function(*args, **kwargs)
+      except (
+        exceptions.StorageInternalError,
+        sqlalchemy.exc.OperationalError,
+      ) as error:
+        if time.monotonic() - start > _PATIENCE:
+          raise UserError(
+            f'the storage is away: {_first_line(error)} The same command goes '
+            'on once it is back.'
+          ) from error
+        print(
+          f'the storage is away, trying again in {pause:.0f} s.', flush=True
+        )
+        time.sleep(pause)
+        pause = min(2 * pause, 30)
+
+  return wrapper
+
+
+def _first_line(error: Exception) -> str:
+  cause = error.__cause__ or error
+  text = str(getattr(cause, 'orig', None) or cause)
+  return text.strip().split('\n')[0]
+
+
+def _suggest(
+  trial: optuna.Trial, key: str, choices: list[object] | Range
+) -> object:
+  if isinstance(choices, Range):
+    suggest = (
+      trial.suggest_int if isinstance(choices.low, int) else trial.suggest_float
+    )
+    return suggest(key, choices.low, choices.high, log=choices.log)
+  texts = {_plain(choice): choice for choice in choices}
+  return texts[trial.suggest_categorical(key, list(texts))]
+
+
+def _plain(value: object) -> object:
+  """As Optuna has it, which knows no tuples."""
+  return variation.text(value) if isinstance(value, (tuple, list)) else value
+
+
+def _values(trial: optuna.trial.FrozenTrial) -> Values:
+  return {
+    key: tuple(value) if isinstance(value, list) else value
+    for key, value in trial.user_attrs['values'].items()
+  }
+
+
+def _this_worker() -> dict[str, object]:
+  process = psutil.Process()
+  return {
+    'host': socket.gethostname(),
+    'pid': process.pid,
+    'started': process.create_time(),
+    'machine': _this_machine(),
+  }
+
+
+@functools.cache
+def _this_machine() -> str:
+  """What processes that see each other have in common, and others have not.
+
+  Containers may share a host's name, and not its processes.
+  """
+  try:
+    with open('/proc/sys/kernel/random/boot_id') as file:
+      return f'{file.read().strip()} {os.readlink("/proc/self/ns/pid")}'
+  except OSError:
+    return f'{socket.gethostname()} {uuid.getnode()}'
+
+
+def _is_alive(worker: Mapping[str, Any]) -> bool:
+  try:
+    process = psutil.Process(worker['pid'])
+    return (
+      abs(process.create_time() - worker['started']) < 1
+      and process.status() != psutil.STATUS_ZOMBIE
+    )
+  except psutil.NoSuchProcess:
+    return False

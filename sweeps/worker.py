@@ -1,0 +1,436 @@
+"""A worker of a sweep: takes points, trains and measures them, tells of it."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import math
+import statistics
+import time
+
+from etils import epath
+import jax
+import ml_collections
+import optuna
+
+from evaluation import measure
+from evaluation.measurements import Measurements
+import metric_writer
+import report as reports
+import run_config
+from sweeps import gallery
+from sweeps import hparams
+from sweeps import page
+from sweeps import points
+from sweeps import table
+from sweeps.points import Range
+from sweeps.points import Values
+from sweeps.results import Result
+from sweeps.study import Claim
+from sweeps.study import PointLostError
+from sweeps.study import Study
+import train
+from vae import checkpoints
+from vae import population
+from vae import posterior
+from vae import splits
+from vae import trained as trained_models
+from vae.errors import UserError
+
+POINTS = 'points'
+PAGE, TABLE = page.PAGE, table.FILENAME
+
+# Members of a population on each device, at most, where the user leaves it to
+# the program.
+_MEMBERS_PER_DEVICE = 8
+
+# Between two looks at what other workers do.
+_POLL_SECONDS = 2.0
+
+# A page with pictures is made again when that takes less than this of the time.
+_SHARE_OF_TIME = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a sweep is.
+
+  Attributes:
+    base: the config that its points start from.
+    grid: the settings of its points; empty in a search.
+    space: where a search looks, by config key.
+    num_points: of a search.
+    population: runs that are trained together; 0 leaves it to the program.
+    split: that the points are measured on.
+    measurements: what is measured beyond the summary; no groups for nothing.
+  """
+
+  base: ml_collections.ConfigDict
+  grid: Sequence[Values]
+  space: Mapping[str, list[object] | Range]
+  num_points: int
+  population: int
+  split: str
+  measurements: measure.Settings
+
+
+class Worker:
+  """Takes points until none is left, and then writes what came of all."""
+
+  def __init__(
+    self,
+    plan: Plan,
+    folder: epath.Path,
+    study: Study,
+    load: Callable[[ml_collections.ConfigDict], splits.DataSet],
+    retry_failed: bool = False,
+  ):
+    """Takes what it works on.
+
+    Args:
+      plan: of the sweep.
+      folder: of the sweep; its points have folders in it.
+      study: the record, that other workers share.
+      load: gives the data of a config.
+      retry_failed: whether points that failed before are tried again.
+    """
+    self._plan, self._folder, self._study = plan, folder, study
+    self._load = load
+    self._data_config, self._data = None, None
+    self._retry_failed = retry_failed
+    self._start = time.monotonic()
+    self._training_seconds = 0.0
+    self._last_page, self._page_seconds = self._start, 0.0
+    # Where a point's program is shared, it has room for the largest there is.
+    dims = [values.get('model.latent_dim', 0) for values in plan.grid]
+    choices = plan.space.get('model.latent_dim', [0])
+    dims += [choices.high] if isinstance(choices, Range) else choices
+    self._latent_dim = max(dims) or plan.base.model.latent_dim
+
+  def run(self) -> list[Result]:
+    """Works until every point of the sweep is done, by whomever.
+
+    Returns:
+      What came of each.
+    """
+    if self._plan.grid:
+      self._study.add(self._plan.grid, self._retry_failed)
+    said = ''
+    try:
+      while True:
+        for name in self._study.give_back_those_of_the_dead():
+          print(f'{name}: its worker is no more; the point waits again.')
+        if claims := self._take():
+          said = ''
+          self._work(claims)
+          continue
+        running = self._study.num_running()
+        if not running and not self._study.num_waiting():
+          break
+        now = f'waiting for {running} points that other workers have.'
+        if now != said:
+          print(now, flush=True)
+        said = now
+        time.sleep(_POLL_SECONDS)
+    finally:
+      self._study.give_back()
+    results = self._study.results()
+    self._write_page(results)
+    self._tell_time()
+    return results
+
+  def _take(self) -> list[Claim]:
+    size = self._population_size()
+    if not self._plan.space:
+      return self._study.claim(size, self._go_together)
+    claims = []
+    while len(claims) < size:
+      claim = self._study.ask(self._plan.space, self._plan.num_points)
+      if claim is None:
+        break
+      claims.append(claim)
+    return claims
+
+  def _population_size(self) -> int:
+    """How many points to take now."""
+    most = self._plan.population
+    if most:
+      return most
+    most = _MEMBERS_PER_DEVICE * jax.local_device_count()
+    if self._plan.space:
+      # A sampler learns from those that are done.
+      return min(most, max(1, self._plan.num_points // 8))
+    # All of one size, so that one program serves all; and some for the others.
+    waiting = max(self._study.num_waiting(), 1)
+    waiting = math.ceil(waiting / (1 + self._study.num_other_workers()))
+    return math.ceil(waiting / math.ceil(waiting / most))
+
+  def _go_together(self, first: Values, second: Values) -> bool:
+    return self._program(first) == self._program(second)
+
+  def _program(self, values: Values) -> dict[str, object]:
+    """What the members of a population have in common."""
+    config = run_config.flatten(self._plan.base) | values
+    for key in population.FREE_KEYS:
+      config.pop(key)
+    return config
+
+  def _work(self, claims: list[Claim]) -> None:
+    """Trains and measures points; those that go together at once."""
+    groups = {}
+    for claim in claims:
+      # Where a worker died while it saved, some are a step ahead.
+      step = checkpoints.latest_step(self._folder_of(claim))
+      key = repr((sorted(self._program(claim.values).items()), step))
+      groups.setdefault(key, []).append(claim)
+    for group in groups.values():
+      self._train(group)
+
+  def _folder_of(self, claim: Claim) -> epath.Path:
+    return self._folder / POINTS / claim.name
+
+  def _train(self, claims: list[Claim]) -> None:
+    print(f'\n{self._heading(claims)}', flush=True)
+    try:
+      data, runs = self._begin(claims)
+      start = time.monotonic()
+      with self._writers(claims, runs) as writers:
+        self._train_runs(runs, writers, data)
+      seconds = time.monotonic() - start
+      self._training_seconds += writers[0].training_seconds
+    except PointLostError as error:
+      print(f'{error}: another worker has taken this point over.')
+      self._again([claim for claim in claims if claim.name != str(error)])
+    except optuna.TrialPruned as pruned:
+      (claim,) = claims
+      print(f'{claim.name}: pruned, {pruned}')
+      self._study.prune(claim, str(pruned))
+    except Exception as error:
+      if len(claims) > 1:
+        # One of them may be at fault, or all be too much for the memory.
+        print(f'{_one_line(error)}\nTrying them in two halves.', flush=True)
+        half = len(claims) // 2
+        self._again(claims[:half])
+        self._again(claims[half:])
+      else:
+        self._fail(claims[0], error)
+    else:
+      for claim, run in zip(claims, runs, strict=True):
+        self._finish(claim, run, data, seconds)
+      self._write_page_if_cheap()
+
+  @contextlib.contextmanager
+  def _writers(
+    self, claims: list[Claim], runs: list[train.Run]
+  ) -> Iterator[list['_PointWriter']]:
+    with contextlib.ExitStack() as stack:
+      writers = []
+      for claim, run in zip(claims, runs, strict=True):
+        writer = metric_writer.MetricWriter(run.workdir)
+        stack.callback(writer.close)
+        writers.append(_PointWriter(writer, self._study, claim, run.config))
+      yield writers
+
+  def _train_runs(self, runs, writers, data) -> None:
+    """Together, or the one by itself, its batch over all devices."""
+    runs = [
+      dataclasses.replace(run, writer=writer)
+      for run, writer in zip(runs, writers, strict=True)
+    ]
+    run = runs[0]
+    if self._plan.population == 1:
+      run_config.check_devices(run.config, jax.device_count())
+    divides = run.config.train.batch_size % jax.device_count() == 0
+    if len(runs) == 1 and divides:
+      train.train_and_evaluate(run.config, run.workdir, data, run.writer)
+    else:
+      train.train_population(runs, data, self._latent_dim)
+
+  def _again(self, claims: list[Claim]) -> None:
+    if claims:
+      self._work(claims)
+
+  def _heading(self, claims: list[Claim]) -> str:
+    done = len([r for r in self._study.results() if r.state == 'complete'])
+    total = len(self._plan.grid) or self._plan.num_points
+    names = '; '.join(claim.name for claim in claims)
+    together = f' {len(claims)} points together:' if len(claims) > 1 else ''
+    return f'[{done} of {total} points done]{together} {names}'
+
+  def _begin(
+    self, claims: list[Claim]
+  ) -> tuple[splits.DataSet, list[train.Run]]:
+    """The data, and the runs that are to be trained."""
+    runs = []
+    for claim in claims:
+      config = points.configure(self._plan.base, claim.values)
+      folder = self._folder_of(claim)
+      run_config.check_workdir(config, folder)
+      runs.append(train.Run(config, folder, reports.NullWriter()))
+    data_config = runs[0].config.data.to_dict()
+    if self._data_config != data_config:
+      # Let go of what was there before what is to come is read.
+      self._data_config = self._data = None
+      self._data = self._load(runs[0].config)
+      self._data_config = data_config
+    return self._data, runs
+
+  def _finish(
+    self,
+    claim: Claim,
+    run: train.Run,
+    data: splits.DataSet,
+    seconds: float,
+  ) -> None:
+    """Measures a point and records it."""
+    try:
+      result = self._measure(claim, run, data, seconds)
+      bad = [
+        name
+        for name in self._study.objectives
+        if not math.isfinite(result.metrics[name])
+      ]
+      if bad:
+        raise UserError(f'diverged: {bad[0]} is {result.metrics[bad[0]]}.')
+      self._study.complete(claim, result)
+    except PointLostError:
+      print(f'{claim.name}: another worker has taken this point over.')
+    except Exception as error:
+      self._fail(claim, error)
+    else:
+      print(
+        f'{claim.name}: rate {result.metrics["rate"]:.2f}, distortion '
+        f'{result.metrics["distortion"]:,.1f} nats, '
+        f'{result.metrics["active_units"]:.0f} active units',
+        flush=True,
+      )
+
+  def _measure(self, claim, run, data, seconds) -> Result:
+    plan = self._plan
+    split = getattr(data, plan.split)
+    trained = trained_models.restore(run.config, run.workdir)
+    # So that all latent dimensions share one program, and the same z.
+    padded = population.pad_trained(
+      trained, max(self._latent_dim, trained.model.latent_dim)
+    )
+    measured = measure.summarise(padded, split, plan.measurements)
+    count = trained.model.latent_dim
+    found = {name: (m.value, m.unit) for name, m in measured.metrics.items()}
+    found['active_units'] = (found['active_units'][0], f'of {count}')
+    if plan.measurements.groups:
+      more = Measurements(split.num_examples)
+      measure.measure(trained, data, plan.split, plan.measurements, more)
+      found |= {name: (m.value, m.unit) for name, m in more.metrics.items()}
+    found['images_per_second'] = (_speed(run), 'images/s of this point')
+    found['seconds'] = (seconds, 's with those trained together')
+    gallery.save(run.workdir, *gallery.draw(padded, split))
+    kl = measured.dimensions['kl'][:count]
+    variance = measured.dimensions['mean_variance'][:count]
+    return Result(
+      claim.name,
+      claim.values,
+      'complete',
+      {name: value for name, (value, _) in found.items()},
+      {name: unit for name, (_, unit) in found.items()},
+      kl,
+      [v > posterior.ACTIVE_VARIANCE for v in variance],
+    )
+
+  def _fail(self, claim: Claim, error: Exception) -> None:
+    message = _one_line(error)
+    print(f'{claim.name}: failed, {message}', flush=True)
+    try:
+      self._study.fail(claim, message)
+    except PointLostError:
+      print(f'{claim.name}: another worker has taken this point over.')
+
+  def _write_page_if_cheap(self) -> None:
+    results = self._study.results()
+    table.write(self._folder, results)
+    since = time.monotonic() - self._last_page
+    if self._page_seconds < _SHARE_OF_TIME * since:
+      self._write_page(results)
+
+  def _write_page(self, results: list[Result]) -> None:
+    start = time.monotonic()
+    table.write(self._folder, results)
+    hparams.write(self._folder / 'tensorboard', results)
+    galleries, originals = gallery.load(
+      self._folder / POINTS, [result.name for result in results]
+    )
+    base = self._plan.base
+    facts = {
+      'data': f'{base.data.source} {base.data.dir}'.strip(),
+      'split': self._plan.split,
+      'images': f'{base.data.image_size}×{base.data.image_size}',
+      'epochs': base.train.num_epochs,
+      'jax': jax.__version__,
+      'device': jax.devices()[0].device_kind,
+    }
+    title = f'{self._folder.name}: {len(results)} points'
+    page.write(self._folder, title, results, galleries, originals, facts)
+    self._last_page = time.monotonic()
+    self._page_seconds = self._last_page - start
+
+  def _tell_time(self) -> None:
+    seconds = time.monotonic() - self._start
+    if self._training_seconds:
+      print(
+        f'This worker took {reports.duration(seconds)}, '
+        f'{self._training_seconds / seconds:.0%} of it in training steps.'
+      )
+
+
+class _PointWriter:
+  """A run's writer, through which the sweep sees how the run is going.
+
+  Attributes:
+    training_seconds: of the steps that were told.
+  """
+
+  def __init__(
+    self, writer: reports.Writer, study: Study, claim: Claim, config
+  ):
+    self._writer, self._study, self._claim = writer, study, claim
+    self._batch_size = config.train.batch_size
+    self._step, self.training_seconds = 0, 0.0
+
+  def rewind(self, step):
+    """See `reports.Writer`."""
+    self._step = step
+    self._writer.rewind(step)
+
+  def write_scalars(self, step, scalars):
+    """See `reports.Writer`; what it raises ends the run."""
+    self._study.check(self._claim)
+    self._writer.write_scalars(step, scalars)
+    if 'images_per_second' in scalars:
+      images = (step - self._step) * self._batch_size
+      self.training_seconds += images / scalars['images_per_second']
+      self._step = step
+    else:
+      self._study.report(self._claim, step, scalars)
+
+  def write_images(self, step, images):
+    """See `reports.Writer`."""
+    self._writer.write_images(step, images)
+
+  def write_hparams(self, hparams):
+    """See `reports.Writer`."""
+    self._writer.write_hparams(hparams)
+
+
+def _speed(run: train.Run) -> float:
+  """Median of the images per second that the run told."""
+  rows = metric_writer.read(run.workdir)
+  speeds = [r['images_per_second'] for r in rows if 'images_per_second' in r]
+  return statistics.median(speeds) if speeds else math.nan
+
+
+def _one_line(error: Exception) -> str:
+  text = ' '.join(str(error).split())[:500]
+  if isinstance(error, UserError):
+    return text
+  return f'{type(error).__name__}: {text}' if text else type(error).__name__
