@@ -17,6 +17,7 @@ import pathlib
 
 from absl import flags
 from etils import epath
+import jax
 import ml_collections
 import optuna
 
@@ -151,7 +152,9 @@ def main() -> None:
   population = _population()
   grid = [] if _NUM_POINTS.value else points.grid(axes)
   for values in grid or _corners(axes):
-    points.configure(base, values)
+    config = points.configure(base, values)
+    if population == 1:
+      run_config.check_devices(config, jax.device_count())
   workdir = epath.Path(
     command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
   )

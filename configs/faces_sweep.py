@@ -2,7 +2,7 @@
 
   python sweep.py --config=configs/faces_sweep.py
 
-24 points of 8 epochs each, on images of 32×32.
+24 points of 18 epochs each, on images of 32×32: ten minutes on two cores.
 """
 
 from configs import faces
@@ -14,8 +14,8 @@ def get_config():
   config.data.image_size = 32
   config.model.hidden_channels = (16, 32, 64, 128)
   config.train.batch_size = 64
-  config.train.num_epochs = 8
-  config.eval.every_epochs = 4
+  config.train.num_epochs = 18
+  config.eval.every_epochs = 9
   return config
 
 
@@ -23,5 +23,5 @@ def sweep():
   """The settings that vary, each with its values."""
   return {
     'objective.beta': (0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
-    'model.latent_dim': (4, 8, 16, 32),
+    'model.latent_dim': (8, 16, 32, 64),
   }

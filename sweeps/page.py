@@ -1,7 +1,6 @@
 """The page of a sweep: what its points came to, side by side."""
 
 import collections
-import os
 import tempfile
 
 from etils import epath
@@ -10,6 +9,7 @@ import numpy as np
 from evaluation import html_page
 from sweeps import charts
 from sweeps import curves
+from sweeps import files
 from sweeps import kl_panels
 from sweeps import rate_distortion
 from sweeps import variation
@@ -76,19 +76,12 @@ def write(
     _add_gallery(page, results, galleries, originals, aside)
     chart = aside / RATE_DISTORTION
     if chart.exists():
-      _replace(folder / RATE_DISTORTION, chart.read_bytes())
+      files.replace(folder / RATE_DISTORTION, chart.read_bytes())
   _add_points(page, results)
   page.heading('Measured')
   page.table(('', ''), [(name, str(value)) for name, value in facts.items()])
-  _replace(folder / PAGE, page.html().encode())
+  files.replace(folder / PAGE, page.html().encode())
   return folder / PAGE
-
-
-def _replace(path: epath.Path, content: bytes) -> None:
-  # Written aside and renamed, so that the file is never half there.
-  partial = path.parent / f'{path.name}.{os.getpid()}.partial'
-  partial.write_bytes(content)
-  partial.replace(path)
 
 
 def _summary(results: list[Result]) -> str:

@@ -6,6 +6,7 @@ import math
 
 from etils import epath
 
+from sweeps import files
 from sweeps import variation
 from sweeps.results import Result
 
@@ -41,7 +42,5 @@ def write(folder: epath.Path, results: list[Result]) -> epath.Path:
         result.error,
       ]
     )
-  partial = folder / f'{FILENAME}.partial'
-  partial.write_text(file.getvalue())
-  partial.replace(folder / FILENAME)
+  files.replace(folder / FILENAME, file.getvalue().encode())
   return folder / FILENAME

@@ -14,6 +14,7 @@ from etils import epath
 import jax
 import ml_collections
 import optuna
+import psutil
 
 from evaluation import measure
 from evaluation.measurements import Measurements
@@ -49,8 +50,10 @@ _MEMBERS_PER_DEVICE = 8
 # Between two looks at what other workers do.
 _POLL_SECONDS = 2.0
 
-# A page with pictures is made again when that takes less than this of the time.
+# A page with pictures is made again when that takes less than this of the time
+# since it was made; that it takes so many seconds is a first guess.
 _SHARE_OF_TIME = 0.02
+_PAGE_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +103,8 @@ class Worker:
     self._load = load
     self._data_config, self._data = None, None
     self._retry_failed = retry_failed
-    self._start = time.monotonic()
     self._training_seconds = 0.0
-    self._last_page, self._page_seconds = self._start, 0.0
+    self._last_page, self._page_seconds = time.monotonic(), _PAGE_SECONDS
     # Where a point's program is shared, it has room for the largest there is.
     dims = [values.get('model.latent_dim', 0) for values in plan.grid]
     choices = plan.space.get('model.latent_dim', [0])
@@ -115,15 +117,19 @@ class Worker:
     Returns:
       What came of each.
     """
+    varied = [*(self._plan.grid or [{}])[0], *self._plan.space]
+    if not any(key.startswith('data.') for key in varied):
+      # A mistake in what all have in common is told before they all fail.
+      self._data_of(self._plan.base)
     if self._plan.grid:
       self._study.add(self._plan.grid, self._retry_failed)
-    said = ''
+    said, others_end_it = '', False
     try:
       while True:
         for name in self._study.give_back_those_of_the_dead():
           print(f'{name}: its worker is no more; the point waits again.')
         if claims := self._take():
-          said = ''
+          said, others_end_it = '', False
           self._work(claims)
           continue
         running = self._study.num_running()
@@ -132,12 +138,13 @@ class Worker:
         now = f'waiting for {running} points that other workers have.'
         if now != said:
           print(now, flush=True)
-        said = now
+        said, others_end_it = now, True
         time.sleep(_POLL_SECONDS)
     finally:
       self._study.give_back()
     results = self._study.results()
-    self._write_page(results)
+    if not others_end_it:
+      self._write_page(results)
     self._tell_time()
     return results
 
@@ -193,6 +200,7 @@ class Worker:
 
   def _train(self, claims: list[Claim]) -> None:
     print(f'\n{self._heading(claims)}', flush=True)
+    again = []
     try:
       data, runs = self._begin(claims)
       start = time.monotonic()
@@ -202,7 +210,7 @@ class Worker:
       self._training_seconds += writers[0].training_seconds
     except PointLostError as error:
       print(f'{error}: another worker has taken this point over.')
-      self._again([claim for claim in claims if claim.name != str(error)])
+      again = [[claim for claim in claims if claim.name != str(error)]]
     except optuna.TrialPruned as pruned:
       (claim,) = claims
       print(f'{claim.name}: pruned, {pruned}')
@@ -212,14 +220,17 @@ class Worker:
         # One of them may be at fault, or all be too much for the memory.
         print(f'{_one_line(error)}\nTrying them in two halves.', flush=True)
         half = len(claims) // 2
-        self._again(claims[:half])
-        self._again(claims[half:])
+        again = [claims[:half], claims[half:]]
       else:
         self._fail(claims[0], error)
     else:
       for claim, run in zip(claims, runs, strict=True):
         self._finish(claim, run, data, seconds)
       self._write_page_if_cheap()
+    # Not while the error holds on to what filled the memory.
+    for claims in again:
+      if claims:
+        self._work(claims)
 
   @contextlib.contextmanager
   def _writers(
@@ -248,10 +259,6 @@ class Worker:
     else:
       train.train_population(runs, data, self._latent_dim)
 
-  def _again(self, claims: list[Claim]) -> None:
-    if claims:
-      self._work(claims)
-
   def _heading(self, claims: list[Claim]) -> str:
     done = len([r for r in self._study.results() if r.state == 'complete'])
     total = len(self._plan.grid) or self._plan.num_points
@@ -269,13 +276,17 @@ class Worker:
       folder = self._folder_of(claim)
       run_config.check_workdir(config, folder)
       runs.append(train.Run(config, folder, reports.NullWriter()))
-    data_config = runs[0].config.data.to_dict()
+    return self._data_of(runs[0].config), runs
+
+  def _data_of(self, config) -> splits.DataSet:
+    """Read once for all points that have the same."""
+    data_config = config.data.to_dict()
     if self._data_config != data_config:
       # Let go of what was there before what is to come is read.
       self._data_config = self._data = None
-      self._data = self._load(runs[0].config)
+      self._data = self._load(config)
       self._data_config = data_config
-    return self._data, runs
+    return self._data
 
   def _finish(
     self,
@@ -375,7 +386,8 @@ class Worker:
     self._page_seconds = self._last_page - start
 
   def _tell_time(self) -> None:
-    seconds = time.monotonic() - self._start
+    # All of it: the time that it took to start, too.
+    seconds = time.time() - psutil.Process().create_time()
     if self._training_seconds:
       print(
         f'This worker took {reports.duration(seconds)}, '

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from configs import default
+from vae import population
 from vae import splits
 from vae.population import Population
 from vae.single import SingleRun
@@ -68,20 +69,20 @@ def train(trainer, steps):
   return validation, np.concatenate(losses, axis=1), jax.device_get(states)
 
 
-def collectives(population):
+def collectives(trainer):
   """Of the compiled training and evaluation."""
-  chunk = next(population.train_chunks(0, 0, 3))
+  chunk = next(trainer.train_chunks(0, 0, 3))
   calls = {}
   for name in ('_train_steps', '_eval_steps'):
-    function = getattr(population, name)
+    function = getattr(trainer, name)
 
     def lower(*args, name=name, function=function):
       calls[name] = function.lower(*args).compile().as_text()
       return function(*args)
 
-    setattr(population, name, lower)
-  population.train(chunk)
-  population.evaluate(*next(population.eval_chunks(2)))
+    setattr(trainer, name, lower)
+  trainer.train(chunk)
+  trainer.evaluate(*next(trainer.eval_chunks(2)))
   pattern = (
     r'all-reduce|all-gather|all-to-all|collective|reduce-scatter|send|recv'
   )
@@ -90,13 +91,18 @@ def collectives(population):
 
 
 def main():
-  dtype, steps, which, stored = sys.argv[1:]
+  dtype, steps, which, stored, how = sys.argv[1:]
+  if how == 'as accelerators':
+    population._at_once = lambda: True
   pixels = np.random.default_rng(0).integers(0, 256, (43, 16, 16, 3), np.uint8)
   split = splits.ArraySplit(pixels)
   if stored == 'device':
     split = splits.DeviceSplit(split)
   data = splits.DataSet(split, split, split)
   configs = [make_config(dtype, *member) for member in MEMBERS[which]]
+  if how == 'as accelerators':
+    for config in configs:
+      config.model.convolution = 'native'
   together = train(Population(configs, data), int(steps))
   worst = {'validation': 0.0, 'losses': 0.0, 'first': 0.0, 'params': 0.0}
 

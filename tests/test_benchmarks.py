@@ -18,6 +18,7 @@ from tests.conftest import ROOT
     ('train_step', ['--without_torch'], 'Same network as in plain Flax'),
     ('end_to_end', ['--cache=device'], 'seconds per epoch'),
     ('scaling', [], 'devices'),
+    ('population', [], 'time of one run'),
   ],
 )
 def test_scripts_run_without_tensorflow(script, flags, said, tmp_path):

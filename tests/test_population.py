@@ -21,14 +21,13 @@ from vae import trained
 from vae.errors import UserError
 
 # Virtual devices; and what `population_run.py` is told: dtype, steps, members,
-# and where the images are.
+# where the images are, and how a device computes its members.
 CASES = {
-  # Members of several seeds, vectorised within one device.
-  'one device': (1, 'float64', 50, 'all', 'host'),
-  # Five members on three of four devices, images on each of them.
-  'spread': (4, 'float64', 50, 'all', 'device'),
-  'one seed': (2, 'float64', 50, 'one seed', 'device'),
-  'one each': (8, 'float32', 1, 'eight', 'host'),
+  # Five members of several seeds on three of four devices.
+  'spread': (4, 'float64', 50, 'all', 'device', 'as CPUs'),
+  # Three members on two devices, their images and noise shared.
+  'at once': (2, 'float64', 50, 'one seed', 'host', 'as accelerators'),
+  'one each': (8, 'float32', 1, 'eight', 'host', 'as CPUs'),
 }
 
 

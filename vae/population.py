@@ -15,6 +15,7 @@ that nothing is communicated, and vectorised within a device.
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from concurrent import futures
 import functools
 from typing import Any
 
@@ -96,10 +97,17 @@ class Population:
     self._shapes = [
       training.abstract_state(model, self._optimizer) for model in self._models
     ]
-    states = [
-      training.create_state(model, self._optimizer, c.seed)
-      for model, c in zip(self._models, configs, strict=True)
-    ]
+    # Compiled once for each latent dimension, and on all processors.
+    with futures.ThreadPoolExecutor() as pool:
+      states = list(
+        pool.map(
+          lambda model, c: training.create_state(
+            model, self._optimizer, c.seed
+          ),
+          self._models,
+          configs,
+        )
+      )
     self.step = 0
     self._place(states)
     self.num_parameters = sum(map(training.num_parameters, states))
@@ -312,24 +320,25 @@ def _make_eval_steps(model, one_seed, num_devices):
 
 
 def _over_members(function, in_axes, out_axes, num_devices, **options):
-  """One program for all devices, and within each, for all its members.
-
-  An accelerator does the same for all members at once. A CPU has no fast path
-  for products of many small matrices, nor cores to spare; there one member
-  follows the other.
-  """
-  if jax.default_backend() == 'cpu':
-    members = _one_by_one(function, in_axes, out_axes)
-  else:
-    members = jax.vmap(function, in_axes, out_axes)
+  """One program for all devices, and within each, for all its members."""
+  together = jax.vmap if _at_once() else _one_by_one
   return jax.pmap(
-    members,
+    together(function, in_axes, out_axes),
     axis_name=devices.AXIS,
     in_axes=in_axes,
     out_axes=out_axes,
     devices=jax.local_devices()[:num_devices],
     **options,
   )
+
+
+def _at_once() -> bool:
+  """Whether a device computes all its members at the same time.
+
+  An accelerator does. A CPU has no fast path for products of many small
+  matrices, nor cores to spare; there one member follows the other.
+  """
+  return jax.default_backend() != 'cpu'
 
 
 def _one_by_one(function, in_axes, out_axes):

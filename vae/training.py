@@ -134,12 +134,11 @@ def learning_rates(config, num_epochs: int) -> np.ndarray:
   return np.asarray(jax.vmap(schedule)(np.arange(num_epochs)))
 
 
+@functools.lru_cache(maxsize=64)
 def abstract_state(model: VAE, optimizer: OptimizerFactory) -> TrainState:
   """Shapes and dtypes of a state, which a checkpoint is restored into."""
-  images = jnp.zeros((1, *model.image_shape))
-  return jax.eval_shape(
-    lambda: _first_state(optimizer, model.init(jax.random.key(0), images))
-  )
+  variables = _make_init(model).eval_shape(init_key(0))
+  return jax.eval_shape(lambda v: _first_state(optimizer, v), variables)
 
 
 def create_state(
@@ -150,7 +149,7 @@ def create_state(
   return devices.replicate(_first_state(optimizer, variables))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _make_init(model: VAE) -> Callable[[jax.Array], dict[str, Any]]:
   images = jnp.zeros((1, *model.image_shape))
   # Run once, so on a CPU, where optimising it takes seconds, it is not.

@@ -1,0 +1,12 @@
+"""Files that several workers may write."""
+
+import uuid
+
+from etils import epath
+
+
+def replace(path: epath.Path, content: bytes) -> None:
+  """Writes a file aside and renames it, so that it is never half there."""
+  partial = path.parent / f'{path.name}.{uuid.uuid4().hex}.partial'
+  partial.write_bytes(content)
+  partial.replace(path)
