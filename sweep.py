@@ -1,4 +1,4 @@
-"""Trains a run for each combination of settings, and compares them.
+r"""Trains a run for each combination of settings, and compares them.
 
   python sweep.py --config=configs/celeba.py --workdir=logs/beta \
     --beta=0.25,0.5,1,2,4,8 --latent_dim=16,32,64,128
@@ -19,9 +19,11 @@ from absl import flags
 from etils import epath
 import jax
 import ml_collections
+import numpy as np
 import optuna
 
 import command_line
+from evaluation import measure
 import run_config
 from sweeps import points
 from sweeps import study as studies
@@ -41,7 +43,6 @@ OBJECTIVES = {
   'mse': 'minimize',
   'active_units': 'maximize',
 }
-GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
 _SAMPLERS = {
   'tpe': lambda: optuna.samplers.TPESampler(multivariate=True, group=True),
   'nsga2': optuna.samplers.NSGAIISampler,
@@ -49,7 +50,6 @@ _SAMPLERS = {
   'qmc': optuna.samplers.QMCSampler,
 }
 _PRUNERS = {
-  'none': optuna.pruners.NopPruner,
   'median': optuna.pruners.MedianPruner,
   'hyperband': optuna.pruners.HyperbandPruner,
 }
@@ -108,7 +108,8 @@ _SPLIT = flags.DEFINE_enum(
 _METRICS = flags.DEFINE_list(
   'metrics',
   [],
-  f'Also measured of each point, as evaluate.py does: {",".join(GROUPS)}.',
+  'Also measured of each point, as evaluate.py does: '
+  f'{",".join(measure.GROUPS)}.',
 )
 _IMPORTANCE_SAMPLES = flags.DEFINE_integer(
   'importance_samples', 100, 'K of the bound L_K in --metrics=bounds.', 1
@@ -137,7 +138,7 @@ _OBJECTIVES = flags.DEFINE_list(
 _PRUNER = flags.DEFINE_enum(
   'pruner',
   'none',
-  list(_PRUNERS),
+  ['none', *_PRUNERS],
   'Stops points of a search for one objective that do badly.',
 )
 
@@ -151,9 +152,9 @@ def main() -> None:
   _check_search(axes)
   population = _population()
   grid = [] if _NUM_POINTS.value else points.grid(axes)
-  for values in grid or _corners(axes):
-    config = points.configure(base, values)
-    if population == 1:
+  configs = [points.configure(base, v) for v in grid or _corners(axes)]
+  if population == 1:
+    for config in configs:
       run_config.check_devices(config, jax.device_count())
   workdir = epath.Path(
     command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
@@ -161,23 +162,18 @@ def main() -> None:
   definition = _definition(base, axes)
   _check_workdir(workdir, definition)
   storage = studies.open_storage(_storage(workdir))
-  study = studies.Study(
-    storage,
-    _STUDY.value or workdir.name,
-    definition,
-    {name: OBJECTIVES[name] for name in _OBJECTIVES.value},
-    _GRACE_SECONDS.value,
-    _SAMPLERS[_SAMPLER.value](),
-    _PRUNERS[_PRUNER.value](),
-  )
-  run_config.write_json(workdir / DEFINITION, definition)
 
   # TensorFlow takes seconds to load; a mistake above is told before.
   from evaluation import inception_weights
-  from evaluation import measure
   import input_pipeline
   from sweeps import worker as workers
 
+  if not any(key.startswith('data.') for key in axes):
+    # What is wrong with the data is told before there is a sweep.
+    largest = max(configs, key=lambda config: config.train.batch_size)
+    data = workers.Data(input_pipeline.load, largest)
+  else:
+    data = workers.Data(input_pipeline.load)
   inception = None
   if 'fid' in _METRICS.value:
     inception = inception_weights.load(_INCEPTION_WEIGHTS.value)
@@ -195,15 +191,29 @@ def main() -> None:
       inception_variables=inception,
     ),
   )
-  with study:
-    worker = workers.Worker(
-      plan, workdir, study, input_pipeline.load, _RETRY_FAILED.value
+  pruner = _PRUNERS.get(_PRUNER.value)
+  study = studies.Study(
+    storage,
+    _STUDY.value or workdir.name,
+    definition,
+    {name: OBJECTIVES[name] for name in _OBJECTIVES.value},
+    _GRACE_SECONDS.value,
+    _SAMPLERS[_SAMPLER.value](),
+    pruner and pruner(),
+  )
+  if study.has_results() and not (workdir / DEFINITION).exists():
+    raise UserError(
+      f'the study {_STUDY.value or workdir.name} in the storage has another '
+      f'workdir than {workdir}; name that one, or another --study.'
     )
+  run_config.write_json(workdir / DEFINITION, definition)
+  with study:
+    worker = workers.Worker(plan, workdir, study, data, _RETRY_FAILED.value)
     results = worker.run()
   failed = [result for result in results if result.state == 'failed']
   for result in failed:
     print(f'failed: {result.name}: {result.error}')
-  if failed:
+  if failed and grid:
     print('The same command with --retry_failed tries them again.')
   for name in (workers.TABLE, workers.PAGE):
     print(f'  {workdir / name}')
@@ -256,7 +266,13 @@ def _axes_of_config(path: str) -> dict[str, list[object]]:
       f'{path}: sweep() must return a dict of config keys, such as '
       "'objective.beta', each with a list of values."
     )
-  return {key.removeprefix('config.'): list(v) for key, v in axes.items()}
+  return {
+    key.removeprefix('config.'): [
+      value.item() if isinstance(value, np.generic) else value
+      for value in values
+    ]
+    for key, values in axes.items()
+  }
 
 
 def _check_search(axes: dict[str, list[object] | Range]) -> None:
@@ -267,10 +283,11 @@ def _check_search(axes: dict[str, list[object] | Range]) -> None:
       f'--objectives: there is no {(unknown or ["empty one"])[0]}; there are '
       f'{", ".join(OBJECTIVES)}.'
     )
-  groups = [name for name in _METRICS.value if name not in GROUPS]
+  groups = [name for name in _METRICS.value if name not in measure.GROUPS]
   if groups:
     raise UserError(
-      f'--metrics: there is no {groups[0]}; there are {", ".join(GROUPS)}.'
+      f'--metrics: there is no {groups[0]}; there are '
+      f'{", ".join(measure.GROUPS)}.'
     )
   if _NUM_POINTS.value is None:
     ranges = [
@@ -284,6 +301,8 @@ def _check_search(axes: dict[str, list[object] | Range]) -> None:
     for flag in (_SAMPLER, _OBJECTIVES, _PRUNER):
       if flags.FLAGS[flag.name].present:
         raise UserError(f'--{flag.name} goes with --num_points=N, a search.')
+  elif _RETRY_FAILED.value:
+    raise UserError('--retry_failed goes with a grid; a search tries others.')
   if _PRUNER.value != 'none':
     if tuple(_OBJECTIVES.value) not in {
       (name,) for name in studies.VALIDATION_METRICS

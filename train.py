@@ -184,9 +184,11 @@ def _train(
     )
 
     steps_per_dispatch = config.train.steps_per_dispatch or _steps_per_dispatch(
-      data.train, batch_size // topology.process_count, config
+      data.train,
+      trainer.batches_per_step * batch_size // topology.process_count,
+      config,
     )
-    last_save, num_dispatches = time.monotonic(), 0
+    last_save, num_told = time.monotonic(), 0
     # What was dispatched, oldest first, and whether all before it is settled.
     under_way, in_order = collections.deque(), True
 
@@ -232,10 +234,10 @@ def _train(
           if report.is_told(step):
             minutes = (time.monotonic() - last_save) / 60
             is_due = minutes >= config.checkpoint.every_minutes
-            if _as_first_process(is_due, num_dispatches):
+            if _as_first_process(is_due, num_told):
               under_way[-1].snapshot = trainer.snapshot()
               last_save = time.monotonic()
-          num_dispatches += 1
+            num_told += 1
 
         # Validation, with a checkpoint. The speed that is told is that of
         # training, so its end is waited for.
@@ -323,7 +325,7 @@ def _num_batches(split: splits.Split, local_batch_size: int) -> int:
   return max(1, _MAX_BYTES // max(num_bytes, 1))
 
 
-def _as_first_process(decision: bool, num_dispatches: int) -> bool:
+def _as_first_process(decision: bool, num_asked: int) -> bool:
   """What the first process decided; their clocks may differ.
 
   They can agree only by way of the devices, which have to be waited for, and so
@@ -331,6 +333,6 @@ def _as_first_process(decision: bool, num_dispatches: int) -> bool:
   """
   if jax.process_count() == 1:
     return decision
-  if num_dispatches % 10:
+  if num_asked % 10:
     return False
   return bool(multihost_utils.broadcast_one_to_all(np.array(decision)))

@@ -97,8 +97,10 @@ def grid(axes: Mapping[str, Sequence[object]]) -> list[Values]:
     UserError: if a value of a key is there twice.
   """
   for key, values in axes.items():
+    # Also of those that differ in their last digits alone.
+    names = [name({key: value}) for value in values]
     for index, value in enumerate(values):
-      if value in values[:index]:
+      if names[index] in names[:index]:
         raise UserError(
           f'{key} has the value {variation.text(value)} twice; name each point '
           'once.'
@@ -129,11 +131,19 @@ def configure(
     UserError: if its values are not accepted, or do not fit together.
   """
   config = base.copy_and_resolve_references()
-  config.update_from_flattened_dict(
-    {
-      key: tuple(value) if isinstance(value, list) else value
-      for key, value in values.items()
-    }
-  )
+  known = run_config.flatten(default.get_config())
+  for key in values:
+    if key not in known:
+      raise UserError(
+        f'config.{key}: there is no such key; configs/default.py lists all.'
+      )
+  # Of wrong types `validate` tells, in a line.
+  with config.ignore_type():
+    config.update_from_flattened_dict(
+      {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+      }
+    )
   run_config.validate(config)
   return config

@@ -219,7 +219,10 @@ class Study:
       ) from error
     check_same(definition, found, f'the study {name}')
     self._begun = time.time()
-    # What was seen of other workers: count, and when it came to that.
+    # `None` prunes nothing, and need not be told how a point is doing.
+    self._prunes = pruner is not None
+    self._last_beat = time.monotonic()
+    # The last sign of life of other workers, and when it was seen first.
     self._seen: dict[int, tuple[object, float]] = {}
     self._mine: dict[int, Claim] = {}
     self._lost: set[int] = set()
@@ -251,6 +254,8 @@ class Study:
               self._lost.add(trial_id)
         except Exception:  # The database is away; perhaps it comes back.
           break
+      else:
+        self._last_beat = time.monotonic()
 
   def check(self, claim: Claim) -> None:
     """Whether a point is still this worker's.
@@ -258,28 +263,61 @@ class Study:
     Raises:
       PointLostError: if not.
     """
-    if claim.trial_id in self._lost:
+    is_lost = claim.trial_id in self._lost
+    if time.monotonic() - self._last_beat > self._grace_seconds:
+      # Others had reason to take this worker for dead.
+      is_lost = is_lost or not self.owns(claim)
+    if is_lost:
       raise PointLostError(claim.name)
 
-  def report(
-    self, claim: Claim, step: int, scalars: Mapping[str, float]
-  ) -> None:
-    """Tells a search for one objective how a point is doing.
+  def owns(self, claim: Claim) -> bool:
+    """Asks the storage whether a point is this worker's."""
+    trial = self._patiently(self._storage.get_trial, claim.trial_id)
+    return (
+      trial.state == TrialState.RUNNING
+      and trial.user_attrs.get('worker') == _this_worker()
+    )
+
+  def _patiently(self, function: Callable[..., Any], *args, **kwargs) -> Any:
+    """Calls a function, and again while the database is away."""
+    start, pause = time.monotonic(), 0.5
+    while True:
+      try:
+        return function(*args, **kwargs)
+      except (
+        exceptions.StorageInternalError,
+        sqlalchemy.exc.OperationalError,
+      ) as error:
+        if time.monotonic() - start > _PATIENCE:
+          raise UserError(
+            f'the storage is away: {_first_line(error)} The same command goes '
+            'on once it is back.'
+          ) from error
+        print(
+          f'the storage is away, trying again in {pause:.0f} s.', flush=True
+        )
+        time.sleep(pause)
+        pause = min(2 * pause, 30)
+        # Nobody could give a sign of life in the meantime.
+        self._seen.clear()
+
+  def report(self, claim: Claim, scalars: Mapping[str, float]) -> None:
+    """Tells the pruner of a search how a point is doing.
 
     Args:
       claim: the point.
-      step: of the validation.
-      scalars: its metrics, such as `val/kl`.
+      scalars: metrics of a validation, such as `val/kl`, and its `epoch`.
 
     Raises:
       optuna.TrialPruned: if it is not worth going on.
     """
-    if claim.trial is None or len(self.objectives) > 1:
+    if not self._prunes:
       return
     (objective,) = self.objectives
-    claim.trial.report(scalars[VALIDATION_METRICS[objective]], step)
-    if claim.trial.should_prune():
-      raise optuna.TrialPruned(f'at step {step:,}')
+    value, epoch = scalars[VALIDATION_METRICS[objective]], scalars['epoch']
+    self._patiently(claim.trial.report, value, epoch)
+    if self._patiently(claim.trial.should_prune):
+      raise optuna.TrialPruned(f'after epoch {epoch}')
 
   def add(self, grid: Sequence[Values], retry: bool = False) -> None:
     """Has the points wait that are missing in the study.
@@ -288,7 +326,7 @@ class Study:
       grid: all points.
       retry: also those that failed before this worker began.
     """
-    known = {name: trial for name, trial in self._by_name().items()}
+    known = self._by_name()
     distributions = {
       key: CategoricalDistribution(
         list(dict.fromkeys(_plain(values[key]) for values in grid))
@@ -297,29 +335,30 @@ class Study:
     }
     for values in grid:
       trial = known.get(points.name(values))
-      if trial is not None and not (retry and self._has_failed_before(trial)):
-        continue
-      patiently(self._study.add_trial)(
+      attrs = {'name': points.name(values), 'values': values}
+      if trial is not None:
+        has_failed = (
+          trial.user_attrs.get('failed_at', self._begun) < self._begun
+        )
+        if not retry or not has_failed or trial.state != TrialState.FAIL:
+          continue
+        attrs['again'] = True
+      self._patiently(
+        self._study.add_trial,
         optuna.create_trial(
           state=TrialState.WAITING,
           params={key: _plain(value) for key, value in values.items()},
           distributions=distributions,
-          user_attrs={'name': points.name(values), 'values': values},
-        )
+          user_attrs=attrs,
+        ),
       )
-
-  def _has_failed_before(self, trial: optuna.trial.FrozenTrial) -> bool:
-    return (
-      trial.state == TrialState.FAIL
-      and trial.datetime_complete.timestamp() < self._begun
-    )
 
   def _trials(self) -> list[optuna.trial.FrozenTrial]:
     """All that count, in order."""
     return [
       trial
-      for trial in patiently(self._study.get_trials)(deepcopy=False)
-      if not (trial.state == TrialState.FAIL and 'void' in trial.user_attrs)
+      for trial in self._patiently(self._study.get_trials, deepcopy=False)
+      if not _is_void(trial)
       # Being made by a worker's sampler at this moment.
       and 'name' in trial.user_attrs
     ]
@@ -329,7 +368,7 @@ class Study:
     found = {}
     for trial in self._trials():
       earlier = found.setdefault(trial.user_attrs['name'], trial)
-      if earlier.state == TrialState.FAIL:
+      if earlier.state == TrialState.FAIL and 'again' in trial.user_attrs:
         found[trial.user_attrs['name']] = trial
     return found
 
@@ -351,23 +390,41 @@ class Study:
       values = _values(trial)
       if claims and not together(claims[0].values, values):
         continue
-      if self._take(trial):
-        claim = self._begin(trial.number, trial._trial_id, values)
-        first = self._by_name()[claim.name]
-        if first.number < claim.number:
-          self._void(claim, _SUPERSEDED)
-        else:
-          claims.append(claim)
+      name = trial.user_attrs['name']
+      claim = Claim(trial.number, trial._trial_id, values, name)
+      if not self._take(claim):
+        continue
+      counts = self._by_name().get(name)
+      if counts is not None and counts.number == claim.number:
+        claims.append(claim)
+      else:
+        self._void(claim)
     return claims
 
-  def _take(self, trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether this worker, of all that may try, has it now."""
+  def _take(self, claim: Claim) -> bool:
+    """Whether this worker, of all that may try, has a point now."""
     try:
-      return patiently(self._storage.set_trial_state_values)(
-        trial._trial_id, TrialState.RUNNING
+      is_taken = self._patiently(
+        self._storage.set_trial_state_values,
+        claim.trial_id,
+        TrialState.RUNNING,
       )
+      if is_taken:
+        self._sign(claim)
+      return is_taken
     except exceptions.UpdateFinishedTrialError:
       return False  # Another took it, and is done already.
+
+  def _sign(self, claim: Claim) -> None:
+    """Says whose a point is, and begins to give signs of life for it."""
+    self._patiently(
+      self._storage.set_trial_user_attr,
+      claim.trial_id,
+      'worker',
+      _this_worker(),
+    )
+    with self._lock:
+      self._mine[claim.trial_id] = claim
 
   def ask(
     self, space: Mapping[str, list[object] | Range], num_points: int
@@ -375,36 +432,35 @@ class Study:
     """Takes the next point of a search; None where there are enough."""
     if len(self._trials()) >= num_points and not self.num_waiting():
       return None
-    trial = self._study.ask()
+    trial = self._patiently(self._study.ask)
     values = {
-      key: _suggest(trial, key, choices) for key, choices in space.items()
+      key: self._patiently(_suggest, trial, key, choices)
+      for key, choices in space.items()
     }
-    name = f'{trial.number:04d},{points.name(values)}'
-    if 'name' not in trial.user_attrs:
-      trial.set_user_attr('values', values)
-      trial.set_user_attr('name', name)
-    claim = self._begin(
-      trial.number, trial._trial_id, values, trial.user_attrs['name'], trial
-    )
+    # One that was begun before has its name already.
+    name = trial.user_attrs.get('name')
+    name = name or f'{trial.number:04d},{points.name(values)}'
+    claim = Claim(trial.number, trial._trial_id, values, name, trial)
+    self._sign(claim)
+    self._patiently(trial.set_user_attr, 'values', values)
+    self._patiently(trial.set_user_attr, 'name', name)
     earlier = [t for t in self._trials() if t.number < trial.number]
     if len(earlier) >= num_points:
-      self._void(claim, _SUPERSEDED)
+      self._void(claim)
       return None
     return claim
 
-  def _begin(self, number, trial_id, values, name=None, trial=None) -> Claim:
-    claim = Claim(number, trial_id, values, name or points.name(values), trial)
-    set_attr = patiently(self._storage.set_trial_user_attr)
-    set_attr(trial_id, 'worker', _this_worker())
-    with self._lock:
-      self._mine[trial_id] = claim
-    return claim
-
-  def _void(self, claim: Claim, why: str) -> None:
+  def _void(self, claim: Claim) -> None:
+    """Has a trial not count: the point has another, or is one too many."""
     with self._lock:
       self._mine.pop(claim.trial_id, None)
-    self._storage.set_trial_user_attr(claim.trial_id, 'void', why)
-    self._study.tell(claim.number, state=TrialState.FAIL)
+    with contextlib.suppress(exceptions.UpdateFinishedTrialError):
+      self._patiently(
+        self._storage.set_trial_user_attr, claim.trial_id, 'void', _SUPERSEDED
+      )
+      self._patiently(
+        self._storage.set_trial_state_values, claim.trial_id, TrialState.FAIL
+      )
 
   def complete(self, claim: Claim, result: Result) -> None:
     """Records what a point came to.
@@ -419,7 +475,8 @@ class Study:
 
   def fail(self, claim: Claim, error: str) -> None:
     """Records that a point failed, and why."""
-    self._finish(claim, {'error': error}, state=TrialState.FAIL)
+    facts = {'error': error, 'failed_at': time.time()}
+    self._finish(claim, facts, state=TrialState.FAIL)
 
   def prune(self, claim: Claim, error: str) -> None:
     """Records that a point of a search was not worth its end."""
@@ -428,10 +485,15 @@ class Study:
   def _finish(self, claim: Claim, facts: dict[str, Any], **outcome) -> None:
     try:
       for key, value in facts.items():
-        set_attr = patiently(self._storage.set_trial_user_attr)
-        set_attr(claim.trial_id, key, value)
-      patiently(self._study.tell)(claim.number, **outcome)
-    except (exceptions.UpdateFinishedTrialError, ValueError) as error:
+        self._patiently(
+          self._storage.set_trial_user_attr, claim.trial_id, key, value
+        )
+      self._patiently(self._study.tell, claim.number, **outcome)
+    except exceptions.UpdateFinishedTrialError as error:
+      raise PointLostError(claim.name) from error
+    except ValueError as error:  # As `tell` says it.
+      if self._storage.get_trial(claim.trial_id).state == TrialState.RUNNING:
+        raise
       raise PointLostError(claim.name) from error
     finally:
       with self._lock:
@@ -445,6 +507,9 @@ class Study:
     for trial_id in mine:
       # Where it cannot be said now, others find out.
       with contextlib.suppress(Exception):
+        # The next owner is not to be taken for this one, who may be dead.
+        for key in ('worker', 'heartbeat'):
+          self._storage.set_trial_user_attr(trial_id, key, None)
         self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
   def give_back_those_of_the_dead(self) -> list[str]:
@@ -455,19 +520,25 @@ class Study:
         continue
       if not self._is_dead(trial):
         continue
+      trial_id, attrs = trial._trial_id, trial.user_attrs
       try:
-        self._storage.set_trial_user_attr(trial._trial_id, 'void', _LOST)
-        self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        self._patiently(
+          self._storage.set_trial_user_attr, trial_id, 'void', _LOST
+        )
+        self._patiently(
+          self._storage.set_trial_state_values, trial_id, TrialState.FAIL
+        )
       except exceptions.UpdateFinishedTrialError:
         continue  # Another was faster, or it was not dead.
-      attrs = trial.user_attrs
-      patiently(self._study.add_trial)(
+      kept = ('name', 'values', 'again')
+      self._patiently(
+        self._study.add_trial,
         optuna.create_trial(
           state=TrialState.WAITING,
           params=trial.params,
           distributions=trial.distributions,
-          user_attrs={key: attrs[key] for key in ('name', 'values')},
-        )
+          user_attrs={key: attrs[key] for key in kept if key in attrs},
+        ),
       )
       names.append(attrs['name'])
     return names
@@ -476,14 +547,18 @@ class Study:
     worker = trial.user_attrs.get('worker')
     if worker is not None and worker['machine'] == _this_machine():
       return not _is_alive(worker)
-    count = trial.user_attrs.get('heartbeat')
+    sign = (worker, trial.user_attrs.get('heartbeat'))
     seen, since = self._seen.get(trial._trial_id, (None, None))
     now = time.monotonic()
-    if since is None or seen != count:
+    if since is None or seen != sign:
       # By this worker's own clock: others' may be wrong.
-      self._seen[trial._trial_id] = (count, now)
+      self._seen[trial._trial_id] = (sign, now)
       return False
     return now - since > self._grace_seconds
+
+  def has_results(self) -> bool:
+    """Whether some point is complete."""
+    return self._count(TrialState.COMPLETE) > 0
 
   def num_waiting(self) -> int:
     """Points that nobody has."""
@@ -539,7 +614,9 @@ def check_same(
       continue
     was, now = found.get(key), given.get(key)
     if isinstance(was, dict) and isinstance(now, dict):
-      name = next(k for k in {**was, **now} if was.get(k) != now.get(k))
+      name = next(
+        k for k in {**was, **now} if k not in was or was[k] != now.get(k)
+      )
       key, was, now = f'{key} {name}', was.get(name), now.get(name)
     raise UserError(
       f'{where} holds another sweep: {key} was {was} and is now {now}. Name '
@@ -547,37 +624,18 @@ def check_same(
     )
 
 
-def patiently(function: Callable[..., Any]) -> Callable[..., Any]:
-  """The function, called again while the database is away."""
-
-  @functools.wraps(function)
-  def wrapper(*args, **kwargs):
-    start, pause = time.monotonic(), 0.5
-    while True:
-      try:
-        return function(*args, **kwargs)
-      except (
-        exceptions.StorageInternalError,
-        sqlalchemy.exc.OperationalError,
-      ) as error:
-        if time.monotonic() - start > _PATIENCE:
-          raise UserError(
-            f'the storage is away: {_first_line(error)} The same command goes '
-            'on once it is back.'
-          ) from error
-        print(
-          f'the storage is away, trying again in {pause:.0f} s.', flush=True
-        )
-        time.sleep(pause)
-        pause = min(2 * pause, 30)
-
-  return wrapper
-
-
 def _first_line(error: Exception) -> str:
   cause = error.__cause__ or error
   text = str(getattr(cause, 'orig', None) or cause)
   return text.strip().split('\n')[0]
+
+
+def _is_void(trial: optuna.trial.FrozenTrial) -> bool:
+  """Whether it failed without saying anything of its point."""
+  attrs = trial.user_attrs
+  return (
+    trial.state == TrialState.FAIL and 'void' in attrs and 'error' not in attrs
+  )
 
 
 def _suggest(
@@ -604,6 +662,7 @@ def _values(trial: optuna.trial.FrozenTrial) -> Values:
   }
 
 
+@functools.cache
 def _this_worker() -> dict[str, object]:
   process = psutil.Process()
   return {

@@ -13,6 +13,7 @@ import time
 from etils import epath
 import jax
 import ml_collections
+import numpy as np
 import optuna
 import psutil
 
@@ -79,6 +80,31 @@ class Plan:
   measurements: measure.Settings
 
 
+class Data:
+  """The data of the points, read once for all that have the same."""
+
+  def __init__(
+    self,
+    load: Callable[[ml_collections.ConfigDict], splits.DataSet],
+    config: ml_collections.ConfigDict | None = None,
+  ):
+    """Takes what gives the data of a config, and reads that of a first."""
+    self._load = load
+    self._config, self._data = None, None
+    if config is not None:
+      self.of(config)
+
+  def of(self, config: ml_collections.ConfigDict) -> splits.DataSet:
+    """The data of a config."""
+    data_config = config.data.to_dict()
+    if self._config != data_config:
+      # Let go of what was there before what is to come is read.
+      self._config = self._data = None
+      self._data = self._load(config)
+      self._config = data_config
+    return self._data
+
+
 class Worker:
   """Takes points until none is left, and then writes what came of all."""
 
@@ -87,7 +113,7 @@ class Worker:
     plan: Plan,
     folder: epath.Path,
     study: Study,
-    load: Callable[[ml_collections.ConfigDict], splits.DataSet],
+    data: 'Data',
     retry_failed: bool = False,
   ):
     """Takes what it works on.
@@ -96,12 +122,11 @@ class Worker:
       plan: of the sweep.
       folder: of the sweep; its points have folders in it.
       study: the record, that other workers share.
-      load: gives the data of a config.
+      data: of its points.
       retry_failed: whether points that failed before are tried again.
     """
     self._plan, self._folder, self._study = plan, folder, study
-    self._load = load
-    self._data_config, self._data = None, None
+    self._data = data
     self._retry_failed = retry_failed
     self._training_seconds = 0.0
     self._last_page, self._page_seconds = time.monotonic(), _PAGE_SECONDS
@@ -117,10 +142,6 @@ class Worker:
     Returns:
       What came of each.
     """
-    varied = [*(self._plan.grid or [{}])[0], *self._plan.space]
-    if not any(key.startswith('data.') for key in varied):
-      # A mistake in what all have in common is told before they all fail.
-      self._data_of(self._plan.base)
     if self._plan.grid:
       self._study.add(self._plan.grid, self._retry_failed)
     said, others_end_it = '', False
@@ -135,6 +156,9 @@ class Worker:
         running = self._study.num_running()
         if not running and not self._study.num_waiting():
           break
+        if self._plan.grid:
+          # Of a point whose worker died, and then the one that noticed.
+          self._study.add(self._plan.grid)
         now = f'waiting for {running} points that other workers have.'
         if now != said:
           print(now, flush=True)
@@ -199,22 +223,26 @@ class Worker:
     return self._folder / POINTS / claim.name
 
   def _train(self, claims: list[Claim]) -> None:
+    # Before a folder is opened that another worker may write.
+    claims = [claim for claim in claims if self._study.owns(claim)]
+    if not claims:
+      return
     print(f'\n{self._heading(claims)}', flush=True)
     again = []
     try:
       data, runs = self._begin(claims)
-      start = time.monotonic()
       with self._writers(claims, runs) as writers:
         self._train_runs(runs, writers, data)
-      seconds = time.monotonic() - start
       self._training_seconds += writers[0].training_seconds
     except PointLostError as error:
-      print(f'{error}: another worker has taken this point over.')
-      again = [[claim for claim in claims if claim.name != str(error)]]
+      _tell_of_loss(error)
+      again = [claims]
     except optuna.TrialPruned as pruned:
-      (claim,) = claims
-      print(f'{claim.name}: pruned, {pruned}')
-      self._study.prune(claim, str(pruned))
+      print(f'{claims[0].name}: pruned, {pruned}')
+      try:
+        self._study.prune(claims[0], str(pruned))
+      except PointLostError as error:
+        _tell_of_loss(error)
     except Exception as error:
       if len(claims) > 1:
         # One of them may be at fault, or all be too much for the memory.
@@ -225,12 +253,11 @@ class Worker:
         self._fail(claims[0], error)
     else:
       for claim, run in zip(claims, runs, strict=True):
-        self._finish(claim, run, data, seconds)
+        self._finish(claim, run, data)
       self._write_page_if_cheap()
     # Not while the error holds on to what filled the memory.
     for claims in again:
-      if claims:
-        self._work(claims)
+      self._work(claims)
 
   @contextlib.contextmanager
   def _writers(
@@ -251,8 +278,6 @@ class Worker:
       for run, writer in zip(runs, writers, strict=True)
     ]
     run = runs[0]
-    if self._plan.population == 1:
-      run_config.check_devices(run.config, jax.device_count())
     divides = run.config.train.batch_size % jax.device_count() == 0
     if len(runs) == 1 and divides:
       train.train_and_evaluate(run.config, run.workdir, data, run.writer)
@@ -276,38 +301,15 @@ class Worker:
       folder = self._folder_of(claim)
       run_config.check_workdir(config, folder)
       runs.append(train.Run(config, folder, reports.NullWriter()))
-    return self._data_of(runs[0].config), runs
+    return self._data.of(runs[0].config), runs
 
-  def _data_of(self, config) -> splits.DataSet:
-    """Read once for all points that have the same."""
-    data_config = config.data.to_dict()
-    if self._data_config != data_config:
-      # Let go of what was there before what is to come is read.
-      self._data_config = self._data = None
-      self._data = self._load(config)
-      self._data_config = data_config
-    return self._data
-
-  def _finish(
-    self,
-    claim: Claim,
-    run: train.Run,
-    data: splits.DataSet,
-    seconds: float,
-  ) -> None:
+  def _finish(self, claim: Claim, run: train.Run, data: splits.DataSet) -> None:
     """Measures a point and records it."""
     try:
-      result = self._measure(claim, run, data, seconds)
-      bad = [
-        name
-        for name in self._study.objectives
-        if not math.isfinite(result.metrics[name])
-      ]
-      if bad:
-        raise UserError(f'diverged: {bad[0]} is {result.metrics[bad[0]]}.')
+      result = self._measure(claim, run, data)
       self._study.complete(claim, result)
-    except PointLostError:
-      print(f'{claim.name}: another worker has taken this point over.')
+    except PointLostError as error:
+      _tell_of_loss(error)
     except Exception as error:
       self._fail(claim, error)
     else:
@@ -318,7 +320,7 @@ class Worker:
         flush=True,
       )
 
-  def _measure(self, claim, run, data, seconds) -> Result:
+  def _measure(self, claim, run, data) -> Result:
     plan = self._plan
     split = getattr(data, plan.split)
     trained = trained_models.restore(run.config, run.workdir)
@@ -327,6 +329,10 @@ class Worker:
       trained, max(self._latent_dim, trained.model.latent_dim)
     )
     measured = measure.summarise(padded, split, plan.measurements)
+    for name in self._study.objectives:
+      value = measured.metrics[name].value
+      if not math.isfinite(value):
+        raise UserError(f'diverged: {name} is {value}.')
     count = trained.model.latent_dim
     found = {name: (m.value, m.unit) for name, m in measured.metrics.items()}
     found['active_units'] = (found['active_units'][0], f'of {count}')
@@ -334,8 +340,9 @@ class Worker:
       more = Measurements(split.num_examples)
       measure.measure(trained, data, plan.split, plan.measurements, more)
       found |= {name: (m.value, m.unit) for name, m in more.metrics.items()}
-    found['images_per_second'] = (_speed(run), 'images/s of this point')
-    found['seconds'] = (seconds, 's with those trained together')
+    speed, seconds = _speed(run)
+    found['images_per_second'] = (speed, 'images/s')
+    found['seconds'] = (seconds, 's of training steps')
     gallery.save(run.workdir, *gallery.draw(padded, split))
     kl = measured.dimensions['kl'][:count]
     variance = measured.dimensions['mean_variance'][:count]
@@ -354,15 +361,17 @@ class Worker:
     print(f'{claim.name}: failed, {message}', flush=True)
     try:
       self._study.fail(claim, message)
-    except PointLostError:
-      print(f'{claim.name}: another worker has taken this point over.')
+    except PointLostError as lost:
+      _tell_of_loss(lost)
 
   def _write_page_if_cheap(self) -> None:
     results = self._study.results()
     table.write(self._folder, results)
     since = time.monotonic() - self._last_page
     if self._page_seconds < _SHARE_OF_TIME * since:
-      self._write_page(results)
+      # Another worker may be at it too; at the end one writes it alone.
+      with contextlib.suppress(OSError):
+        self._write_page(results)
 
   def _write_page(self, results: list[Result]) -> None:
     start = time.monotonic()
@@ -423,7 +432,7 @@ class _PointWriter:
       self.training_seconds += images / scalars['images_per_second']
       self._step = step
     else:
-      self._study.report(self._claim, step, scalars)
+      self._study.report(self._claim, scalars)
 
   def write_images(self, step, images):
     """See `reports.Writer`."""
@@ -434,11 +443,23 @@ class _PointWriter:
     self._writer.write_hparams(hparams)
 
 
-def _speed(run: train.Run) -> float:
-  """Median of the images per second that the run told."""
+def _speed(run: train.Run) -> tuple[float, float]:
+  """Images per second, median, and seconds of all training steps of a run.
+
+  Members of a population train at the same time, for the same seconds.
+  """
   rows = metric_writer.read(run.workdir)
-  speeds = [r['images_per_second'] for r in rows if 'images_per_second' in r]
-  return statistics.median(speeds) if speeds else math.nan
+  rows = [row for row in rows if 'images_per_second' in row]
+  if not rows:
+    return math.nan, math.nan
+  speeds = [row['images_per_second'] for row in rows]
+  steps = np.diff([0, *(row['step'] for row in rows)])
+  seconds = np.sum(steps * run.config.train.batch_size / speeds)
+  return statistics.median(speeds), float(seconds)
+
+
+def _tell_of_loss(lost: PointLostError) -> None:
+  print(f'{lost}: another worker has taken this point over.', flush=True)
 
 
 def _one_line(error: Exception) -> str:

@@ -187,14 +187,16 @@ def test_one_by_one_is_the_same_sweep(finished, tmp_path):
 
 def test_interrupted_sweep_goes_on(finished, tmp_path):
   _, flags, _ = finished
-  # Long enough to be interrupted within; saves at every chance.
   flags = (
     *flags,
     f'--workdir={tmp_path}/sweep',
-    '--population=2',
-    '--config.checkpoint.every_minutes=1e-9',
+    '--population=3',
+    # Long enough to be interrupted within.
+    '--config.train.num_epochs=60',
   )
-  process = start(*flags, script='sweep.py')
+  # Saves at every chance.
+  often = '--config.checkpoint.every_minutes=1e-9'
+  process = start(*flags, often, script='sweep.py')
   point = tmp_path / 'sweep' / 'points' / 'beta=0.05,latent_dim=2'
   deadline = time.monotonic() + 200
   while len(metrics(point)) < 4 and time.monotonic() < deadline:
@@ -338,6 +340,8 @@ def test_search_finds_points(celeba_dir, tmp_path):
     (['--beta=1', '--population=many'], 'auto, off or a number'),
     (['--beta=1', '--metrics=bound'], '--metrics: there is no bound'),
     (['--beta=1', '--num_points=2', '--objectives=x'], 'there is no x'),
+    (['--beta=1', '--num_points=2', '--retry_failed'], 'goes with a grid'),
+    (['--grid=config.model.hidden_channels=8,16'], 'a tuple of whole numbers'),
     (['--beta=1', '--storage=postgresql://u:p@127.0.0.1:1/x'], 'be reached'),
     ([], 'there is nothing to vary'),
   ],
@@ -347,6 +351,39 @@ def test_mistakes_get_one_line(flags, said, tmp_path):
   assert code == 2
   assert out == ''
   assert said in err and err.count('\n') == 1 and 'Traceback' not in err
+
+
+@pytest.mark.parametrize(
+  ('axes', 'said'),
+  [
+    ("{'objective.betta': [1.0]}", 'config.objective.betta: there is no such'),
+    ("{'objective.beta': ['1']}", "config.objective.beta is '1'"),
+    ("{'model.latent_dim': [8.0]}", 'config.model.latent_dim is 8.0'),
+    ("{'objective.beta': 1.0}", 'each with a list of values'),
+    ("{'objective.beta': [1.0, 1]}", 'has the value 1 twice'),
+  ],
+)
+def test_mistakes_in_a_config_get_one_line(axes, said, tmp_path):
+  config = tmp_path / 'some.py'
+  config.write_text(
+    'from configs.celeba import get_config\n\n\ndef sweep():\n'
+    f'  return {axes}\n'
+  )
+  code, out, err = sweep(f'--config={config}', f'--workdir={tmp_path}/w')
+  assert code == 2 and out == ''
+  assert said in err and err.count('\n') == 1 and 'Traceback' not in err
+
+
+def test_mistake_in_the_data_leaves_no_sweep(celeba_dir, tmp_path):
+  flags = (*SMALL, '--beta=1', f'--workdir={tmp_path}/w')
+  code, _, err = sweep(*flags, '--config.data.dir=/nowhere')
+  assert code == 2 and '/nowhere' in err and err.count('\n') == 1
+  flags = (*flags, f'--config.data.dir={celeba_dir}')
+  code, _, err = sweep(*flags, '--grid=config.train.batch_size=8,5000')
+  assert code == 2 and 'batch_size is 5000' in err
+  # The advice can be followed in the same workdir.
+  code, _, err = sweep(*flags, '--config.train.num_epochs=1')
+  assert code == 0, err
 
 
 def test_workdir_of_another_sweep_is_refused(finished):

@@ -1,6 +1,5 @@
 """The record of a sweep, on every storage that workers may share."""
 
-import json
 import multiprocessing
 import time
 
@@ -136,8 +135,8 @@ def test_point_of_a_silent_worker_waits_again_and_a_living_one_keeps_its(
 ):
   name = request.node.name
   with (
-    open_study(url, name, 1.5) as living,
-    open_study(url, name, 1.5) as other,
+    open_study(url, name, 3.0) as living,
+    open_study(url, name, 3.0) as other,
   ):
     silent = open_study(url, name)
     living.add(GRID[:2])
@@ -151,7 +150,7 @@ def test_point_of_a_silent_worker_waits_again_and_a_living_one_keeps_its(
     )
     assert found == [lost.name]
     # Much longer than the grace of one that gives no sign.
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 4
     while time.monotonic() < deadline:
       assert other.give_back_those_of_the_dead() == []
       time.sleep(0.1)
@@ -258,12 +257,70 @@ def test_hopeless_points_are_pruned(url, request):
     url, request.node.name, objectives={'distortion': 'minimize'}, pruner=pruner
   ) as study:
     claim = study.ask({'objective.beta': points.Range(0.1, 1.0)}, 3)
-    study.report(claim, 5, {'val/distortion': 99.0})
+    study.report(claim, {'epoch': 1, 'val/distortion': 99.0})
     with pytest.raises(optuna.TrialPruned):
-      study.report(claim, 10, {'val/distortion': 101.0})
-    study.prune(claim, 'at step 10')
+      study.report(claim, {'epoch': 2, 'val/distortion': 101.0})
+    study.prune(claim, 'after epoch 2')
     (result,) = study.results()
     assert result.state == 'pruned'
+
+
+def test_search_without_a_pruner_reports_nothing(url, request):
+  """Nor has it to be for something that a validation tells."""
+  objectives = {'elbo_optimal_sigma': 'maximize'}
+  with open_study(url, request.node.name, objectives=objectives) as study:
+    claim = study.ask({'objective.beta': points.Range(0.1, 1.0)}, 3)
+    study.report(claim, {'epoch': 1, 'val/distortion': 99.0})
+
+
+def give_all_back_and_die(url, name):
+  with open_study(url, name) as study:
+    study.add(GRID)
+    study.claim(6, any_two)
+    study.give_back()
+
+
+def test_workers_that_go_on_with_what_was_given_back_are_not_taken_for_dead(
+  url, request
+):
+  name = request.node.name
+  context = multiprocessing.get_context('spawn')
+  before = context.Process(target=give_all_back_and_die, args=(url, name))
+  before.start()
+  before.join(60)
+  with open_study(url, name) as other, open_study(url, name) as owner:
+    # As another sees it between the two writes by which a point is taken.
+    trial = owner._trials()[0]
+    owner._storage.set_trial_state_values(
+      trial._trial_id, optuna.trial.TrialState.RUNNING
+    )
+    assert other.give_back_those_of_the_dead() == []
+
+
+def test_worker_that_lost_points_knows_which(url, request):
+  name = request.node.name
+  with open_study(url, name) as study:
+    study.add(GRID)
+    claims = study.claim(3, any_two)
+    for claim in claims[:2]:
+      study._storage.set_trial_state_values(
+        claim.trial_id, optuna.trial.TrialState.FAIL
+      )
+    assert [study.owns(claim) for claim in claims] == [False, False, True]
+
+
+def test_worker_without_signs_of_life_asks_before_it_goes_on(url, request):
+  name = request.node.name
+  cut_off = open_study(url, name, 0.2)  # Its heart does not beat.
+  cut_off.add(GRID[:2])
+  kept, lost = cut_off.claim(2, any_two)
+  cut_off._storage.set_trial_state_values(
+    lost.trial_id, optuna.trial.TrialState.FAIL
+  )
+  time.sleep(0.3)
+  cut_off.check(kept)
+  with pytest.raises(studies.PointLostError):
+    cut_off.check(lost)
 
 
 @pytest.mark.parametrize(
@@ -305,9 +362,3 @@ def test_database_that_was_away_is_waited_for(database, monkeypatch):
     study.complete(claim, done(claim))
     assert len(naps) >= 2
     assert study.results()[0].state == 'complete'
-
-
-def test_definition_is_json():
-  definition = {'config': {'model.hidden_channels': (4, 8)}}
-  plain = json.loads(json.dumps(definition))
-  studies.check_same(plain, plain, 'here')

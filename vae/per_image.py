@@ -99,6 +99,7 @@ def make_measure_step(
   return jax.pmap(step, axis_name=devices.AXIS, in_axes=(None, None, 0, None))
 
 
+@functools.lru_cache(maxsize=8)
 def make_bound_step(model: VAE) -> Callable[..., Values]:
   """Compiles the importance-weighted bounds of a batch.
 

@@ -51,6 +51,8 @@ class Population:
 
   Attributes:
     num_runs: how many they are.
+    batches_per_step: that the devices are sent: one where all have one seed,
+      else one for each run.
     step: how many updates of each were dispatched.
     num_parameters: of all models together.
   """
@@ -81,6 +83,9 @@ class Population:
     self._optimizer = training.optimizer_from_config(config, steps_per_epoch)
     # Members of one seed see the same images with the same noise.
     self._one_seed = len({c.seed for c in configs}) == 1
+    self.batches_per_step = 1 if self._one_seed else self.num_runs
+    self._train_key = self._keys(training.train_key)
+    self._eval_key = self._keys(training.eval_key)
     program = (self._model, self._one_seed, self._layout[0])
     self._train_steps = _make_train_steps(
       *program, self._optimizer, config.train.flip
@@ -145,7 +150,7 @@ class Population:
     keys = self._stack(
       [jax.random.key_data(key_of_seed(c.seed)) for c in self._configs]
     )
-    return jax.random.wrap_key_data(keys)
+    return jax.random.wrap_key_data(devices.shard(keys))
 
   def restore(self, saved: Sequence[Checkpoints]) -> None:
     """Goes on from the last checkpoints, which must be of the same step.
@@ -211,7 +216,7 @@ class Population:
     self._state, metrics = self._train_steps(
       self._state,
       self._settings,
-      self._keys(training.train_key),
+      self._train_key,
       splits.stored_images(self._data.train),
       chunk.batches,
       chunk.num_batches,
@@ -239,7 +244,7 @@ class Population:
     return self._eval_steps(
       self._state.variables,
       self._settings,
-      self._keys(training.eval_key),
+      self._eval_key,
       splits.stored_images(self._data.validation),
       chunk.batches,
       chunk.num_batches,

@@ -20,11 +20,13 @@ class SingleRun:
 
   Attributes:
     num_runs: 1.
+    batches_per_step: 1, that all devices together are sent.
     step: how many updates were dispatched.
     num_parameters: of the model.
   """
 
   num_runs = 1
+  batches_per_step = 1
 
   def __init__(self, config, data: splits.DataSet):
     """Compiles nothing yet, and makes the state before the first step.
