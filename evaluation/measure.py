@@ -37,6 +37,9 @@ _THROUGH = 'of reconstructions through the posterior mean'
 # (Locatello et al. 2019).
 _MAX_FITTED = 10_000
 
+# Draws of z per image where many models are to be compared quickly.
+_DRAWS_OF_SUMMARY = 4
+
 # Images that a mixture, and what is near to what, can be told from at all.
 _MIN_FITTED = 5
 
@@ -108,7 +111,9 @@ def summarise(
   """
   results = Measurements(split.num_examples)
   with jax.default_matmul_precision('highest'):
-    values = _measure_images(trained, split, settings, lambda done: None)
+    values = _measure_images(
+      trained, split, settings, lambda done: None, _DRAWS_OF_SUMMARY
+    )
   _add_elbo(results, trained, split, values)
   results.mean('mse', values['mse'], 'mean over pixels', _THROUGH)
   _add_dimensions(results, values, draws_z=True)
@@ -154,10 +159,12 @@ def _measure(trained, data, split_name, settings, results):
     _add_fid(results, trained, split, settings)
 
 
-def _measure_images(trained, split, settings, tell):
+def _measure_images(
+  trained, split, settings, tell, num_draws=per_image.NUM_DRAWS
+):
   """`per_image.make_measure_step` over the split."""
   step = per_image.make_measure_step(
-    trained.model, trained.config.objective.sample_posterior
+    trained.model, trained.config.objective.sample_posterior, num_draws
   )
   variables = devices.replicate(trained.variables)
   key = training.measure_key(settings.seed)

@@ -58,8 +58,6 @@ VALIDATION_METRICS = {
   'mse': 'val/mse',
 }
 
-_LIVING = (TrialState.RUNNING, TrialState.WAITING)
-
 
 class PointLostError(Exception):
   """Another worker took a point, as this one seemed dead."""
@@ -471,7 +469,8 @@ class Study:
     values = [result.metrics[name] for name in self.objectives]
     content = dataclasses.asdict(result)
     facts = {key: content[key] for key in ('metrics', 'units', 'kl', 'active')}
-    self._finish(claim, facts, values=values)
+    # In one piece: each write waits for the disk.
+    self._finish(claim, {'result': facts}, values=values)
 
   def fail(self, claim: Claim, error: str) -> None:
     """Records that a point failed, and why."""
@@ -591,11 +590,8 @@ class Study:
         'failed'
         if trial.state == TrialState.FAIL
         else trial.state.name.lower(),
-        **{
-          key: trial.user_attrs[key]
-          for key in ('metrics', 'units', 'kl', 'active', 'error')
-          if key in trial.user_attrs and trial.state not in _LIVING
-        },
+        **(trial.user_attrs.get('result', {}) if _is_over(trial) else {}),
+        error=trial.user_attrs.get('error', '') if _is_over(trial) else '',
       )
       for name, trial in self._by_name().items()
     ]
@@ -628,6 +624,10 @@ def _first_line(error: Exception) -> str:
   cause = error.__cause__ or error
   text = str(getattr(cause, 'orig', None) or cause)
   return text.strip().split('\n')[0]
+
+
+def _is_over(trial: optuna.trial.FrozenTrial) -> bool:
+  return trial.state not in (TrialState.RUNNING, TrialState.WAITING)
 
 
 def _is_void(trial: optuna.trial.FrozenTrial) -> bool:

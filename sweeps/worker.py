@@ -53,7 +53,7 @@ _POLL_SECONDS = 2.0
 
 # A page with pictures is made again when that takes less than this of the time
 # since it was made; that it takes so many seconds is a first guess.
-_SHARE_OF_TIME = 0.02
+_SHARE_OF_TIME = 0.01
 _PAGE_SECONDS = 5.0
 
 

@@ -26,7 +26,7 @@ from vae.model import VAE
 
 # Draws of z per image for the expectations under the posterior. The error of
 # their mean over a split is far below that of the choice of images.
-_NUM_DRAWS = 8
+NUM_DRAWS = 8
 
 # Images that are decoded at a time, on each device, for the importance-
 # weighted bound: its memory, whatever the number of samples.
@@ -38,13 +38,14 @@ Values = dict[str, jax.Array]
 
 @functools.lru_cache(maxsize=8)
 def make_measure_step(
-  model: VAE, sample_posterior: bool
+  model: VAE, sample_posterior: bool, num_draws: int = NUM_DRAWS
 ) -> Callable[..., Values]:
   """Compiles what is measured of a batch in one pass.
 
   Args:
     model: the model.
     sample_posterior: whether z is drawn from q(z|x), or is its mean.
+    num_draws: of z, for each image.
 
   Returns:
     A function of
@@ -79,7 +80,7 @@ def make_measure_step(
         'dequantised_squared_error': _squared_error(y, decoded),
       }
 
-    draws = lax.map(draw, jnp.arange(_NUM_DRAWS if sample_posterior else 1))
+    draws = lax.map(draw, jnp.arange(num_draws if sample_posterior else 1))
     values = jax.tree.map(lambda a: a.mean(axis=0), draws)
     reconstruction = jnp.clip(vae.decode(mean), 0, 1)
     values |= {
