@@ -26,6 +26,7 @@ import command_line
 from evaluation import measure
 import run_config
 from sweeps import points
+from sweeps import storage as storages
 from sweeps import study as studies
 from sweeps.points import Range
 from vae import checkpoints
@@ -161,7 +162,7 @@ def main() -> None:
   )
   definition = _definition(base, axes)
   _check_workdir(workdir, definition)
-  storage = studies.open_storage(_storage(workdir))
+  storage = storages.open_storage(_storage(workdir))
 
   # TensorFlow takes seconds to load; a mistake above is told before.
   from evaluation import inception_weights

@@ -15,24 +15,18 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
-import functools
 import json
-import os
-import socket
 import threading
 import time
 from typing import Any
-import uuid
-import warnings
 
 import optuna
 from optuna import exceptions
 from optuna.distributions import CategoricalDistribution
-from optuna.storages import journal
 from optuna.trial import TrialState
-import psutil
 import sqlalchemy
 
+from sweeps import liveness
 from sweeps import points
 from sweeps import variation
 from sweeps.points import Range
@@ -82,86 +76,6 @@ class Claim:
   trial: optuna.Trial | None = None
 
 
-def open_storage(url: str) -> optuna.storages.BaseStorage:
-  """Opens a database, by its URL, or Optuna's journal, by its path.
-
-  Raises:
-    UserError: if it cannot be reached.
-  """
-  if '://' not in url:
-    _quiet_optuna()
-    try:
-      return optuna.storages.JournalStorage(journal.JournalFileBackend(url))
-    except OSError as error:
-      raise UserError(
-        f'--storage={url} cannot be opened ({error.strerror}); name the file '
-        'of a journal in a folder that is there, or the URL of a database.'
-      ) from error
-  _quiet_optuna()
-  try:
-    shown = sqlalchemy.make_url(url).render_as_string(hide_password=True)
-  except sqlalchemy.exc.ArgumentError as error:
-    raise UserError(
-      '--storage is not the URL of a database, such as '
-      'postgresql://USER:PASSWORD@HOST/DATABASE.'
-    ) from error
-  try:
-    return _open_database(url)
-  except Exception as error:  # Of any driver.
-    cause = error.__cause__ or error
-    reason = ' '.join(str(getattr(cause, 'orig', None) or cause).split())
-    raise UserError(
-      f'--storage={shown} cannot be reached: {reason[:300]}'
-    ) from error
-
-
-def _open_database(url: str) -> optuna.storages.RDBStorage:
-  is_sqlite = url.startswith('sqlite:')
-  options = {'pool_pre_ping': True}
-  if is_sqlite:
-    options['connect_args'] = {'timeout': 60}
-  attempts = 10
-  while True:
-    try:
-      storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
-      break
-    except sqlalchemy.exc.DBAPIError as error:
-      # Of workers that begin at the same moment one makes the tables.
-      attempts -= 1
-      is_there = isinstance(
-        error, (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError)
-      )
-      if not attempts or not (is_there or 'already exists' in str(error)):
-        raise
-      time.sleep(0.3)
-  if is_sqlite:
-    _lock_whole_transactions(storage.engine)
-  return storage
-
-
-def _quiet_optuna() -> None:
-  optuna.logging.set_verbosity(optuna.logging.WARNING)
-  warnings.filterwarnings('ignore', category=exceptions.ExperimentalWarning)
-
-
-def _lock_whole_transactions(engine: sqlalchemy.Engine) -> None:
-  """Has SQLite lock from what a transaction reads, not from what it writes.
-
-  Python's driver would begin a transaction with its first change, so that two
-  workers might read that a point waits, and both take it.
-  """
-
-  @sqlalchemy.event.listens_for(engine, 'connect')
-  def connect(connection, unused_record):
-    connection.isolation_level = None
-
-  @sqlalchemy.event.listens_for(engine, 'begin')
-  def begin(connection):
-    connection.exec_driver_sql('BEGIN IMMEDIATE')
-
-  engine.dispose()
-
-
 class Study:
   """A sweep's study, and this worker's part in it; a context manager."""
 
@@ -207,11 +121,10 @@ class Study:
         self._study.set_metric_names(list(objectives))
         self._study.set_user_attr('definition', definition)
         found = self._study.user_attrs['definition']
-    except sqlalchemy.exc.SQLAlchemyError as error:
-      raise UserError(
-        f'the study {name} cannot be written: {_first_line(error)}'
-      ) from error
-    except exceptions.StorageInternalError as error:
+    except (
+      sqlalchemy.exc.SQLAlchemyError,
+      exceptions.StorageInternalError,
+    ) as error:
       raise UserError(
         f'the study {name} cannot be written: {_first_line(error)}'
       ) from error
@@ -273,7 +186,7 @@ class Study:
     trial = self._patiently(self._storage.get_trial, claim.trial_id)
     return (
       trial.state == TrialState.RUNNING
-      and trial.user_attrs.get('worker') == _this_worker()
+      and trial.user_attrs.get('worker') == liveness.this_worker()
     )
 
   def _patiently(self, function: Callable[..., Any], *args, **kwargs) -> Any:
@@ -419,7 +332,7 @@ class Study:
       self._storage.set_trial_user_attr,
       claim.trial_id,
       'worker',
-      _this_worker(),
+      liveness.this_worker(),
     )
     with self._lock:
       self._mine[claim.trial_id] = claim
@@ -544,8 +457,8 @@ class Study:
 
   def _is_dead(self, trial: optuna.trial.FrozenTrial) -> bool:
     worker = trial.user_attrs.get('worker')
-    if worker is not None and worker['machine'] == _this_machine():
-      return not _is_alive(worker)
+    if worker is not None and worker['machine'] == liveness.this_machine():
+      return not liveness.is_alive(worker)
     sign = (worker, trial.user_attrs.get('heartbeat'))
     seen, since = self._seen.get(trial._trial_id, (None, None))
     now = time.monotonic()
@@ -660,38 +573,3 @@ def _values(trial: optuna.trial.FrozenTrial) -> Values:
     key: tuple(value) if isinstance(value, list) else value
     for key, value in trial.user_attrs['values'].items()
   }
-
-
-@functools.cache
-def _this_worker() -> dict[str, object]:
-  process = psutil.Process()
-  return {
-    'host': socket.gethostname(),
-    'pid': process.pid,
-    'started': process.create_time(),
-    'machine': _this_machine(),
-  }
-
-
-@functools.cache
-def _this_machine() -> str:
-  """What processes that see each other have in common, and others have not.
-
-  Containers may share a host's name, and not its processes.
-  """
-  try:
-    with open('/proc/sys/kernel/random/boot_id') as file:
-      return f'{file.read().strip()} {os.readlink("/proc/self/ns/pid")}'
-  except OSError:
-    return f'{socket.gethostname()} {uuid.getnode()}'
-
-
-def _is_alive(worker: Mapping[str, Any]) -> bool:
-  try:
-    process = psutil.Process(worker['pid'])
-    return (
-      abs(process.create_time() - worker['started']) < 1
-      and process.status() != psutil.STATUS_ZOMBIE
-    )
-  except psutil.NoSuchProcess:
-    return False

@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 import input_pipeline
-from sweeps import study as studies
+from sweeps.storage import open_storage
 from tests import postgres
 from tests.browser import open_page
 from tests.test_main import final_state
@@ -242,7 +242,7 @@ def test_three_workers_of_which_one_is_killed(celeba_dir, tmp_path):
     assert f'{point}: its worker is no more' in said
     assert f'{point}: this run goes on from step' in said
     study = optuna.load_study(
-      study_name='shared', storage=studies.open_storage(server.url)
+      study_name='shared', storage=open_storage(server.url)
     )
     trials = study.get_trials()
   complete = [t for t in trials if t.state == optuna.trial.TrialState.COMPLETE]

@@ -9,6 +9,7 @@ import pytest
 from sweeps import points
 from sweeps import study as studies
 from sweeps.results import Result
+from sweeps.storage import open_storage
 from tests import postgres
 from vae.errors import UserError
 
@@ -33,7 +34,7 @@ def url(request, tmp_path):
 
 def open_study(url, name, grace_seconds=60.0, definition=None, **kwargs):
   return studies.Study(
-    studies.open_storage(url),
+    open_storage(url),
     name,
     definition or {'values': {'objective.beta': [1]}},
     kwargs.pop('objectives', OBJECTIVES),
@@ -78,7 +79,7 @@ def test_workers_that_begin_at_once_do_each_point_once(url, request):
     worker.join(120)
   assert [worker.exitcode for worker in workers] == [0, 0, 0]
   trials = optuna.load_study(
-    study_name=name, storage=studies.open_storage(url)
+    study_name=name, storage=open_storage(url)
   ).get_trials()
   complete = [t for t in trials if t.state == optuna.trial.TrialState.COMPLETE]
   names = sorted(trial.user_attrs['name'] for trial in complete)
@@ -171,7 +172,7 @@ def test_worker_notes_that_its_point_was_taken(url, request):
     (claim,) = slow.claim(1, any_two)
     slow.check(claim)
     make_foreign(slow, claim)
-    storage = studies.open_storage(url)
+    storage = open_storage(url)
     storage.set_trial_state_values(claim.trial_id, optuna.trial.TrialState.FAIL)
 
     def is_lost():
@@ -334,7 +335,7 @@ def test_worker_without_signs_of_life_asks_before_it_goes_on(url, request):
 )
 def test_storage_that_cannot_be_had_gets_one_line(url, said):
   with pytest.raises(UserError) as error:
-    studies.open_storage(url)
+    open_storage(url)
   assert said in str(error.value) and '\n' not in str(error.value)
   assert 'secret' not in str(error.value)
 
@@ -343,7 +344,7 @@ def test_wrong_password_is_told(database):
   user, _, rest = database.url.partition('://')[2].partition(':')
   host = rest.partition('@')[2]
   with pytest.raises(UserError, match='password authentication failed'):
-    studies.open_storage(f'postgresql://{user}:wrong@{host}')
+    open_storage(f'postgresql://{user}:wrong@{host}')
 
 
 def test_database_that_was_away_is_waited_for(database, monkeypatch):
