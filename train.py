@@ -22,10 +22,12 @@ import report as reports
 import run_config
 from vae import checkpoints
 from vae import devices
+from vae import optimizers
 from vae import splits
 from vae import training
 from vae.population import Population
 from vae.single import SingleRun
+from vae.trainer import Trainer
 
 # Images along a side of the grids of samples and reconstructions.
 _GRID = 12
@@ -121,9 +123,7 @@ def train_population(
   _train(population, runs, data)
 
 
-def _train(
-  trainer: SingleRun | Population, runs: Sequence[Run], data: splits.DataSet
-) -> None:
+def _train(trainer: Trainer, runs: Sequence[Run], data: splits.DataSet) -> None:
   """The loop."""
   # What is told and saved, and when, is the same for all.
   config = runs[0].config
@@ -178,7 +178,7 @@ def _train(
       batch_size=batch_size,
       log_every_steps=config.train.log_every_steps,
       learning_rates=[
-        training.learning_rates(run.config, config.train.num_epochs)
+        optimizers.learning_rates(run.config, config.train.num_epochs)
         for run in runs
       ],
     )
@@ -188,6 +188,13 @@ def _train(
       trainer.batches_per_step * batch_size // topology.process_count,
       config,
     )
+
+    def is_validated(step: int) -> bool:
+      """Whether the state at a step is validated, and saved with that."""
+      epoch, within_epoch = divmod(step, steps_per_epoch)
+      is_due = epoch % config.eval.every_epochs == 0 or step == total_steps
+      return within_epoch == 0 and is_due
+
     last_save, num_told = time.monotonic(), 0
     # What was dispatched, oldest first, and whether all before it is settled.
     under_way, in_order = collections.deque(), True
@@ -231,7 +238,7 @@ def _train(
             settle()
 
           # A checkpoint where no metrics are left over.
-          if report.is_told(step):
+          if report.is_told(step) and not is_validated(step):
             minutes = (time.monotonic() - last_save) / 60
             is_due = minutes >= config.checkpoint.every_minutes
             if _as_first_process(is_due, num_told):
@@ -241,9 +248,7 @@ def _train(
 
         # Validation, with a checkpoint. The speed that is told is that of
         # training, so its end is waited for.
-        epoch += 1
-        if epoch % config.eval.every_epochs == 0 or step == total_steps:
-          under_way[-1].snapshot = None
+        if is_validated(step):
           while under_way:
             settle()
           under_way.append(
@@ -265,7 +270,7 @@ def _train(
 
 
 def _evaluate(
-  trainer: SingleRun | Population, split: splits.Split, config
+  trainer: Trainer, split: splits.Split, config
 ) -> list[training.Metrics]:
   """Sets the evaluation of a split going, every example counted once.
 

@@ -16,6 +16,7 @@ import optax
 from benchmarks import rounds
 from vae import devices
 from vae import model as models
+from vae import optimizers
 from vae import splits
 from vae import training
 
@@ -49,7 +50,7 @@ def training_steps(
   """
   steps_per_epoch = split.num_examples // batch_size
   model = models.from_config(config, axis_name=devices.AXIS)
-  optimizer = training.optimizer_from_config(config, steps_per_epoch)
+  optimizer = optimizers.from_config(config, steps_per_epoch)
   train_steps = training.make_train_steps(model, optimizer, config.train.flip)
   settings = training.settings_from_config(config, model)
   state = training.create_state(model, optimizer, config.seed)

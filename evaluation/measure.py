@@ -10,6 +10,7 @@ import functools
 import jax
 import numpy as np
 
+from evaluation import inception_distances
 from evaluation.measurements import Measurements
 from evaluation.measurements import Metric
 from report import progress
@@ -17,9 +18,6 @@ from vae import aggregate_posterior
 from vae import bounds
 from vae import devices
 from vae import disentanglement
-from vae import feature_distances
-from vae import figures
-from vae import inception
 from vae import per_image
 from vae import posterior
 from vae import splits
@@ -45,9 +43,6 @@ _MIN_FITTED = 5
 
 # Images that are decoded between two signs of progress, on each device.
 _DECODED_PER_DISPATCH = 20_000
-
-# Images that go through the Inception network at a time, on each device.
-_INCEPTION_BATCH_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +151,14 @@ def _measure(trained, data, split_name, settings, results):
         settings,
       )
   if 'fid' in settings.groups and settings.inception_variables is not None:
-    _add_fid(results, trained, split, settings)
+    inception_distances.add(
+      results,
+      trained,
+      split,
+      settings.inception_variables,
+      settings.batch_size,
+      settings.seed,
+    )
 
 
 def _measure_images(
@@ -451,54 +453,6 @@ def _add_labels(results, fitted, tested, settings):
     label: {name: float(column[i]) for name, column in columns.items()}
     for i, label in enumerate(labels.names)
   }
-
-
-def _add_fid(results, trained, split, settings):
-  extract = jax.pmap(inception.features, in_axes=(None, 0))
-  variables = devices.replicate(settings.inception_variables)
-  num_devices = jax.local_device_count()
-
-  def features(label, images):
-    source = images if hasattr(images, 'batches') else splits.ArraySplit(images)
-    with progress(f'Inception features of {label}', split.num_examples) as tell:
-      return per_image.over_split(
-        lambda batch, start: extract(variables, batch),
-        source,
-        _INCEPTION_BATCH_SIZE * num_devices,
-        tell,
-      )
-
-  real = features('images', split)
-  z = np.random.default_rng(settings.seed).standard_normal(
-    (split.num_examples, trained.model.latent_dim)
-  )
-  # As uint8, batch by batch: the floats of a large split fill the memory.
-  samples = np.concatenate(
-    [
-      figures.to_uint8(trained.decode(z[start : start + settings.batch_size]))
-      for start in range(0, len(z), settings.batch_size)
-    ]
-  )
-  reconstructions = np.concatenate(
-    [
-      figures.to_uint8(trained.reconstruct(batch))
-      for batch in _in_order(split, settings.batch_size)
-    ]
-  )
-  for name, images in (
-    ('samples', samples),
-    ('reconstructions', reconstructions),
-  ):
-    found = features(name, images)
-    about = f'of {len(found):,} {name} against the {len(real):,} images'
-    results.number(
-      f'fid_{name}',
-      feature_distances.fid(real, found),
-      'Fréchet distance',
-      about,
-    )
-    kid, _ = feature_distances.kid(real, found, seed=settings.seed)
-    results.number(f'kid_{name}', kid, 'squared MMD', about)
 
 
 def _in_order(split, batch_size):

@@ -201,7 +201,7 @@ def _page(folder, facts, results, captions) -> str:
     page.table(
       ('label', *columns),
       [
-        (name, *(_short(numbers[column]) for column in columns))
+        (name, *(html_page.number(numbers[column]) for column in columns))
         for name, numbers in results.labels.items()
       ],
     )
@@ -210,7 +210,7 @@ def _page(folder, facts, results, captions) -> str:
     page.table(
       ('dimension', *results.dimensions),
       [
-        (str(index), *map(_short, row))
+        (str(index), *map(html_page.number, row))
         for index, row in enumerate(
           zip(*results.dimensions.values(), strict=True)
         )
@@ -224,9 +224,9 @@ def _page(folder, facts, results, captions) -> str:
 def _number(metric: Metric) -> str:
   """Such as 45.31 ± 0.12."""
   if metric.standard_error is None:
-    return _short(metric.value)
+    return html_page.number(metric.value)
   if not metric.standard_error > 0:  # NaN of a single image too.
-    return _short(metric.value)
+    return html_page.number(metric.value)
   # Two digits of the error, but no more than six of the value.
   of_error = 1 - math.floor(math.log10(metric.standard_error))
   of_value = 5 - math.floor(math.log10(max(abs(metric.value), 1e-9)))
@@ -234,11 +234,3 @@ def _number(metric: Metric) -> str:
   error = f'{metric.standard_error:.{digits}f}'
   value = f'{metric.value:,.{digits}f}'
   return f'{value} ± {error}' if float(error) else value
-
-
-def _short(value: float) -> str:
-  if not math.isfinite(value):
-    return '–'
-  if value == int(value) and abs(value) < 1e6:
-    return f'{int(value):,}'
-  return f'{value:,.4g}' if abs(value) < 1000 else f'{value:,.1f}'

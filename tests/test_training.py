@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from configs import default
 from tests.conftest import ROOT
 from vae import devices
 from vae import objective as objectives
+from vae import optimizers
 from vae import splits
 from vae import training
 from vae.model import VAE
@@ -64,7 +64,7 @@ def test_number_of_devices_does_not_matter_in_the_first_float32_step():
 @pytest.fixture(scope='module')
 def setting():
   model = VAE((8, 8, 3), 3, (4,), axis_name=devices.AXIS)
-  optimizer = training.Optimizer()
+  optimizer = optimizers.Optimizer()
   pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
   return model, optimizer, pixels
 
@@ -253,31 +253,6 @@ def test_snapshot_outlives_the_state(setting):
   kept = training.snapshot(state)
   run(state, settings, training.train_key(0), None, pixels[None, None], 1)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(kept), before)
-
-
-def test_learning_rate_decays_by_the_epoch():
-  config = default.get_config()
-  config.optimizer.learning_rate = 0.005
-  config.optimizer.decay_per_epoch = 0.95
-  optimizer = training.optimizer_from_config(config, steps_per_epoch=37)
-  schedule = optimizer.schedule(0.005)
-  rates = training.learning_rates(config, num_epochs=100)
-  for step, epoch in ((0, 0), (36, 0), (37, 1), (74, 2), (3699, 99)):
-    for rate in (schedule(step), rates[epoch]):
-      assert rate == pytest.approx(0.005 * 0.95**epoch, rel=1e-5)
-
-
-def test_weight_decay_is_the_gradient_of_an_l2_penalty():
-  params = {'w': jnp.array([1.0, -2.0])}
-  grads = {'w': jnp.array([0.3, 0.4])}
-  optimizer = training.Optimizer(weight_decay=0.1)(0.01)
-  plain = optax.adam(0.01)
-  penalised = jax.tree.map(lambda g, p: g + 0.1 * p, grads, params)
-  updates = [
-    optimizer.update(grads, optimizer.init(params), params)[0],
-    plain.update(penalised, plain.init(params))[0],
-  ]
-  np.testing.assert_allclose(*(u['w'] for u in updates), rtol=1e-6)
 
 
 def ppca_log_likelihood(x, latent_dim):

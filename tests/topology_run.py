@@ -13,6 +13,7 @@ import numpy as np
 from vae import devices
 from vae import model as models
 from vae import objective as objectives
+from vae import optimizers
 from vae import splits
 from vae import training
 
@@ -32,7 +33,7 @@ def main():
   # Everything random is on: flips, noise on the input, two samples of z.
   objective = objectives.Objective(1.5, num_samples=2, input_noise=0.1)
   settings = training.Settings(objective, 0.005)
-  optimizer = training.Optimizer()
+  optimizer = optimizers.Optimizer()
   run = training.make_train_steps(model, optimizer, flip=True)
   evaluate = training.make_eval_steps(model)
 

@@ -49,7 +49,7 @@ def open_to_read(workdir: epath.PathLike) -> 'Checkpoints':
   if not exist(epath.Path(workdir)):
     raise UserError(
       f'{epath.Path(workdir) / DIRECTORY} holds no complete checkpoint; the '
-      'run writes its first after an epoch.'
+      'run writes its first when it is validated.'
     )
   return Checkpoints(workdir, read_only=True)
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from vae import devices
 from vae import model as models
+from vae import optimizers
 from vae import splits
 from vae import training
 from vae.checkpoints import Checkpoints
@@ -32,6 +33,7 @@ from vae.devices import Topology
 from vae.errors import UserError
 from vae.model import VAE
 from vae.trained import TrainedVAE
+from vae.trainer import Trainer
 from vae.training import TrainState
 
 # What may differ between members; all else is the same.
@@ -46,15 +48,11 @@ FREE_KEYS = (
 _STATE_AXES = TrainState(step=None, params=0, batch_stats=0, opt_state=0)
 
 
-class Population:
+class Population(Trainer):
   """Runs in training together; `vae.single.SingleRun` is one alone.
 
-  Attributes:
-    num_runs: how many they are.
-    batches_per_step: that the devices are sent: one where all have one seed,
-      else one for each run.
-    step: how many updates of each were dispatched.
-    num_parameters: of all models together.
+  For a step the devices are sent one batch where all runs have one seed, else
+  one for each run.
   """
 
   def __init__(
@@ -71,33 +69,29 @@ class Population:
       latent_dim: to pad to, by default the largest there is; populations of
         one size that pad to the same share a program.
     """
-    self._configs, self._data = list(configs), data
-    self._config = config = configs[0]
+    self._configs, self._config = list(configs), configs[0]
     self.num_runs = len(configs)
     self._layout = layout(len(configs), jax.local_device_count())
     self._models = [models.from_config(c) for c in configs]
     latent_dims = [model.latent_dim for model in self._models]
-    latent_dim = latent_dim or max(latent_dims)
-    self._model = self._models[0].clone(latent_dim=latent_dim)
+    self._model = self._models[0].clone(
+      latent_dim=latent_dim or max(latent_dims)
+    )
+    config = self._config
     steps_per_epoch = data.train.num_examples // config.train.batch_size
-    self._optimizer = training.optimizer_from_config(config, steps_per_epoch)
+    self._optimizer = optimizers.from_config(config, steps_per_epoch)
     # Members of one seed see the same images with the same noise.
     self._one_seed = len({c.seed for c in configs}) == 1
     self.batches_per_step = 1 if self._one_seed else self.num_runs
-    self._train_key = self._keys(training.train_key)
-    self._eval_key = self._keys(training.eval_key)
     program = (self._model, self._one_seed, self._layout[0])
-    self._train_steps = _make_train_steps(
-      *program, self._optimizer, config.train.flip
-    )
-    self._eval_steps = _make_eval_steps(*program)
-    self._settings = devices.shard(
-      self._stack(
-        [
-          self._settings_of(*pair)
-          for pair in zip(configs, self._models, strict=True)
-        ]
-      )
+    settings = map(self._settings_of, configs, self._models)
+    super().__init__(
+      data,
+      devices.shard(self._stack(list(settings))),
+      self._keys(training.train_key),
+      self._keys(training.eval_key),
+      _make_train_steps(*program, self._optimizer, config.train.flip),
+      _make_eval_steps(*program),
     )
     self._shapes = [
       training.abstract_state(model, self._optimizer) for model in self._models
@@ -113,7 +107,6 @@ class Population:
           configs,
         )
       )
-    self.step = 0
     self._place(states)
     self.num_parameters = sum(map(training.num_parameters, states))
 
@@ -206,24 +199,6 @@ class Population:
         together = self._stack([batches[c.seed] for c in self._configs])
       yield splits.Chunk(together, chunks[0].num_batches)
 
-  def train(self, chunk: splits.Chunk) -> training.Metrics:
-    """Sets the steps of a chunk going.
-
-    Returns:
-      Metrics of each, [num_devices, per_device, max_steps], still being
-      computed.
-    """
-    self._state, metrics = self._train_steps(
-      self._state,
-      self._settings,
-      self._train_key,
-      splits.stored_images(self._data.train),
-      chunk.batches,
-      chunk.num_batches,
-    )
-    self.step += chunk.num_batches
-    return metrics
-
   def eval_chunks(self, max_batches: int) -> Iterator[tuple[splits.Chunk, int]]:
     """The validation split; batches are [max_batches, batch, …]."""
     for chunk, start in splits.eval_chunks(
@@ -234,34 +209,12 @@ class Population:
     ):
       yield splits.Chunk(chunk.batches[0], chunk.num_batches), start
 
-  def evaluate(self, chunk: splits.Chunk, start: int) -> training.Metrics:
-    """Sets the evaluation of a chunk of the validation split going.
-
-    Returns:
-      Sums of the metrics over each batch, [num_devices, per_device,
-      max_batches], still being computed.
-    """
-    return self._eval_steps(
-      self._state.variables,
-      self._settings,
-      self._eval_key,
-      splits.stored_images(self._data.validation),
-      chunk.batches,
-      chunk.num_batches,
-      start,
-      self._data.validation.num_examples,
-    )
-
   def by_run(self, metrics: training.Metrics) -> dict[str, np.ndarray]:
     """Waits for what `train` or `evaluate` returned, [num_runs, max_steps]."""
     return {
       name: values.reshape(-1, values.shape[-1])[: self.num_runs]
       for name, values in jax.device_get(metrics).items()
     }
-
-  def snapshot(self) -> TrainState:
-    """A copy of the states on the devices, that outlives the next steps."""
-    return training.snapshot(self._state)
 
   def states(self, snapshot: TrainState) -> list[TrainState]:
     """The states in a snapshot, each as its run would have it by itself."""
@@ -288,7 +241,7 @@ def pad_trained(trained: TrainedVAE, latent_dim: int) -> TrainedVAE:
   same size share the programs that measure them.
   """
   model = trained.model.clone(latent_dim=latent_dim)
-  target = training.abstract_state(model, training.Optimizer())
+  target = training.abstract_state(model, optimizers.Optimizer())
   variables = _pad(jax.device_get(trained.variables), target.variables)
   return TrainedVAE(trained.config, model, variables, trained.step)
 

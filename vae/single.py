@@ -10,20 +10,15 @@ import numpy as np
 from vae import devices
 from vae import figures
 from vae import model as models
+from vae import optimizers
 from vae import splits
 from vae import training
 from vae.checkpoints import Checkpoints
+from vae.trainer import Trainer
 
 
-class SingleRun:
-  """A run in training: its state, and how a batch goes through it.
-
-  Attributes:
-    num_runs: 1.
-    batches_per_step: 1, that all devices together are sent.
-    step: how many updates were dispatched.
-    num_parameters: of the model.
-  """
+class SingleRun(Trainer):
+  """A run in training; all devices together are sent one batch for a step."""
 
   num_runs = 1
   batches_per_step = 1
@@ -35,18 +30,20 @@ class SingleRun:
       config: complete and valid.
       data: its train and validation splits are used.
     """
-    self._config, self._data = config, data
+    self._config = config
     self._topology = devices.current()
     self._model = models.from_config(config, axis_name=devices.AXIS)
     steps_per_epoch = data.train.num_examples // config.train.batch_size
-    optimizer = training.optimizer_from_config(config, steps_per_epoch)
-    self._settings = training.settings_from_config(config, self._model)
-    self._train_steps = training.make_train_steps(
-      self._model, optimizer, config.train.flip
+    optimizer = optimizers.from_config(config, steps_per_epoch)
+    super().__init__(
+      data,
+      training.settings_from_config(config, self._model),
+      training.train_key(config.seed),
+      training.eval_key(config.seed),
+      training.make_train_steps(self._model, optimizer, config.train.flip),
+      training.make_eval_steps(self._model),
     )
-    self._eval_steps = training.make_eval_steps(self._model)
     self._state = training.create_state(self._model, optimizer, config.seed)
-    self.step = 0
     self.num_parameters = training.num_parameters(self._state)
 
   def restore(self, saved: Sequence[Checkpoints]) -> None:
@@ -70,23 +67,6 @@ class SingleRun:
       self._topology,
     )
 
-  def train(self, chunk: splits.Chunk) -> training.Metrics:
-    """Sets the steps of a chunk going.
-
-    Returns:
-      Metrics of each, [max_steps], still being computed.
-    """
-    self._state, metrics = self._train_steps(
-      self._state,
-      self._settings,
-      training.train_key(self._config.seed),
-      splits.stored_images(self._data.train),
-      chunk.batches,
-      chunk.num_batches,
-    )
-    self.step += chunk.num_batches
-    return metrics
-
   def eval_chunks(self, max_batches: int) -> Iterator[tuple[splits.Chunk, int]]:
     """The validation split; as `splits.eval_chunks`."""
     return splits.eval_chunks(
@@ -96,30 +76,9 @@ class SingleRun:
       self._topology,
     )
 
-  def evaluate(self, chunk: splits.Chunk, start: int) -> training.Metrics:
-    """Sets the evaluation of a chunk of the validation split going.
-
-    Returns:
-      Sums of the metrics over each batch, [max_batches], still being computed.
-    """
-    return self._eval_steps(
-      self._state.variables,
-      self._settings,
-      training.eval_key(self._config.seed),
-      splits.stored_images(self._data.validation),
-      chunk.batches,
-      chunk.num_batches,
-      start,
-      self._data.validation.num_examples,
-    )
-
   def by_run(self, metrics: training.Metrics) -> dict[str, np.ndarray]:
     """Waits for what `train` or `evaluate` returned, [1, max_steps]."""
     return {k: v[None] for k, v in jax.device_get(metrics).items()}
-
-  def snapshot(self) -> training.TrainState:
-    """A copy of the state on the devices, that outlives the next steps."""
-    return training.snapshot(self._state)
 
   def states(self, snapshot: training.TrainState) -> list[training.TrainState]:
     """The run's state in a snapshot, as a checkpoint takes it."""

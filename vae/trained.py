@@ -11,6 +11,7 @@ import numpy as np
 
 from vae import checkpoints
 from vae import model as models
+from vae import optimizers
 from vae import training
 from vae.errors import UserError
 from vae.model import VAE
@@ -64,7 +65,7 @@ def restore(
     )
   model = models.from_config(config)
   # The optimiser's state is part of a checkpoint; its schedule is not.
-  optimizer = training.Optimizer()
+  optimizer = optimizers.Optimizer()
   state = training.abstract_state(model, optimizer)
   with checkpoints.open_to_read(workdir) as saved:
     state = saved.restore(state, saved.find(checkpoint))

@@ -9,7 +9,6 @@ the compiled program: runs that differ in nothing else share it.
 """
 
 from collections.abc import Callable
-import dataclasses
 import functools
 from typing import Any
 
@@ -25,6 +24,7 @@ from vae import devices
 from vae import objective as objectives
 from vae.model import VAE
 from vae.objective import Objective
+from vae.optimizers import OptimizerFactory
 
 Metrics = dict[str, jax.Array]
 
@@ -75,63 +75,6 @@ def settings_from_config(config, model: VAE) -> Settings:
     objective.replace(beta=number(objective.beta)),
     number(config.optimizer.learning_rate),
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-  """Adam, with a decaying learning rate and an L2 penalty in the gradient.
-
-  The article's optimiser decays weights so (Kingma & Ba 2015 with L2), not
-  decoupled from the gradient as AdamW does. Called with the learning rate of
-  the first epoch, which may be traced, it gives the transformation.
-
-  Attributes:
-    steps_per_epoch: number of updates between two decays.
-    decay_per_epoch: factor on the learning rate.
-    weight_decay: of the L2 penalty.
-  """
-
-  steps_per_epoch: int = 1
-  decay_per_epoch: float = 1.0
-  weight_decay: float = 0.0
-
-  def __call__(
-    self, learning_rate: float | jax.Array
-  ) -> optax.GradientTransformation:
-    """The transformation for a learning rate."""
-    return optax.chain(
-      optax.add_decayed_weights(self.weight_decay),
-      optax.adam(self.schedule(learning_rate)),
-    )
-
-  def schedule(self, learning_rate: float | jax.Array) -> optax.Schedule:
-    """`learning_rate · decay_per_epoch ** epoch`, constant within an epoch."""
-    return optax.exponential_decay(
-      learning_rate,
-      transition_steps=self.steps_per_epoch,
-      decay_rate=self.decay_per_epoch,
-      staircase=True,
-    )
-
-
-# Of any optimiser, as `Optimizer` is one, by its learning rate.
-OptimizerFactory = Callable[[float | jax.Array], optax.GradientTransformation]
-
-
-def optimizer_from_config(config, steps_per_epoch: int) -> Optimizer:
-  """The optimiser that `config.optimizer` describes, but for its rate."""
-  return Optimizer(
-    steps_per_epoch,
-    config.optimizer.decay_per_epoch,
-    config.optimizer.weight_decay,
-  )
-
-
-def learning_rates(config, num_epochs: int) -> np.ndarray:
-  """What the schedule says for each epoch, [num_epochs]."""
-  optimizer = optimizer_from_config(config, steps_per_epoch=1)
-  schedule = optimizer.schedule(config.optimizer.learning_rate)
-  return np.asarray(jax.vmap(schedule)(np.arange(num_epochs)))
 
 
 @functools.lru_cache(maxsize=64)

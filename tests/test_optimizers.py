@@ -1,0 +1,33 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import default
+from vae import optimizers
+
+
+def test_learning_rate_decays_by_the_epoch():
+  config = default.get_config()
+  config.optimizer.learning_rate = 0.005
+  config.optimizer.decay_per_epoch = 0.95
+  optimizer = optimizers.from_config(config, steps_per_epoch=37)
+  schedule = optimizer.schedule(0.005)
+  rates = optimizers.learning_rates(config, num_epochs=100)
+  for step, epoch in ((0, 0), (36, 0), (37, 1), (74, 2), (3699, 99)):
+    for rate in (schedule(step), rates[epoch]):
+      assert rate == pytest.approx(0.005 * 0.95**epoch, rel=1e-5)
+
+
+def test_weight_decay_is_the_gradient_of_an_l2_penalty():
+  params = {'w': jnp.array([1.0, -2.0])}
+  grads = {'w': jnp.array([0.3, 0.4])}
+  optimizer = optimizers.Optimizer(weight_decay=0.1)(0.01)
+  plain = optax.adam(0.01)
+  penalised = jax.tree.map(lambda g, p: g + 0.1 * p, grads, params)
+  updates = [
+    optimizer.update(grads, optimizer.init(params), params)[0],
+    plain.update(penalised, plain.init(params))[0],
+  ]
+  np.testing.assert_allclose(*(u['w'] for u in updates), rtol=1e-6)
