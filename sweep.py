@@ -18,13 +18,13 @@ import pathlib
 from absl import flags
 from etils import epath
 import jax
-import ml_collections
 import numpy as np
 import optuna
 
 import command_line
 from evaluation import measure
 import run_config
+from sweeps import definition as definitions
 from sweeps import points
 from sweeps import storage as storages
 from sweeps import study as studies
@@ -160,7 +160,19 @@ def main() -> None:
   workdir = epath.Path(
     command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
   )
-  definition = _definition(base, axes)
+  definition = definitions.define(
+    base,
+    axes,
+    measured={
+      'split': _SPLIT.value,
+      'metrics': _METRICS.value,
+      'importance_samples': _IMPORTANCE_SAMPLES.value,
+    },
+    search={
+      'num_points': _NUM_POINTS.value,
+      'objectives': _OBJECTIVES.value,
+    },
+  )
   _check_workdir(workdir, definition)
   storage = storages.open_storage(_storage(workdir))
 
@@ -348,36 +360,6 @@ def _corners(
   ]
 
 
-def _definition(
-  base: ml_collections.ConfigDict, axes: dict[str, list[object] | Range]
-) -> dict[str, object]:
-  """What makes a sweep the one it is, as JSON has it."""
-  config = run_config.flatten(base)
-  kept = {
-    key: value
-    for key, value in config.items()
-    if key not in axes
-    and (key not in run_config.FREE_KEYS or key == 'train.num_epochs')
-  }
-  definition = {
-    'config': kept,
-    'values': {
-      key: [v.low, v.high, v.log] if isinstance(v, Range) else v
-      for key, v in axes.items()
-    },
-    'measured': {
-      'split': _SPLIT.value,
-      'metrics': _METRICS.value,
-      'importance_samples': _IMPORTANCE_SAMPLES.value,
-    },
-    'search': {
-      'num_points': _NUM_POINTS.value,
-      'objectives': _OBJECTIVES.value,
-    },
-  }
-  return json.loads(json.dumps(definition))
-
-
 def _check_workdir(workdir: epath.Path, definition: dict[str, object]) -> None:
   """Checks that the sweep can live, or go on, in a workdir."""
   run_config.check_writable(workdir, '--workdir')
@@ -389,7 +371,7 @@ def _check_workdir(workdir: epath.Path, definition: dict[str, object]) -> None:
       found = json.loads(path.read_text())
     except ValueError as error:
       raise UserError(f'{path} cannot be read: {error}; delete it.') from error
-    studies.check_same(definition, found, str(workdir))
+    definitions.check_same(definition, found, str(workdir))
 
 
 def _storage(workdir: epath.Path) -> str:

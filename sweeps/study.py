@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import json
-import threading
 import time
 from typing import Any
 
@@ -26,9 +25,11 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 import sqlalchemy
 
+from sweeps import definition as definitions
 from sweeps import liveness
 from sweeps import points
 from sweeps import variation
+from sweeps.heart import Heart
 from sweeps.points import Range
 from sweeps.points import Values
 from sweeps.results import Result
@@ -36,10 +37,6 @@ from vae.errors import UserError
 
 # Why a failed trial says nothing about its point.
 _LOST, _SUPERSEDED = 'worker lost', 'superseded'
-
-# Between two signs of life there are so many parts of the time after which
-# their lack is death.
-_SIGNS = 6
 
 # A database that is away, as when it is restarted, is waited for so long.
 _PATIENCE = 300.0
@@ -128,45 +125,20 @@ class Study:
       raise UserError(
         f'the study {name} cannot be written: {_first_line(error)}'
       ) from error
-    check_same(definition, found, f'the study {name}')
+    definitions.check_same(definition, found, f'the study {name}')
     self._begun = time.time()
     # `None` prunes nothing, and need not be told how a point is doing.
     self._prunes = pruner is not None
-    self._last_beat = time.monotonic()
     # The last sign of life of other workers, and when it was seen first.
     self._seen: dict[int, tuple[object, float]] = {}
-    self._mine: dict[int, Claim] = {}
-    self._lost: set[int] = set()
-    self._lock = threading.Lock()
-    self._stop = threading.Event()
-    self._heart = threading.Thread(target=self._beat, daemon=True)
+    self._heart = Heart(storage, grace_seconds)
 
   def __enter__(self):
     self._heart.start()
     return self
 
   def __exit__(self, *unused_args):
-    self._stop.set()
-    self._heart.join()
-
-  def _beat(self) -> None:
-    """Counts in the trials of this worker, and notes those that it lost."""
-    count = 0
-    while not self._stop.wait(self._grace_seconds / _SIGNS):
-      count += 1
-      with self._lock:
-        mine = list(self._mine)
-      for trial_id in mine:
-        try:
-          self._storage.set_trial_user_attr(trial_id, 'heartbeat', count)
-        except exceptions.UpdateFinishedTrialError:
-          with self._lock:
-            if trial_id in self._mine:
-              self._lost.add(trial_id)
-        except Exception:  # The database is away; perhaps it comes back.
-          break
-      else:
-        self._last_beat = time.monotonic()
+    self._heart.stop()
 
   def check(self, claim: Claim) -> None:
     """Whether a point is still this worker's.
@@ -174,11 +146,9 @@ class Study:
     Raises:
       PointLostError: if not.
     """
-    is_lost = claim.trial_id in self._lost
-    if time.monotonic() - self._last_beat > self._grace_seconds:
-      # Others had reason to take this worker for dead.
-      is_lost = is_lost or not self.owns(claim)
-    if is_lost:
+    is_lost = claim.trial_id in self._heart.lost
+    # Others may have had reason to take this worker for dead.
+    if is_lost or (self._heart.seems_dead() and not self.owns(claim)):
       raise PointLostError(claim.name)
 
   def owns(self, claim: Claim) -> bool:
@@ -334,8 +304,7 @@ class Study:
       'worker',
       liveness.this_worker(),
     )
-    with self._lock:
-      self._mine[claim.trial_id] = claim
+    self._heart.beat_for(claim.trial_id)
 
   def ask(
     self, space: Mapping[str, list[object] | Range], num_points: int
@@ -363,8 +332,7 @@ class Study:
 
   def _void(self, claim: Claim) -> None:
     """Has a trial not count: the point has another, or is one too many."""
-    with self._lock:
-      self._mine.pop(claim.trial_id, None)
+    self._heart.forget(claim.trial_id)
     with contextlib.suppress(exceptions.UpdateFinishedTrialError):
       self._patiently(
         self._storage.set_trial_user_attr, claim.trial_id, 'void', _SUPERSEDED
@@ -390,9 +358,9 @@ class Study:
     facts = {'error': error, 'failed_at': time.time()}
     self._finish(claim, facts, state=TrialState.FAIL)
 
-  def prune(self, claim: Claim, error: str) -> None:
+  def prune(self, claim: Claim, why: str) -> None:
     """Records that a point of a search was not worth its end."""
-    self._finish(claim, {'error': error}, state=TrialState.PRUNED)
+    self._finish(claim, {'error': why}, state=TrialState.PRUNED)
 
   def _finish(self, claim: Claim, facts: dict[str, Any], **outcome) -> None:
     try:
@@ -408,15 +376,12 @@ class Study:
         raise
       raise PointLostError(claim.name) from error
     finally:
-      with self._lock:
-        self._mine.pop(claim.trial_id, None)
-        self._lost.discard(claim.trial_id)
+      self._heart.forget(claim.trial_id)
 
   def give_back(self) -> None:
     """Lets all points of this worker wait again, for it or another."""
-    with self._lock:
-      mine, self._mine = self._mine, {}
-    for trial_id in mine:
+    for trial_id in self._heart.trial_ids():
+      self._heart.forget(trial_id)
       # Where it cannot be said now, others find out.
       with contextlib.suppress(Exception):
         # The next owner is not to be taken for this one, who may be dead.
@@ -428,9 +393,7 @@ class Study:
     """Lets points wait again whose worker is no more; returns their names."""
     names = []
     for trial in self._trials():
-      if trial.state != TrialState.RUNNING or trial._trial_id in self._mine:
-        continue
-      if not self._is_dead(trial):
+      if trial.state != TrialState.RUNNING or not self._is_dead(trial):
         continue
       trial_id, attrs = trial._trial_id, trial.user_attrs
       try:
@@ -456,6 +419,8 @@ class Study:
     return names
 
   def _is_dead(self, trial: optuna.trial.FrozenTrial) -> bool:
+    if trial._trial_id in self._heart.trial_ids():
+      return False
     worker = trial.user_attrs.get('worker')
     if worker is not None and worker['machine'] == liveness.this_machine():
       return not liveness.is_alive(worker)
@@ -486,8 +451,8 @@ class Study:
       (worker['machine'], worker['pid'])
       for trial in self._by_name().values()
       if trial.state == TrialState.RUNNING
-      and trial._trial_id not in self._mine
       and (worker := trial.user_attrs.get('worker'))
+      and worker != liveness.this_worker()
     }
     return len(workers)
 
@@ -508,29 +473,6 @@ class Study:
       )
       for name, trial in self._by_name().items()
     ]
-
-
-def check_same(
-  given: Mapping[str, object], found: Mapping[str, object], where: str
-) -> None:
-  """Checks that a sweep is the one that is there already.
-
-  Raises:
-    UserError: if it is another, with the first difference.
-  """
-  for key in {**given, **found}:
-    if given.get(key) == found.get(key):
-      continue
-    was, now = found.get(key), given.get(key)
-    if isinstance(was, dict) and isinstance(now, dict):
-      name = next(
-        k for k in {**was, **now} if k not in was or was[k] != now.get(k)
-      )
-      key, was, now = f'{key} {name}', was.get(name), now.get(name)
-    raise UserError(
-      f'{where} holds another sweep: {key} was {was} and is now {now}. Name '
-      'another --workdir, or give the old values.'
-    )
 
 
 def _first_line(error: Exception) -> str:

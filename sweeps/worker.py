@@ -1,32 +1,30 @@
 """A worker of a sweep: takes points, trains and measures them, tells of it."""
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
 import math
-import statistics
 import time
 
 from etils import epath
 import jax
 import ml_collections
-import numpy as np
 import optuna
 import psutil
 
 from evaluation import measure
-from evaluation.measurements import Measurements
 import metric_writer
 import report as reports
 import run_config
 from sweeps import gallery
 from sweeps import hparams
+from sweeps import measuring
 from sweeps import page
 from sweeps import points
 from sweeps import table
+from sweeps.point_writer import PointWriter
 from sweeps.points import Range
 from sweeps.points import Values
 from sweeps.results import Result
@@ -36,9 +34,7 @@ from sweeps.study import Study
 import train
 from vae import checkpoints
 from vae import population
-from vae import posterior
 from vae import splits
-from vae import trained as trained_models
 from vae.errors import UserError
 
 POINTS = 'points'
@@ -113,7 +109,7 @@ class Worker:
     plan: Plan,
     folder: epath.Path,
     study: Study,
-    data: 'Data',
+    data: Data,
     retry_failed: bool = False,
   ):
     """Takes what it works on.
@@ -230,10 +226,13 @@ class Worker:
     print(f'\n{self._heading(claims)}', flush=True)
     again = []
     try:
-      data, runs = self._begin(claims)
-      with self._writers(claims, runs) as writers:
-        self._train_runs(runs, writers, data)
-      self._training_seconds += writers[0].training_seconds
+      with contextlib.ExitStack() as stack:
+        runs = [self._begin(claim, stack) for claim in claims]
+        data = self._data.of(runs[0].config)
+        first_step = checkpoints.latest_step(runs[0].workdir) or 0
+        self._train_runs(runs, data)
+      _, seconds = measuring.speed(runs[0], first_step)
+      self._training_seconds += seconds
     except PointLostError as error:
       _tell_of_loss(error)
       again = [claims]
@@ -259,31 +258,6 @@ class Worker:
     for claims in again:
       self._work(claims)
 
-  @contextlib.contextmanager
-  def _writers(
-    self, claims: list[Claim], runs: list[train.Run]
-  ) -> Iterator[list['_PointWriter']]:
-    with contextlib.ExitStack() as stack:
-      writers = []
-      for claim, run in zip(claims, runs, strict=True):
-        writer = metric_writer.MetricWriter(run.workdir)
-        stack.callback(writer.close)
-        writers.append(_PointWriter(writer, self._study, claim, run.config))
-      yield writers
-
-  def _train_runs(self, runs, writers, data) -> None:
-    """Together, or the one by itself, its batch over all devices."""
-    runs = [
-      dataclasses.replace(run, writer=writer)
-      for run, writer in zip(runs, writers, strict=True)
-    ]
-    run = runs[0]
-    divides = run.config.train.batch_size % jax.device_count() == 0
-    if len(runs) == 1 and divides:
-      train.train_and_evaluate(run.config, run.workdir, data, run.writer)
-    else:
-      train.train_population(runs, data, self._latent_dim)
-
   def _heading(self, claims: list[Claim]) -> str:
     done = len([r for r in self._study.results() if r.state == 'complete'])
     total = len(self._plan.grid) or self._plan.num_points
@@ -291,22 +265,43 @@ class Worker:
     together = f' {len(claims)} points together:' if len(claims) > 1 else ''
     return f'[{done} of {total} points done]{together} {names}'
 
-  def _begin(
-    self, claims: list[Claim]
-  ) -> tuple[splits.DataSet, list[train.Run]]:
-    """The data, and the runs that are to be trained."""
-    runs = []
-    for claim in claims:
-      config = points.configure(self._plan.base, claim.values)
-      folder = self._folder_of(claim)
-      run_config.check_workdir(config, folder)
-      runs.append(train.Run(config, folder, reports.NullWriter()))
-    return self._data.of(runs[0].config), runs
+  def _begin(self, claim: Claim, stack: contextlib.ExitStack) -> train.Run:
+    """The run of a point, whose writer the stack closes."""
+    config = points.configure(self._plan.base, claim.values)
+    folder = self._folder_of(claim)
+    run_config.check_workdir(config, folder)
+    writer = metric_writer.MetricWriter(folder)
+    stack.callback(writer.close)
+    return train.Run(config, folder, PointWriter(writer, self._study, claim))
+
+  def _train_runs(self, runs: list[train.Run], data: splits.DataSet) -> None:
+    """Together, or the one by itself, its batch over all devices."""
+    run = runs[0]
+    divides = run.config.train.batch_size % jax.device_count() == 0
+    if len(runs) == 1 and divides:
+      train.train_and_evaluate(run.config, run.workdir, data, run.writer)
+    else:
+      train.train_population(runs, data, self._latent_dim)
 
   def _finish(self, claim: Claim, run: train.Run, data: splits.DataSet) -> None:
     """Measures a point and records it."""
     try:
-      result = self._measure(claim, run, data)
+      metrics, dimensions = measuring.measure_run(
+        run,
+        data,
+        self._plan.split,
+        self._plan.measurements,
+        self._latent_dim,
+        self._study.objectives,
+      )
+      result = Result(
+        claim.name,
+        claim.values,
+        'complete',
+        {name: metric.value for name, metric in metrics.items()},
+        {name: metric.unit for name, metric in metrics.items()},
+        **dimensions,
+      )
       self._study.complete(claim, result)
     except PointLostError as error:
       _tell_of_loss(error)
@@ -319,42 +314,6 @@ class Worker:
         f'{result.metrics["active_units"]:.0f} active units',
         flush=True,
       )
-
-  def _measure(self, claim, run, data) -> Result:
-    plan = self._plan
-    split = getattr(data, plan.split)
-    trained = trained_models.restore(run.config, run.workdir)
-    # So that all latent dimensions share one program, and the same z.
-    padded = population.pad_trained(
-      trained, max(self._latent_dim, trained.model.latent_dim)
-    )
-    measured = measure.summarise(padded, split, plan.measurements)
-    for name in self._study.objectives:
-      value = measured.metrics[name].value
-      if not math.isfinite(value):
-        raise UserError(f'diverged: {name} is {value}.')
-    count = trained.model.latent_dim
-    found = {name: (m.value, m.unit) for name, m in measured.metrics.items()}
-    found['active_units'] = (found['active_units'][0], f'of {count}')
-    if plan.measurements.groups:
-      more = Measurements(split.num_examples)
-      measure.measure(trained, data, plan.split, plan.measurements, more)
-      found |= {name: (m.value, m.unit) for name, m in more.metrics.items()}
-    speed, seconds = _speed(run)
-    found['images_per_second'] = (speed, 'images/s')
-    found['seconds'] = (seconds, 's of training steps')
-    gallery.save(run.workdir, *gallery.draw(padded, split))
-    kl = measured.dimensions['kl'][:count]
-    variance = measured.dimensions['mean_variance'][:count]
-    return Result(
-      claim.name,
-      claim.values,
-      'complete',
-      {name: value for name, (value, _) in found.items()},
-      {name: unit for name, (_, unit) in found.items()},
-      kl,
-      [v > posterior.ACTIVE_VARIANCE for v in variance],
-    )
 
   def _fail(self, claim: Claim, error: Exception) -> None:
     message = _one_line(error)
@@ -402,60 +361,6 @@ class Worker:
         f'This worker took {reports.duration(seconds)}, '
         f'{self._training_seconds / seconds:.0%} of it in training steps.'
       )
-
-
-class _PointWriter:
-  """A run's writer, through which the sweep sees how the run is going.
-
-  Attributes:
-    training_seconds: of the steps that were told.
-  """
-
-  def __init__(
-    self, writer: reports.Writer, study: Study, claim: Claim, config
-  ):
-    self._writer, self._study, self._claim = writer, study, claim
-    self._batch_size = config.train.batch_size
-    self._step, self.training_seconds = 0, 0.0
-
-  def rewind(self, step):
-    """See `reports.Writer`."""
-    self._step = step
-    self._writer.rewind(step)
-
-  def write_scalars(self, step, scalars):
-    """See `reports.Writer`; what it raises ends the run."""
-    self._study.check(self._claim)
-    self._writer.write_scalars(step, scalars)
-    if 'images_per_second' in scalars:
-      images = (step - self._step) * self._batch_size
-      self.training_seconds += images / scalars['images_per_second']
-      self._step = step
-    else:
-      self._study.report(self._claim, scalars)
-
-  def write_images(self, step, images):
-    """See `reports.Writer`."""
-    self._writer.write_images(step, images)
-
-  def write_hparams(self, hparams):
-    """See `reports.Writer`."""
-    self._writer.write_hparams(hparams)
-
-
-def _speed(run: train.Run) -> tuple[float, float]:
-  """Images per second, median, and seconds of all training steps of a run.
-
-  Members of a population train at the same time, for the same seconds.
-  """
-  rows = metric_writer.read(run.workdir)
-  rows = [row for row in rows if 'images_per_second' in row]
-  if not rows:
-    return math.nan, math.nan
-  speeds = [row['images_per_second'] for row in rows]
-  steps = np.diff([0, *(row['step'] for row in rows)])
-  seconds = np.sum(steps * run.config.train.batch_size / speeds)
-  return statistics.median(speeds), float(seconds)
 
 
 def _tell_of_loss(lost: PointLostError) -> None:

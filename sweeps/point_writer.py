@@ -1,0 +1,37 @@
+"""How a sweep sees how the run of a point is going."""
+
+import report as reports
+from sweeps.study import Claim
+from sweeps.study import Study
+
+
+class PointWriter:
+  """A run's writer; what it raises ends the run."""
+
+  def __init__(self, writer: reports.Writer, study: Study, claim: Claim):
+    """Takes the writer that is to have all, and what to ask and to tell."""
+    self._writer, self._study, self._claim = writer, study, claim
+
+  def rewind(self, step):
+    """See `reports.Writer`."""
+    self._writer.rewind(step)
+
+  def write_scalars(self, step, scalars):
+    """See `reports.Writer`.
+
+    Raises:
+      PointLostError: if the point is another worker's by now.
+      optuna.TrialPruned: if it is not worth going on.
+    """
+    self._study.check(self._claim)
+    self._writer.write_scalars(step, scalars)
+    if 'val/loss' in scalars:
+      self._study.report(self._claim, scalars)
+
+  def write_images(self, step, images):
+    """See `reports.Writer`."""
+    self._writer.write_images(step, images)
+
+  def write_hparams(self, hparams):
+    """See `reports.Writer`."""
+    self._writer.write_hparams(hparams)
