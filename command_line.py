@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 
 from absl import app
 from absl import flags
@@ -19,6 +20,7 @@ from absl import logging
 import jax
 from ml_collections import config_flags
 
+from stop_signals import TerminatedError
 from vae.errors import UserError
 
 WORKDIR = flags.DEFINE_string(
@@ -62,19 +64,33 @@ def run(
     except UserError as error:
       _fail(str(error))
     except KeyboardInterrupt:
-      # What was to be saved is saved by now. A proper exit can crash while
-      # the device still computes.
-      print(f'\n{on_interrupt}', file=sys.stderr)
+      _leave(on_interrupt, 130)
+    except TerminatedError:
+      _leave(on_interrupt.replace('interrupted', 'terminated'), 0)
+    try:
       sys.stdout.flush()
-      sys.stderr.flush()
-      os._exit(130)
+    except OSError:
+      # It would fail again when the program ends, and be taken for a failure.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-  _redeliver_lost_interrupts()
+  _mind_destructors()
   _keep_compiled_programs()
   for stream in (sys.stdout, sys.stderr):
     # σ and ‖ are not in every encoding.
     stream.reconfigure(errors='replace')
   app.run(guarded, flags_parser=_parse)
+
+
+def _leave(message: str, status: int) -> None:
+  """Ends the process; what was to be saved is saved by now.
+
+  A proper exit can crash while the device still computes.
+  """
+  for stream, text in ((sys.stderr, f'\n{message}\n'), (sys.stdout, '')):
+    with contextlib.suppress(OSError):
+      stream.write(text)
+      stream.flush()
+  os._exit(status)
 
 
 def _keep_compiled_programs() -> None:
@@ -83,6 +99,10 @@ def _keep_compiled_programs() -> None:
   `JAX_COMPILATION_CACHE_DIR` is JAX's own name of the place, and
   `JAX_ENABLE_COMPILATION_CACHE=0` its switch.
   """
+  # What a kill or a full disk cut short is compiled anew.
+  warnings.filterwarnings(
+    'ignore', 'Error (reading|writing) persistent compilation cache entry'
+  )
   if jax.config.jax_compilation_cache_dir is not None:
     return
   # A home may be shared by machines with other processors, whose programs
@@ -100,8 +120,12 @@ def _keep_compiled_programs() -> None:
       jax.config.update('jax_compilation_cache_dir', folder)
 
 
-def _redeliver_lost_interrupts() -> None:
-  """Makes Ctrl-C count that falls into a destructor, where Python drops it."""
+def _mind_destructors() -> None:
+  """Makes Ctrl-C count that falls into a destructor, where Python drops it.
+
+  And keeps quiet where TensorStore tells an event loop that Orbax has closed
+  how a write ended: that it failed is told already.
+  """
   report = sys.unraisablehook
 
   def hook(unraisable):
@@ -110,7 +134,7 @@ def _redeliver_lost_interrupts() -> None:
       main_thread = threading.main_thread().ident
       again = (main_thread, signal.SIGINT)
       threading.Timer(0.1, signal.pthread_kill, again).start()
-    else:
+    elif str(unraisable.exc_value) != 'Event loop is closed':
       report(unraisable)
 
   sys.unraisablehook = hook

@@ -6,6 +6,7 @@ Any setting of configs/default.py can be given as --config.GROUP.NAME=VALUE.
 The same command again goes on where the run stopped.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -13,10 +14,13 @@ import sys
 from absl import flags
 from etils import epath
 import jax
+import ml_collections
 
 import command_line
 import run_config
+import stop_signals
 from vae.errors import UserError
+import workdir_lock
 
 command_line.define_config('configs/faces.py')
 flags.adopt_module_key_flags(command_line)
@@ -53,13 +57,24 @@ def main() -> None:
   workdir = epath.Path(
     command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
   )
-  first = jax.process_index() == 0
-  if first:
-    run_config.check_workdir(config, workdir)
-  else:
-    # One process speaks for all.
-    sys.stdout = open(os.devnull, 'w')
+  with contextlib.ExitStack() as stack:
+    stop = stack.enter_context(stop_signals.StopSignals())
+    if jax.process_index() == 0:
+      run_config.check_writable(workdir, '--workdir')
+      stack.enter_context(workdir_lock.hold(workdir))
+      run_config.check_workdir(config, workdir)
+    else:
+      # One process speaks for all.
+      sys.stdout = open(os.devnull, 'w')
+    _train(config, workdir, stop)
+    stop.raise_if_received()
 
+
+def _train(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  stop: stop_signals.StopSignals,
+) -> None:
   # TensorFlow takes seconds to load; a mistake above is told before.
   import input_pipeline
   import metric_writer
@@ -67,9 +82,10 @@ def main() -> None:
   import train
 
   data = input_pipeline.load(config)
+  first = jax.process_index() == 0
   writer = metric_writer.MetricWriter(workdir) if first else report.NullWriter()
   try:
-    train.train_and_evaluate(config, workdir, data, writer)
+    train.train_and_evaluate(config, workdir, data, writer, stop)
   finally:
     writer.close()
 

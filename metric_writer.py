@@ -1,11 +1,16 @@
 """Where a run's metrics go: TensorBoard, through clu, and `metrics.jsonl`."""
 
 from collections.abc import Mapping
+import contextlib
 import json
+import os
 
 from clu import metric_writers
 from etils import epath
 import numpy as np
+import tensorflow as tf
+
+import report as reports
 
 FILENAME = 'metrics.jsonl'
 
@@ -25,12 +30,18 @@ def read(workdir: epath.Path) -> list[dict[str, float]]:
 
 
 class MetricWriter:
-  """Writes scalars to both, pictures and hyperparameters to TensorBoard."""
+  """Writes scalars to both, pictures and hyperparameters to TensorBoard.
+
+  Where the disk does not take them training goes on: that is told once, lines
+  wait until it does, and TensorBoard's curves have a gap.
+  """
 
   def __init__(self, workdir: epath.Path):
     self._path = workdir / FILENAME
+    # Lines that the disk has not taken.
+    self._waiting = []
     self._tensorboard = metric_writers.AsyncWriter(
-      metric_writers.SummaryWriter(str(workdir / 'tensorboard'))
+      _PatientSummaryWriter(str(workdir / 'tensorboard'))
     )
 
   def rewind(self, step: int) -> None:
@@ -53,9 +64,31 @@ class MetricWriter:
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """One JSON object on a line of its own, and a point on each curve."""
     row = {'step': step, **scalars}
-    with self._path.open('a') as file:
-      file.write(json.dumps(row) + '\n')
+    self._write_line(json.dumps(row) + '\n')
     self._tensorboard.write_scalars(step, scalars)
+
+  def _write_line(self, line: str) -> None:
+    had_to_wait = bool(self._waiting)
+    self._waiting.append(line)
+    try:
+      self._append(''.join(self._waiting))
+    except OSError as error:
+      if not had_to_wait:
+        _warn(f'{self._path} cannot be written ({error.strerror or error})')
+      return
+    self._waiting = []
+
+  def _append(self, text: str) -> None:
+    """Appends all of a text, or nothing."""
+    end = self._path.stat().length if self._path.exists() else 0
+    try:
+      with self._path.open('a') as file:
+        file.write(text)
+    except OSError:
+      # Half a line would swallow the next one.
+      if self._path.exists() and '://' not in str(self._path):
+        os.truncate(self._path, end)
+      raise
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Pictures, uint8 [height, width, channels]."""
@@ -71,5 +104,57 @@ class MetricWriter:
     )
 
   def close(self) -> None:
-    """Waits until everything is written."""
+    """Waits until everything is written, that can be."""
     self._tensorboard.close()
+    if not self._waiting:
+      return
+    with contextlib.suppress(OSError):
+      self._append(''.join(self._waiting))
+      return
+    _warn(f'{len(self._waiting)} lines of {self._path} could not be written')
+
+
+class _PatientSummaryWriter:
+  """A `SummaryWriter` that is made anew where the disk did not take a write.
+
+  What was in its buffer is lost, and its file may end in the middle of a
+  record, behind which nothing would be read.
+  """
+
+  def __init__(self, logdir: str):
+    self._logdir = logdir
+    self._writer: metric_writers.SummaryWriter | None = None
+    self._is_failing = False
+
+  def write_scalars(self, step, scalars):
+    self._try('write_scalars', step, scalars)
+
+  def write_images(self, step, images):
+    self._try('write_images', step, images)
+
+  def write_hparams(self, hparams):
+    self._try('write_hparams', hparams)
+
+  def flush(self):
+    if self._writer is not None:
+      self._try('flush')
+
+  def close(self):
+    if self._writer is not None:
+      self._try('close')
+
+  def _try(self, method: str, *args) -> None:
+    try:
+      if self._writer is None:
+        self._writer = metric_writers.SummaryWriter(self._logdir)
+      getattr(self._writer, method)(*args)
+      self._is_failing = False
+    except (OSError, tf.errors.OpError) as error:
+      if not self._is_failing:
+        reason = str(error).strip().split('\n')[0]
+        _warn(f'{self._logdir} cannot be written ({reason})')
+      self._writer, self._is_failing = None, True
+
+
+def _warn(what: str) -> None:
+  reports.warn(f'warning: {what}; training goes on.')

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
 import contextlib
+import math
 import shutil
 import sys
 import time
@@ -72,6 +74,7 @@ class Report:
     batch_size: int,
     log_every_steps: int,
     learning_rates: Sequence[np.ndarray],
+    untold: Sequence[Mapping[str, list[float]]] = (),
   ):
     """Starts at `step`.
 
@@ -85,6 +88,8 @@ class Report:
       log_every_steps: metrics are told at multiples of this within an epoch,
         and at its end.
       learning_rates: of each run, of each epoch.
+      untold: of each run, metrics of the last steps before `step`, as the
+        method `untold` gave them to a checkpoint.
     """
     self._writers = [writer for writer, _ in runs]
     self._workdirs = [workdir for _, workdir in runs]
@@ -95,7 +100,14 @@ class Report:
     self._learning_rates = learning_rates
     self._first_step = self._step = self._last_step = step
     self._start_time = self._last_time = None
-    self._untold = []
+    # Rows of metrics by run, [num_runs, num_metrics], of each step.
+    self._names, self._untold = (), []
+    if untold and untold[0]:
+      self._names = tuple(untold[0])
+      by_run = [[one[name] for name in self._names] for one in untold]
+      self._untold = list(np.array(by_run, np.float64).transpose(2, 0, 1))
+    # Those that are told of, and whether one had to leave a step out.
+    self._told, self._has_skipped = list(range(len(runs))), False
     # Compressing pictures takes longer than many a dispatch.
     self._painter = futures.ThreadPoolExecutor(1, 'pictures')
     self._painting = None
@@ -113,41 +125,99 @@ class Report:
       metrics: of the steps that were made since the last call, [num_runs,
         num_steps].
     """
+    self._match_untold(tuple(metrics))
     rows = []
-    for values in np.stack(list(metrics.values())).transpose(2, 0, 1):
+    for values in np.stack(list(metrics.values()), axis=-1).swapaxes(0, 1):
       self._step += 1
       self._untold.append(values)
       if self.is_told(self._step):
         # In double precision, one by one, so that how the steps were cut into
         # dispatches changes nothing.
-        means = np.mean(np.array(self._untold, np.float64), axis=0)
-        rows.append((self._step, means))
+        steps = np.array(self._untold, np.float64)
+        rows.append(
+          (self._step, [self._means(run) for run in steps.swapaxes(0, 1)])
+        )
         self._untold = []
+    self._tell_of_skipping(metrics)
     if not rows:
       return
     now = time.monotonic()
     images = (self._step - self._last_step) * self._batch_size
     speed = images / max(now - self._last_time, 1e-9)
     self._last_step, self._last_time = self._step, now
-    names = [f'train/{name}' for name in metrics]
     for step, means in rows:
       epoch = step / self._steps_per_epoch
-      for writer, rates, values in zip(
-        self._writers, self._learning_rates, means.T.tolist(), strict=True
-      ):
-        rate = float(rates[(step - 1) // self._steps_per_epoch])
+      for run in self._told:
+        rate = float(
+          self._learning_rates[run][(step - 1) // self._steps_per_epoch]
+        )
         facts = {'learning_rate': rate, 'images_per_second': speed}
-        scalars = dict(zip(names, values, strict=True))
-        writer.write_scalars(step, {'epoch': epoch, **scalars, **facts})
+        scalars = {f'train/{name}': value for name, value in means[run].items()}
+        self._writers[run].write_scalars(
+          step, {'epoch': epoch, **scalars, **facts}
+        )
+    if not self._told:
+      return
 
     per_step = (now - self._start_time) / (self._step - self._first_step)
     left = duration((self._total_steps - self._step) * per_step)
-    losses = means[list(metrics).index('loss')]
+    losses = [means[run].get('loss', math.nan) for run in self._told]
     _progress_line(
       f'step {step:,}/{self._total_steps:,}  epoch {epoch:.2f}  '
       f'loss {_span(losses, ",.1f")} nats  '
-      f'{speed * len(self._writers):,.0f} images/s  {left} left'
+      f'{speed * len(self._told):,.0f} images/s  {left} left'
     )
+
+  def _match_untold(self, names: tuple[str, ...]) -> None:
+    """Has the untold rows, which may be another program's, in this order."""
+    if names == self._names:
+      return
+    columns = {name: index for index, name in enumerate(self._names)}
+    self._untold = [
+      np.stack(
+        [
+          row[:, columns[name]] if name in columns else np.zeros(len(row))
+          for name in names
+        ],
+        axis=-1,
+      )
+      for row in self._untold
+    ]
+    self._names = names
+
+  def _means(self, steps: np.ndarray) -> dict[str, float]:
+    """Of a run's steps, [num_steps, num_metrics], that were not skipped."""
+    if 'skipped' not in self._names:
+      return dict(zip(self._names, steps.mean(axis=0).tolist(), strict=True))
+    skipped = steps[:, self._names.index('skipped')] > 0
+    means = {'skipped_steps': int(skipped.sum())}
+    if not skipped.all():
+      values = steps[~skipped].mean(axis=0).tolist()
+      means = dict(zip(self._names, values, strict=True)) | means
+      del means['skipped']
+    return means
+
+  def _tell_of_skipping(self, metrics: Mapping[str, np.ndarray]) -> None:
+    if not self._has_skipped and np.any(metrics.get('skipped', 0)):
+      self._has_skipped = True
+      _, index = np.argwhere(metrics['skipped'])[0]
+      step = self._step - metrics['skipped'].shape[1] + index + 1
+      warn(
+        f'note: step {step:,} was skipped, as its loss or gradient is not '
+        'finite; train/skipped_steps counts such steps.'
+      )
+
+  def untold(self, run: int) -> dict[str, list[float]]:
+    """A run's metrics that no row tells of yet, by name, of each step."""
+    return {
+      name: [float(row[run, index]) for row in self._untold]
+      for index, name in enumerate(self._names)
+      if self._untold
+    }
+
+  def drop(self, run: int) -> None:
+    """Tells no more of a run."""
+    self._told.remove(run)
 
   def is_told(self, step: int) -> bool:
     """Whether the metrics up to a step are told, and none is left over."""
@@ -163,11 +233,22 @@ class Report:
     """
     self._last_time = time.monotonic()
     epoch = step // self._steps_per_epoch
-    for index, writer in enumerate(self._writers):
+    metrics = {
+      name: [values[run] for run in self._told]
+      for name, values in metrics.items()
+    }
+    for index, run in enumerate(self._told):
       scalars = {
         f'val/{name}': values[index] for name, values in metrics.items()
       }
-      writer.write_scalars(step, {'epoch': epoch, **scalars})
+      self._writers[run].write_scalars(step, {'epoch': epoch, **scalars})
+    if not self._told:
+      return
+    if not np.all(np.isfinite(metrics['loss'])):
+      warn(
+        f'warning: the validation loss at step {step:,} is not finite; its '
+        'checkpoint counts as the worst.'
+      )
     _lasting_line(
       f'epoch {epoch}/{self._total_steps // self._steps_per_epoch}  '
       f'val: loss {_span(metrics["loss"], ",.1f")}  distortion '
@@ -195,8 +276,15 @@ class Report:
     self._writers[0].write_images(step, pictures)
     paths = []
     for name, picture in pictures.items():
-      paths.append(self._workdirs[0] / name / f'epoch_{epoch:04d}.png')
-      figures.save_png(picture, paths[-1])
+      path = self._workdirs[0] / name / f'epoch_{epoch:04d}.png'
+      try:
+        figures.save_png(picture, path)
+        paths.append(path)
+      except OSError as error:
+        warn(
+          f'warning: {path} cannot be written ({error.strerror or error}); '
+          'training goes on.'
+        )
     return paths
 
   def finish_pictures(self) -> None:
@@ -212,17 +300,19 @@ class Report:
       best_step: of the first run.
     """
     self.finish_pictures()
-    seconds = time.monotonic() - self._start_time
-    print(
+    # None where there was but a validation to be made good.
+    start = self._start_time or time.monotonic()
+    seconds = time.monotonic() - start
+    say(
       f'Trained steps {self._first_step + 1:,} to {self._total_steps:,} in '
       f'{duration(seconds)}.'
     )
     if len(self._workdirs) > 1:
       return
-    print(f'  best checkpoint by val/loss: step {best_step}')
+    say(f'  best checkpoint by val/loss: step {best_step}')
     for path in self._last_pictures:
-      print(f'  {path}')
-    print(f'To measure it: python evaluate.py --workdir={self._workdirs[0]}')
+      say(f'  {path}')
+    say(f'To measure it: python evaluate.py --workdir={self._workdirs[0]}')
 
 
 @contextlib.contextmanager
@@ -271,14 +361,30 @@ def _span(values: Sequence[float], spec: str) -> str:
   return least if least == most else f'{least}…{most}'
 
 
+def say(text: str, end: str = '\n') -> None:
+  """Prints; what goes on does not end where nobody can read it.
+
+  The reader may have gone, or the disk that holds the log be full.
+  """
+  with contextlib.suppress(OSError):
+    print(text, end=end, flush=True)
+
+
+def warn(text: str) -> None:
+  """Says on standard error what needs the user's eye."""
+  start = '\r\033[K' if sys.stderr.isatty() else ''
+  with contextlib.suppress(OSError):
+    print(f'{start}{text}', file=sys.stderr, flush=True)
+
+
 def _progress_line(text: str) -> None:
   """In a terminal the next line will overwrite it."""
   if sys.stdout.isatty():
     width = shutil.get_terminal_size().columns - 1
-    print(f'\r\033[K{text[:width]}', end='', flush=True)
+    say(f'\r\033[K{text[:width]}', end='')
   else:
-    print(text, flush=True)
+    say(text)
 
 
 def _lasting_line(text: str) -> None:
-  print(f'\r\033[K{text}' if sys.stdout.isatty() else text, flush=True)
+  say(f'\r\033[K{text}' if sys.stdout.isatty() else text)

@@ -24,6 +24,7 @@ import optuna
 import command_line
 from evaluation import measure
 import run_config
+import stop_signals
 from sweeps import definition as definitions
 from sweeps import points
 from sweeps import storage as storages
@@ -220,8 +221,10 @@ def main() -> None:
       f'workdir than {workdir}; name that one, or another --study.'
     )
   run_config.write_json(workdir / DEFINITION, definition)
-  with study:
-    worker = workers.Worker(plan, workdir, study, data, _RETRY_FAILED.value)
+  with study, stop_signals.StopSignals() as stop:
+    worker = workers.Worker(
+      plan, workdir, study, data, stop, _RETRY_FAILED.value
+    )
     results = worker.run()
   failed = [result for result in results if result.state == 'failed']
   for result in failed:

@@ -14,7 +14,6 @@ import time
 
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
@@ -25,6 +24,9 @@ from vae import devices
 from vae import optimizers
 from vae import splits
 from vae import training
+from vae.checkpoint_writer import CheckpointWriter
+from vae.checkpoints import Checkpoints
+from vae.errors import UserError
 from vae.population import Population
 from vae.single import SingleRun
 from vae.trainer import Trainer
@@ -45,6 +47,12 @@ _MAX_BYTES = 64_000_000
 
 # Batches of a dispatch of the validation, at most.
 _MAX_EVAL_BATCHES = 10
+
+# For so long a run that is finished waits for a disk that takes its last state.
+_PATIENCE_SECONDS = 600.0
+
+# Skipping ends where so many steps in a row had to be.
+_MAX_SKIPPED = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +91,16 @@ class _UnderWay:
   snapshot: training.TrainState | None = None
 
 
+def _never() -> bool:
+  return False
+
+
 def train_and_evaluate(
   config,
   workdir: epath.PathLike,
   data: splits.DataSet,
   writer: reports.Writer,
+  stop: Callable[[], bool] = _never,
 ) -> training.TrainState:
   """Trains the model of `config`, going on from the workdir's last checkpoint.
 
@@ -96,19 +109,29 @@ def train_and_evaluate(
     workdir: where checkpoints and pictures go.
     data: its train and validation splits are used.
     writer: takes the metrics.
+    stop: asked after each dispatch; True ends training, with a checkpoint.
 
   Returns:
-    The state after the last step.
+    The state after the last step, or the one at which it was stopped.
+
+  Raises:
+    UserError: if a loss or gradient is not finite, or a mistake shows.
   """
   trainer = SingleRun(config, data)
-  _train(trainer, [Run(config, epath.Path(workdir), writer)], data)
+  run = Run(config, epath.Path(workdir), writer)
+  (error,) = _train(trainer, [run], data, stop)
+  if error is not None:
+    raise error
   (state,) = trainer.states(trainer.snapshot())
   return state
 
 
 def train_population(
-  runs: Sequence[Run], data: splits.DataSet, latent_dim: int
-) -> None:
+  runs: Sequence[Run],
+  data: splits.DataSet,
+  latent_dim: int,
+  stop: Callable[[], bool] = _never,
+) -> list[UserError | None]:
   """Trains several runs in one program; each as `train_and_evaluate` would.
 
   But they draw no pictures.
@@ -118,175 +141,354 @@ def train_population(
       the same but for `population.FREE_KEYS`.
     data: as of `train_and_evaluate`.
     latent_dim: that all are padded to.
+    stop: as of `train_and_evaluate`.
+
+  Returns:
+    What ended each run before the others, if anything did.
   """
   population = Population([run.config for run in runs], data, latent_dim)
-  _train(population, runs, data)
+  return _train(population, runs, data, stop)
 
 
-def _train(trainer: Trainer, runs: Sequence[Run], data: splits.DataSet) -> None:
-  """The loop."""
+def _train(
+  trainer: Trainer,
+  runs: Sequence[Run],
+  data: splits.DataSet,
+  stop: Callable[[], bool],
+) -> list[UserError | None]:
+  """Restores the runs, says where they stand, and trains them to their end."""
   # What is told and saved, and when, is the same for all.
   config = runs[0].config
   topology = devices.current()
-  batch_size = config.train.batch_size
-  steps_per_epoch = data.train.num_examples // batch_size
-  total_steps = steps_per_epoch * config.train.num_epochs
+  schedule = _Schedule(
+    data.train.num_examples // config.train.batch_size,
+    config.train.num_epochs,
+    config.eval.every_epochs,
+  )
   where = str(runs[0].workdir)
   if len(runs) > 1:
     where = f'{runs[0].workdir.parent} ({len(runs)} runs together)'
 
-  with contextlib.ExitStack() as stack:
-    saved = [
-      stack.enter_context(
-        checkpoints.Checkpoints(run.workdir, run.config.checkpoint.keep_best)
-      )
+  saved = [Checkpoints(run.workdir) for run in runs]
+  untold = trainer.restore(saved)
+  step = trainer.step
+  # As where the run was stopped at an epoch's end.
+  validate_first = schedule.validates(step) and not trainer.is_validated
+  if step >= schedule.total_steps and not validate_first:
+    reports.say(f'{where}: this run is finished, at step {step}.')
+    return [None] * len(runs)
+  # Read now, so that a picture that cannot be is told before training.
+  pairs = min(_GRID * _GRID // 2, data.validation.num_examples)
+  originals = next(data.validation.batches(np.arange(pairs), pairs))
+  num_examples = {
+    'train': data.train.num_examples,
+    'validation': data.validation.num_examples,
+  }
+  for run in runs:
+    if topology.process_index == 0:
+      run_config.claim_workdir(run.config, run.workdir, num_examples)
+    run.writer.rewind(step)
+    if not step:
+      run.writer.write_hparams(run_config.flatten(run.config))
+  if step:
+    reports.say(f'{where}: this run goes on from step {step}.')
+  reports.say(
+    f'Training {trainer.num_parameters:,} parameters on '
+    f'{data.train.num_examples:,} images (validation: '
+    f'{data.validation.num_examples:,}), {topology.num_devices} × '
+    f'{jax.devices()[0].device_kind}, into {where}.'
+  )
+  report = reports.Report(
+    [(run.writer, run.workdir) for run in runs],
+    step=step,
+    total_steps=schedule.total_steps,
+    steps_per_epoch=schedule.steps_per_epoch,
+    batch_size=config.train.batch_size,
+    log_every_steps=config.train.log_every_steps,
+    learning_rates=[
+      optimizers.learning_rates(run.config, config.train.num_epochs)
       for run in runs
-    ]
-    # Where the runs stand.
-    trainer.restore(saved)
-    step = trainer.step
-    if step >= total_steps:
-      print(f'{where}: this run is finished, at step {step}.')
-      return
-    # Read now, so that a picture that cannot be is told before training.
-    pairs = min(_GRID * _GRID // 2, data.validation.num_examples)
-    originals = next(data.validation.batches(np.arange(pairs), pairs))
-    num_examples = {
-      'train': data.train.num_examples,
-      'validation': data.validation.num_examples,
-    }
-    for run in runs:
-      if topology.process_index == 0:
-        run_config.claim_workdir(run.config, run.workdir, num_examples)
-      run.writer.rewind(step)
-      if not step:
-        run.writer.write_hparams(run_config.flatten(run.config))
-    if step:
-      print(f'{where}: this run goes on from step {step}.')
-    print(
-      f'Training {trainer.num_parameters:,} parameters on '
-      f'{data.train.num_examples:,} images (validation: '
-      f'{data.validation.num_examples:,}), {topology.num_devices} × '
-      f'{jax.devices()[0].device_kind}, into {where}.',
-      flush=True,
-    )
-    report = reports.Report(
-      [(run.writer, run.workdir) for run in runs],
-      step=step,
-      total_steps=total_steps,
-      steps_per_epoch=steps_per_epoch,
-      batch_size=batch_size,
-      log_every_steps=config.train.log_every_steps,
-      learning_rates=[
-        optimizers.learning_rates(run.config, config.train.num_epochs)
-        for run in runs
-      ],
-    )
-
-    steps_per_dispatch = config.train.steps_per_dispatch or _steps_per_dispatch(
-      data.train,
-      trainer.batches_per_step * batch_size // topology.process_count,
-      config,
-    )
-
-    def is_validated(step: int) -> bool:
-      """Whether the state at a step is validated, and saved with that."""
-      epoch, within_epoch = divmod(step, steps_per_epoch)
-      is_due = epoch % config.eval.every_epochs == 0 or step == total_steps
-      return within_epoch == 0 and is_due
-
-    last_save, num_told = time.monotonic(), 0
-    # What was dispatched, oldest first, and whether all before it is settled.
-    under_way, in_order = collections.deque(), True
-
-    def settle() -> None:
-      """Waits for what has been under way longest; tells of it, and saves."""
-      nonlocal in_order
-      # Ctrl-C comes while it is waited for, and then it is still under way.
-      jax.block_until_ready((under_way[0].metrics, under_way[0].validation))
-      done, in_order = under_way.popleft(), False
-      if done.metrics is not None:
-        metrics = trainer.by_run(done.metrics)
-        report.training({k: v[:, : done.num_steps] for k, v in metrics.items()})
-      val_metrics = [None] * len(runs)
-      if done.validation is not None:
-        sums = [trainer.by_run(chunk) for chunk in done.validation]
-        means = mean_metrics(sums, data.validation.num_examples)
-        report.validation(done.step, means)
-        val_metrics = [{checkpoints.METRIC: loss} for loss in means['loss']]
-      if done.snapshot is not None:
-        states = trainer.states(done.snapshot)
-        for one, state, metrics in zip(saved, states, val_metrics, strict=True):
-          one.save(done.step, state, metrics)
-      if done.draw is not None:
-        report.pictures(done.step, done.draw)
-      in_order = True
-
-    # Loop. What is under way is settled when the devices have the next steps to
-    # do, so that they do not wait for the host.
-    try:
-      while step < total_steps:
-        epoch, first_step = divmod(step, steps_per_epoch)
-        for chunk in trainer.train_chunks(
-          epoch, first_step, steps_per_dispatch
-        ):
-          metrics = trainer.train(chunk)
-          report.dispatched()
-          step = trainer.step
-          under_way.append(_UnderWay(step, metrics, chunk.num_batches))
-          if len(under_way) > _AHEAD:
-            settle()
-
-          # A checkpoint where no metrics are left over.
-          if report.is_told(step) and not is_validated(step):
-            minutes = (time.monotonic() - last_save) / 60
-            is_due = minutes >= config.checkpoint.every_minutes
-            if _as_first_process(is_due, num_told):
-              under_way[-1].snapshot = trainer.snapshot()
-              last_save = time.monotonic()
-            num_told += 1
-
-        # Validation, with a checkpoint. The speed that is told is that of
-        # training, so its end is waited for.
-        if is_validated(step):
-          while under_way:
-            settle()
-          under_way.append(
-            _UnderWay(
-              step,
-              validation=_evaluate(trainer, data.validation, config),
-              snapshot=trainer.snapshot(),
-            )
+    ],
+    untold=untold,
+  )
+  with contextlib.ExitStack() as stack:
+    writers = []
+    # All processes have the same state, and one of them writes it.
+    if topology.process_index == 0:
+      writers = [
+        stack.enter_context(
+          CheckpointWriter(
+            run.workdir, run.config.checkpoint.keep_best, reports.warn
           )
-          last_save = time.monotonic()
-          if topology.process_index == 0:
-            under_way[-1].draw = trainer.draw(originals, _GRID)
+        )
+        for run in runs
+      ]
+    loop = _Loop(
+      trainer, data, config, schedule, report, writers, stop, originals
+    )
+    loop.run(validate_first)
+    patience = 0.0 if loop.is_stopped else _PATIENCE_SECONDS
+    for writer, error in zip(writers, loop.errors, strict=False):
+      if error is None:
+        writer.finish(patience)
+  if not all(loop.errors):
+    if loop.is_stopped:
+      reports.say(f'Stopped at step {trainer.step:,}, which is saved.')
+    else:
+      report.done(saved[0].best_step())
+  return [
+    None if error is None else UserError(f'{error} {_advice(one)}')
+    for error, one in zip(loop.errors, saved, strict=True)
+  ]
+
+
+def _advice(saved: Checkpoints) -> str:
+  """What is left of a run that ended in what is not finite, and what to do."""
+  step = saved.latest_step()
+  left = 'There is no checkpoint yet.'
+  if step is not None:
+    left = f'The last good checkpoint is {saved.directory / str(step)}.'
+  return (
+    f'{left} The same command would end there again: try a lower '
+    'config.optimizer.learning_rate or a limit to the gradient, '
+    'config.optimizer.clip_norm, or leave such steps out with '
+    'config.train.on_nonfinite=skip.'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Schedule:
+  """When what happens.
+
+  Attributes:
+    steps_per_epoch: whole batches.
+    num_epochs: to be trained.
+    every_epochs: the state is validated, and saved with that.
+  """
+
+  steps_per_epoch: int
+  num_epochs: int
+  every_epochs: int
+
+  @property
+  def total_steps(self) -> int:
+    """After which training is over."""
+    return self.steps_per_epoch * self.num_epochs
+
+  def validates(self, step: int) -> bool:
+    """Whether the state at a step is validated."""
+    epoch, within_epoch = divmod(step, self.steps_per_epoch)
+    is_due = epoch % self.every_epochs == 0 or step == self.total_steps
+    return step > 0 and within_epoch == 0 and is_due
+
+
+class _Loop:
+  """Training, from where the trainer stands.
+
+  What the devices were sent is settled when they have the next steps to do, so
+  that they do not wait for the host: only then its metrics are told and its
+  checkpoint is written.
+
+  Attributes:
+    errors: what ended each run before its time, if anything did.
+    is_stopped: whether `stop` ended all.
+  """
+
+  def __init__(
+    self,
+    trainer: Trainer,
+    data: splits.DataSet,
+    config: ml_collections.ConfigDict,
+    schedule: _Schedule,
+    report: reports.Report,
+    writers: Sequence[CheckpointWriter],
+    stop: Callable[[], bool],
+    originals: np.ndarray,
+  ):
+    """Takes what it works on; `writers` is empty where nothing is written."""
+    self._trainer, self._data, self._config = trainer, data, config
+    self._schedule, self._report = schedule, report
+    self._writers, self._stop = writers, stop
+    self._originals = originals
+    self.errors: list[UserError | None] = [None] * trainer.num_runs
+    self.is_stopped = False
+    self._steps_per_dispatch = (
+      config.train.steps_per_dispatch
+      or _steps_per_dispatch(
+        data.train,
+        trainer.batches_per_step
+        * config.train.batch_size
+        // jax.process_count(),
+        config,
+      )
+    )
+    # Steps in a row that were skipped, of each run.
+    self._skipped = np.zeros(trainer.num_runs, int)
+    self._last_save, self._saved_step = time.monotonic(), trainer.step
+    # What was dispatched, oldest first, and whether all before it is settled.
+    self._under_way, self._in_order = collections.deque(), True
+
+  def run(self, validate_first: bool) -> None:
+    """Trains until the last step, until stopped, or until no run is left.
+
+    Args:
+      validate_first: whether the state where it stands is to be validated.
+    """
+    try:
+      if validate_first:
+        self._validate()
+      while self._goes_on() and self._trainer.step < self._schedule.total_steps:
+        self._train_epoch()
+        if self._goes_on() and self._schedule.validates(self._trainer.step):
+          self._validate()
+      if self.is_stopped and self._trainer.step != self._saved_step:
+        self._under_way.append(_UnderWay(self._trainer.step))
+        self._snapshot()
     finally:
       # Also where the data, or Ctrl-C, ends the loop: what was computed counts.
-      while under_way and in_order:
-        settle()
-      report.finish_pictures()
-    report.done(saved[0].best_step())
+      self._settle_all()
+      self._report.finish_pictures()
 
+  def _goes_on(self) -> bool:
+    return not self.is_stopped and not all(self.errors)
 
-def _evaluate(
-  trainer: Trainer, split: splits.Split, config
-) -> list[training.Metrics]:
-  """Sets the evaluation of a split going, every example counted once.
+  def _train_epoch(self) -> None:
+    """What is left of the epoch; or less, if told to stop."""
+    schedule, config = self._schedule, self._config
+    epoch, first_step = divmod(self._trainer.step, schedule.steps_per_epoch)
+    for chunk in self._trainer.train_chunks(
+      epoch, first_step, self._steps_per_dispatch
+    ):
+      metrics = self._trainer.train(chunk)
+      self._report.dispatched()
+      step = self._trainer.step
+      self._under_way.append(_UnderWay(step, metrics, chunk.num_batches))
+      if len(self._under_way) > _AHEAD:
+        self._settle()
+      self.is_stopped = self._stop()
+      if not self._goes_on():
+        return
+      minutes = (time.monotonic() - self._last_save) / 60
+      is_due = minutes >= config.checkpoint.every_minutes
+      if is_due and not schedule.validates(step):
+        self._snapshot()
 
-  Returns:
-    The sums of the metrics over each batch, by chunk, still being computed.
-  """
-  max_batches = _MAX_EVAL_BATCHES
-  if splits.stored_images(split) is None:
-    local_batch_size = config.eval.batch_size // jax.process_count()
-    max_batches = min(max_batches, _num_batches(split, local_batch_size))
-  sums = []
-  for chunk, start in trainer.eval_chunks(max_batches):
-    # As many images as the devices have before them, and no more.
-    jax.block_until_ready(sums[-_AHEAD - 1 : -_AHEAD])
-    sums.append(trainer.evaluate(chunk, start))
-  return sums
+  def _validate(self) -> None:
+    """Validates the state, and saves it with that."""
+    # The speed that is told is that of training, so its end is waited for.
+    self._settle_all()
+    sums = self._evaluate()
+    if self.is_stopped:
+      return
+    self._under_way.append(_UnderWay(self._trainer.step, validation=sums))
+    self._snapshot()
+    if self._writers:
+      self._under_way[-1].draw = self._trainer.draw(self._originals, _GRID)
+
+  def _evaluate(self) -> list[training.Metrics]:
+    """Sets the evaluation of the split going, every example counted once.
+
+    Returns:
+      The sums of the metrics over each batch, by chunk, still being computed.
+    """
+    split = self._data.validation
+    max_batches = _MAX_EVAL_BATCHES
+    if splits.stored_images(split) is None:
+      batch_size = self._config.eval.batch_size // jax.process_count()
+      max_batches = min(max_batches, _num_batches(split, batch_size))
+    sums = []
+    for chunk, start in self._trainer.eval_chunks(max_batches):
+      # As many images as the devices have before them, and no more.
+      jax.block_until_ready(sums[-_AHEAD - 1 : -_AHEAD])
+      sums.append(self._trainer.evaluate(chunk, start))
+      self.is_stopped = self._stop()
+      if self.is_stopped:
+        break
+    return sums
+
+  def _snapshot(self) -> None:
+    """Has the state saved when what was dispatched last is settled."""
+    self._last_save = time.monotonic()
+    self._saved_step = self._trainer.step
+    if self._writers:
+      self._under_way[-1].snapshot = self._trainer.snapshot()
+
+  def _settle_all(self) -> None:
+    while self._under_way and self._in_order:
+      self._settle()
+
+  def _settle(self) -> None:
+    """Waits for what has been under way longest; tells of it, and saves."""
+    first = self._under_way[0]
+    # Ctrl-C comes while it is waited for, and then it is still under way.
+    jax.block_until_ready((first.metrics, first.validation))
+    done, self._in_order = self._under_way.popleft(), False
+    if done.metrics is not None:
+      metrics = {
+        name: values[:, : done.num_steps]
+        for name, values in self._trainer.by_run(done.metrics).items()
+      }
+      self._check_finite(done.step - done.num_steps, metrics)
+      self._report.training(metrics)
+    means = None
+    if done.validation is not None:
+      sums = [self._trainer.by_run(chunk) for chunk in done.validation]
+      means = mean_metrics(sums, self._data.validation.num_examples)
+      self._report.validation(done.step, means)
+    if done.snapshot is not None:
+      self._save(done, means)
+    if done.draw is not None and not all(self.errors):
+      self._report.pictures(done.step, done.draw)
+    self._in_order = True
+
+  def _check_finite(
+    self, first_step: int, metrics: dict[str, np.ndarray]
+  ) -> None:
+    """Ends the runs whose loss or gradient is not finite.
+
+    Before anything is saved that came of it.
+
+    Args:
+      first_step: before these.
+      metrics: of each run and step, [num_runs, num_steps].
+    """
+    checked = {name: metrics[name] for name in ('loss', 'grad_norm')}
+    finite = np.all([np.isfinite(v) for v in checked.values()], axis=0)
+    for run in [i for i, error in enumerate(self.errors) if error is None]:
+      index = self._first_to_end(run, finite[run], 'skipped' in metrics)
+      if index is None:
+        continue
+      what = ' and '.join(
+        f'{name} is {values[run, index]}'
+        for name, values in checked.items()
+        if not np.isfinite(values[run, index])
+      )
+      self.errors[run] = UserError(f'step {first_step + index + 1:,}: {what}.')
+      self._report.drop(run)
+
+  def _first_to_end(
+    self, run: int, finite: np.ndarray, skips: bool
+  ) -> int | None:
+    """Which of a run's steps ends it, if any; `finite` is [num_steps]."""
+    for index in range(len(finite)) if skips else np.flatnonzero(~finite):
+      self._skipped[run] = 0 if finite[index] else self._skipped[run] + 1
+      if self._skipped[run] == (_MAX_SKIPPED if skips else 1):
+        return int(index)
+    return None
+
+  def _save(
+    self, done: _UnderWay, means: dict[str, list[float]] | None
+  ) -> None:
+    """Has the writers write what was taken a snapshot of."""
+    states = self._trainer.states(done.snapshot)
+    for run, (writer, state) in enumerate(
+      zip(self._writers, states, strict=True)
+    ):
+      if self.errors[run] is None:
+        metrics = {}
+        if means is not None:
+          metrics = {checkpoints.METRIC: means['loss'][run]}
+        writer.save(done.step, state, metrics, self._report.untold(run))
 
 
 def mean_metrics(
@@ -319,7 +521,7 @@ def _steps_per_dispatch(
   steps = _MAX_STEPS
   if splits.stored_images(split) is None:
     steps = min(steps, _num_batches(split, local_batch_size))
-  # A dispatch that ends where metrics are told may end with a checkpoint.
+  # A dispatch that ends where metrics are told tells of its own speed.
   log_every_steps = config.train.log_every_steps
   return steps if steps < log_every_steps else steps - steps % log_every_steps
 
@@ -328,16 +530,3 @@ def _num_batches(split: splits.Split, local_batch_size: int) -> int:
   """Of images, that go to the devices at a time."""
   num_bytes = local_batch_size * math.prod(split.image_shape)
   return max(1, _MAX_BYTES // max(num_bytes, 1))
-
-
-def _as_first_process(decision: bool, num_asked: int) -> bool:
-  """What the first process decided; their clocks may differ.
-
-  They can agree only by way of the devices, which have to be waited for, and so
-  do it now and then.
-  """
-  if jax.process_count() == 1:
-    return decision
-  if num_asked % 10:
-    return False
-  return bool(multihost_utils.broadcast_one_to_all(np.array(decision)))

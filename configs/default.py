@@ -71,6 +71,8 @@ def get_config() -> ml_collections.ConfigDict:
   optimizer.decay_per_epoch = 1.0
   # Of an L2 penalty in the gradient.
   optimizer.weight_decay = 0.0
+  # Of the gradient's norm over all parameters, at most. 0: it is not clipped.
+  optimizer.clip_norm = 0.0
 
   config.train = train = ml_collections.ConfigDict()
   # Global, over all devices. An epoch's last partial batch is dropped.
@@ -78,6 +80,9 @@ def get_config() -> ml_collections.ConfigDict:
   train.num_epochs = 10
   # Whether images are mirrored at random.
   train.flip = True
+  # Where a loss or gradient is not finite: stop (the last checkpoint stays) |
+  # skip (that step is left out, and counted).
+  train.on_nonfinite = 'stop'
   # Steps that the devices are sent at a time. 0: 10 on a CPU, else up to 100.
   train.steps_per_dispatch = 0
   # Metrics are written at every multiple of this within an epoch, and at its
@@ -90,10 +95,9 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.batch_size = 256
 
   config.checkpoint = checkpoint = ml_collections.ConfigDict()
-  # How many of the best by val/loss are kept, besides the last.
+  # How many of the best by val/loss are kept, besides the last two.
   checkpoint.keep_best = 2
-  # Between the checkpoints at validations, one every so many minutes, at the
-  # next metrics with which a dispatch ends.
+  # Between the checkpoints at validations, one every so many minutes.
   checkpoint.every_minutes = 10.0
 
   return config

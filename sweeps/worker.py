@@ -18,6 +18,7 @@ from evaluation import measure
 import metric_writer
 import report as reports
 import run_config
+from stop_signals import StopSignals
 from sweeps import gallery
 from sweeps import hparams
 from sweeps import measuring
@@ -110,6 +111,7 @@ class Worker:
     folder: epath.Path,
     study: Study,
     data: Data,
+    stop: StopSignals,
     retry_failed: bool = False,
   ):
     """Takes what it works on.
@@ -119,10 +121,11 @@ class Worker:
       folder: of the sweep; its points have folders in it.
       study: the record, that other workers share.
       data: of its points.
+      stop: asked between steps, and between points.
       retry_failed: whether points that failed before are tried again.
     """
     self._plan, self._folder, self._study = plan, folder, study
-    self._data = data
+    self._data, self._stop = data, stop
     self._retry_failed = retry_failed
     self._training_seconds = 0.0
     self._last_page, self._page_seconds = time.monotonic(), _PAGE_SECONDS
@@ -143,6 +146,7 @@ class Worker:
     said, others_end_it = '', False
     try:
       while True:
+        self._stop.raise_if_received()
         for name in self._study.give_back_those_of_the_dead():
           print(f'{name}: its worker is no more; the point waits again.')
         if claims := self._take():
@@ -230,7 +234,8 @@ class Worker:
         runs = [self._begin(claim, stack) for claim in claims]
         data = self._data.of(runs[0].config)
         first_step = checkpoints.latest_step(runs[0].workdir) or 0
-        self._train_runs(runs, data)
+        errors = self._train_runs(runs, data)
+      self._stop.raise_if_received()
       _, seconds = measuring.speed(runs[0], first_step)
       self._training_seconds += seconds
     except PointLostError as error:
@@ -251,8 +256,12 @@ class Worker:
       else:
         self._fail(claims[0], error)
     else:
-      for claim, run in zip(claims, runs, strict=True):
-        self._finish(claim, run, data)
+      for claim, run, error in zip(claims, runs, errors, strict=True):
+        self._stop.raise_if_received()
+        if error is None:
+          self._finish(claim, run, data)
+        else:
+          self._fail(claim, error)
       self._write_page_if_cheap()
     # Not while the error holds on to what filled the memory.
     for claims in again:
@@ -274,14 +283,22 @@ class Worker:
     stack.callback(writer.close)
     return train.Run(config, folder, PointWriter(writer, self._study, claim))
 
-  def _train_runs(self, runs: list[train.Run], data: splits.DataSet) -> None:
-    """Together, or the one by itself, its batch over all devices."""
+  def _train_runs(
+    self, runs: list[train.Run], data: splits.DataSet
+  ) -> list[UserError | None]:
+    """Together, or the one by itself, its batch over all devices.
+
+    Returns:
+      What ended each before the others, if anything did.
+    """
     run = runs[0]
     divides = run.config.train.batch_size % jax.device_count() == 0
     if len(runs) == 1 and divides:
-      train.train_and_evaluate(run.config, run.workdir, data, run.writer)
-    else:
-      train.train_population(runs, data, self._latent_dim)
+      train.train_and_evaluate(
+        run.config, run.workdir, data, run.writer, self._stop
+      )
+      return [None]
+    return train.train_population(runs, data, self._latent_dim, self._stop)
 
   def _finish(self, claim: Claim, run: train.Run, data: splits.DataSet) -> None:
     """Measures a point and records it."""

@@ -1,13 +1,18 @@
+import errno
 import math
+import os
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vae import checkpoint_writer
 from vae import checkpoints
 from vae import devices
 from vae import training
+from vae.checkpoint_writer import CheckpointWriter
 from vae.errors import UserError
 
 
@@ -20,55 +25,69 @@ def state_at(step, size=3):
 
 def save_all(workdir, losses, keep_best=2):
   """Saves a state for each step; a loss of None is a checkpoint without."""
-  with checkpoints.Checkpoints(workdir, keep_best) as saved:
+  with CheckpointWriter(workdir, keep_best) as writer:
     for step, loss in losses.items():
       metrics = None if loss is None else {'val/loss': loss, 'val/kl': 1.0}
-      saved.save(step, state_at(step), metrics)
+      writer.save(step, state_at(step), metrics, {'loss': [step / 3]})
+    writer.finish()
+  return checkpoints.Checkpoints(workdir)
 
 
 @pytest.mark.parametrize(
   ('losses', 'kept'),
   [
     ({1: 5.0, 2: 3.0, 3: 4.0, 4: 9.0}, [2, 3, 4]),
-    ({1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}, [1, 2, 4]),
+    ({1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 5: 5.0}, [1, 2, 4, 5]),
     ({1: 4.0, 2: 3.0, 3: 2.0, 4: 1.0}, [3, 4]),
-    ({1: 1.0, 2: None, 3: 2.0, 4: None, 5: None}, [1, 3, 5]),
-    ({1: 3.0, 2: math.nan, 3: 1.0, 4: math.nan, 5: math.inf}, [1, 3, 5]),
+    ({1: 1.0, 2: None, 3: 2.0, 4: None, 5: None, 6: None}, [1, 3, 5, 6]),
+    ({1: 3.0, 2: math.nan, 3: 1.0, 4: math.nan, 5: math.inf}, [1, 3, 4, 5]),
   ],
 )
-def test_keeps_the_two_best_and_the_last(tmp_path, losses, kept):
-  save_all(tmp_path, losses)
-  with checkpoints.Checkpoints(tmp_path) as saved:
-    assert saved.all_steps() == kept
-    assert saved.latest_step() == max(losses)
-    scored = {s: loss for s, loss in losses.items() if loss and loss < math.inf}
-    assert saved.best_step() == min(scored, key=scored.get)
+def test_keeps_the_two_best_and_the_last_two(tmp_path, losses, kept):
+  saved = save_all(tmp_path, losses)
+  assert saved.all_steps() == kept
+  assert saved.latest_step() == checkpoints.latest_step(tmp_path) == max(losses)
+  scored = {s: loss for s, loss in losses.items() if loss and loss < math.inf}
+  assert saved.best_step() == min(scored, key=scored.get)
 
 
-def test_what_was_saved_comes_back_on_the_same_devices(tmp_path):
-  save_all(tmp_path, {1: 2.0, 2: 1.0})
-  with checkpoints.Checkpoints(tmp_path) as saved:
-    for step, restored in (
-      (2, saved.restore(state_at(0))),
-      (1, saved.restore(state_at(0), step=1)),
+def test_what_was_saved_comes_back(tmp_path):
+  saved = save_all(tmp_path, {1: 2.0, 2: 1.0})
+  for step in (1, 2):
+    restored, expected = saved.restore(state_at(0), step), state_at(step)
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+    for a, b in zip(
+      jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True
     ):
-      expected = state_at(step)
-      jax.tree.map(np.testing.assert_array_equal, restored, expected)
-      assert restored.step.sharding == expected.step.sharding
+      assert a.dtype == b.dtype
+  last = saved.restore_last(state_at(0))
+  assert last.state.step == 2 and last.untold == {'loss': [2 / 3]}
+  assert last.metrics == {'val/loss': 1.0, 'val/kl': 1.0}
 
 
-def test_nothing_saved_is_a_clear_error(tmp_path):
-  with checkpoints.Checkpoints(tmp_path) as saved:
-    assert saved.latest_step() is None
-    with pytest.raises(UserError, match='no complete checkpoint'):
-      saved.restore(state_at(0))
+def test_nothing_saved_is_nothing_to_go_on_from(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path / 'nowhere')
+  assert saved.latest_step() is None
+  assert saved.restore_last(state_at(0)) is None
 
 
-def test_other_shapes_are_a_clear_error(tmp_path):
-  save_all(tmp_path, {1: 2.0})
-  with checkpoints.Checkpoints(tmp_path) as saved:
-    with pytest.raises(UserError, match='checkpoints/1 cannot be restored'):
-      saved.restore(state_at(0, size=4))
+@pytest.mark.parametrize(
+  ('asked', 'said'),
+  [
+    (lambda: state_at(0, size=4), r"\['w'\] has the shape \(3,\).*for \(4,\)"),
+    (lambda: state_at(0).replace(batch_stats={'m': jnp.ones(2)}), 'the model'),
+    (lambda: state_at(0).replace(params={}), 'in the checkpoint alone'),
+    (lambda: state_at(0).replace(step=jnp.float32(0)), 'int32, and .* float32'),
+  ],
+)
+def test_other_arrays_are_a_clear_error(tmp_path, asked, said):
+  saved = save_all(tmp_path, {1: 2.0, 2: 1.0})
+  for restore in (saved.restore_last, lambda s: saved.restore(s, 1)):
+    with pytest.raises(UserError, match=said) as caught:
+      restore(asked())
+    assert 'do not go together' in str(caught.value)
+  # It is no damage: nothing is moved away.
+  assert saved.all_steps() == [1, 2]
 
 
 def test_reading_changes_nothing_and_waits_for_nothing(tmp_path):
@@ -77,10 +96,10 @@ def test_reading_changes_nothing_and_waits_for_nothing(tmp_path):
   unfinished = tmp_path / 'checkpoints' / '3.orbax-checkpoint-tmp'
   unfinished.mkdir()
   before = sorted(tmp_path.rglob('*'))
-  with checkpoints.open_to_read(tmp_path) as saved:
-    assert saved.find('best') == 1
-    assert saved.find('last') == saved.find(2) == saved.find('2') == 2
-    assert saved.restore(state_at(0), 1).step == 1
+  saved = checkpoints.open_to_read(tmp_path)
+  assert saved.find('best') == 1
+  assert saved.find('last') == saved.find(2) == saved.find('2') == 2
+  assert saved.restore(state_at(0), 1).step == 1
   assert sorted(tmp_path.rglob('*')) == before
 
 
@@ -89,44 +108,172 @@ def test_a_checkpoint_that_is_not_there_is_a_clear_error(tmp_path):
     checkpoints.open_to_read(tmp_path)
   assert not list(tmp_path.iterdir())
   save_all(tmp_path, {1: 2.0, 2: 3.0})
-  with checkpoints.open_to_read(tmp_path) as saved:
-    for name in (3, '3', 'first'):
-      with pytest.raises(UserError, match=f'no checkpoint {name}; .* 1, 2'):
-        saved.find(name)
+  saved = checkpoints.open_to_read(tmp_path)
+  for name in (3, '3', 'first'):
+    with pytest.raises(UserError, match=f'no checkpoint {name}; .* 1, 2'):
+      saved.find(name)
 
 
 def test_without_validation_the_best_is_the_last(tmp_path):
-  save_all(tmp_path, {5: None})
-  with checkpoints.open_to_read(tmp_path) as saved:
-    assert saved.find('best') == 5
+  assert save_all(tmp_path, {5: None}).find('best') == 5
 
 
-def damage(path, how):
-  content = path.read_bytes()
-  if how == 'gone':
-    path.unlink()
-  elif how == 'half':
-    path.write_bytes(content[: len(content) // 2])
-  else:
-    path.write_bytes(b'')
-
-
-@pytest.mark.parametrize('how', ['gone', 'half', 'empty'])
-@pytest.mark.parametrize('what', ['_METADATA', 'manifest.ocdbt', 'd/*'])
-def test_damaged_checkpoint_is_a_clear_error(tmp_path, what, how):
-  save_all(tmp_path, {1: 1.0, 2: 2.0})
-  for path in (tmp_path / 'checkpoints/1/default').glob(what):
-    damage(path, how)
-  with checkpoints.open_to_read(tmp_path) as saved:
-    with pytest.raises(UserError, match='1 cannot be restored.*Others: 2') as e:
-      saved.restore(state_at(0), 1)
-    assert '\n' not in str(e.value)
-    assert saved.restore(state_at(0), 2).step == 2
-
-
-@pytest.mark.parametrize('how', ['half', 'empty'])
-def test_damaged_metrics_are_a_clear_error(tmp_path, how):
+def test_what_a_killed_process_left_half_done_is_cleared_away(tmp_path):
   save_all(tmp_path, {1: 1.0})
-  damage(tmp_path / 'checkpoints/1/metrics/metrics', how)
-  with pytest.raises(UserError, match='metrics of a checkpoint are damaged'):
-    checkpoints.open_to_read(tmp_path)
+  unfinished = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp'
+  (unfinished / 'default').mkdir(parents=True)
+  assert save_all(tmp_path, {2: 1.0}).all_steps() == [1, 2]
+  assert not unfinished.exists()
+
+
+def test_metrics_of_a_later_validation_are_added(tmp_path):
+  """As when a run is stopped at an epoch's end, and goes on."""
+  save_all(tmp_path, {1: 2.0, 2: None})
+  saved = save_all(tmp_path, {2: 1.0})
+  assert saved.all_steps() == [1, 2] and saved.best_step() == 2
+  restored = saved.restore_last(state_at(0))
+  assert restored.metrics == {'val/loss': 1.0, 'val/kl': 1.0}
+  # What is ranked already stays so.
+  again = save_all(tmp_path, {2: 0.5}).restore_last(state_at(0))
+  assert again.metrics == restored.metrics
+
+
+def test_checkpoints_without_contents_are_read_as_they_are(tmp_path):
+  """As they were written before there was a table of contents."""
+  saved = save_all(tmp_path, {1: 1.0})
+  shutil.rmtree(tmp_path / 'checkpoints' / '1' / 'contents')
+  assert saved.restore(state_at(0), 1).params['w'].tolist() == [1, 1, 1]
+  with pytest.raises(UserError, match='asks for'):
+    saved.restore(state_at(0, size=4), 1)
+
+
+def places(size):
+  """Where a file of so many bytes is tried."""
+  return sorted({0, size // 3, size // 2, size - 1} & set(range(size)))
+
+
+def damages(folder):
+  """Every file of a checkpoint in every way: what is done, and a function."""
+  for path in sorted(p for p in folder.rglob('*') if p.is_file()):
+    content, name = path.read_bytes(), path.relative_to(folder)
+    yield f'{name} is missing', path, None
+    for place in places(len(content)):
+      yield f'{name} ends at {place}', path, content[:place]
+      flipped = bytearray(content)
+      flipped[place] ^= 0x10
+      yield f'{name} flipped at {place}', path, bytes(flipped)
+
+
+def test_a_damaged_last_checkpoint_is_noticed_and_skipped(
+  tmp_path, capsys, record_property
+):
+  """Or its damage changes nothing: there are bytes that nobody reads."""
+  save_all(tmp_path / 'sound', {1: 1.0, 2: 2.0})
+  state = jax.device_get(state_at(2))
+  tried = noticed = 0
+  for what, path, content in damages(tmp_path / 'sound' / 'checkpoints' / '2'):
+    workdir = tmp_path / 'damaged'
+    shutil.copytree(tmp_path / 'sound', workdir)
+    copy = workdir / path.relative_to(tmp_path / 'sound')
+    copy.unlink() if content is None else copy.write_bytes(content)
+    saved = checkpoints.Checkpoints(workdir)
+    restored = saved.restore_last(state_at(0))
+    out, err = capsys.readouterr()
+    tried += 1
+    if restored.state.step == 2:
+      jax.tree.map(np.testing.assert_array_equal, restored.state, state), what
+      assert restored.untold == {'loss': [2 / 3]}, what
+      assert restored.metrics['val/loss'] == 2.0, what
+      assert not err
+    else:
+      noticed += 1
+      assert restored.state.params['w'].tolist() == [1, 1, 1], what
+      assert err.count('\n') == 1 and 'step 2 is damaged' in err, what
+      # Out of the way, so that step 2 can be saved again, but not lost.
+      assert (workdir / 'damaged_checkpoints' / '2').exists()
+      assert saved.all_steps() == [1]
+      assert save_all(workdir, {2: 2.0}).all_steps() == [1, 2]
+    shutil.rmtree(workdir)
+  # Of the state, of the metrics and of the table of contents.
+  assert noticed > 25
+  record_property(
+    'faults', ['damaged checkpoints', tried, tried, 'the damaged checkpoint']
+  )
+
+
+def test_damage_is_named_where_one_asks_for_that_checkpoint(tmp_path):
+  saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
+  (tmp_path / 'checkpoints/1/default/manifest.ocdbt').write_bytes(b'')
+  with pytest.raises(UserError, match='1 cannot be restored.*Others: 2') as e:
+    saved.restore(state_at(0), 1)
+  assert '\n' not in str(e.value)
+  assert saved.restore(state_at(0), 2).step == 2
+
+
+def test_where_all_are_damaged_nothing_is_moved(tmp_path):
+  saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
+  for step in (1, 2):
+    path = tmp_path / f'checkpoints/{step}/default/manifest.ocdbt'
+    path.write_bytes(path.read_bytes()[:20])
+  with pytest.raises(UserError, match='no checkpoint in .* can be restored'):
+    saved.restore_last(state_at(0))
+  assert saved.all_steps() == [1, 2]
+
+
+def test_an_older_one_that_cannot_be_ranked_is_moved(tmp_path, capsys):
+  """Orbax would refuse to write beside it."""
+  saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
+  (tmp_path / 'checkpoints/1/metrics/metrics').write_text('{')
+  assert saved.restore_last(state_at(0)).state.step == 2
+  assert 'step 1 is damaged' in capsys.readouterr().err
+  assert save_all(tmp_path, {3: 3.0}).all_steps() == [2, 3]
+
+
+class Disk:
+  """Stands in for Orbax: fails as often as it is told, then writes."""
+
+  def __init__(self, monkeypatch, failures):
+    self.failures = failures
+    write = CheckpointWriter._write
+
+    def _write(writer, *job):
+      if self.failures:
+        self.failures -= 1
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      write(writer, *job)
+
+    monkeypatch.setattr(CheckpointWriter, '_write', _write)
+    monkeypatch.setattr(checkpoint_writer, '_SECONDS_TO_RETRY', 0.01)
+
+
+def test_what_cannot_be_written_is_told_once_and_tried_again(
+  tmp_path, monkeypatch
+):
+  Disk(monkeypatch, 3)
+  said = []
+  with CheckpointWriter(tmp_path, warn=said.append) as writer:
+    writer.save(1, state_at(1))
+    writer.finish(patience=60)
+    writer.save(2, state_at(2))
+  assert checkpoints.Checkpoints(tmp_path).all_steps() == [1, 2]
+  warning, relief = said
+  assert 'step 1 cannot be written' in warning and 'No space left' in warning
+  assert 'step 1 could be written' in relief
+
+
+def test_a_later_checkpoint_takes_the_place_of_one_that_cannot_be(
+  tmp_path, monkeypatch
+):
+  disk = Disk(monkeypatch, 10**9)
+  said = []
+  with CheckpointWriter(tmp_path, warn=said.append) as writer:
+    for step in (1, 2, 3):
+      writer.save(step, state_at(step))
+    with pytest.raises(
+      UserError, match='step 3 could not be written.*No space'
+    ):
+      writer.finish(patience=0.1)
+    disk.failures = 0
+    writer.finish(patience=60)
+  assert checkpoints.Checkpoints(tmp_path).all_steps() == [3]
+  assert len(said) == 2

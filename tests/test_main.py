@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import socket
@@ -12,6 +14,7 @@ import time
 from etils import epath
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from PIL import Image
 import pytest
 
@@ -67,15 +70,11 @@ def metrics(workdir):
 
 
 def final_state(workdir):
-  """The last checkpoint's arrays, read without a target to fit."""
-  with checkpoints.Checkpoints(workdir) as saved:
-    step = saved.latest_step()
-    return step, saved._manager.restore(
-      step,
-      args=checkpoints.ocp.args.StandardRestore(
-        fallback_sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-      ),
-    )
+  """The last checkpoint's arrays, read by Orbax alone."""
+  saved = checkpoints.Checkpoints(workdir)
+  step = saved.latest_step()
+  with ocp.StandardCheckpointer() as orbax:
+    return step, orbax.restore(saved.directory / str(step) / 'default')
 
 
 @pytest.fixture(scope='module')
@@ -101,6 +100,7 @@ def test_metrics_are_complete(finished):
   for row in train:
     names = {f'train/{part}' for part in parts}
     names |= {'step', 'epoch', 'learning_rate', 'images_per_second'}
+    names |= {'train/grad_norm'}
     assert row.keys() == names
     assert row['epoch'] == pytest.approx(row['step'] / 5)
     epoch = (row['step'] - 1) // 5
@@ -159,8 +159,9 @@ def test_pictures_and_checkpoints_are_there(finished):
     if 'val/loss' in row
   }
   best_two = sorted(losses, key=losses.get)[:2]
-  with checkpoints.Checkpoints(workdir) as saved:
-    assert saved.all_steps() == sorted({*best_two, 15})
+  assert checkpoints.Checkpoints(workdir).all_steps() == sorted(
+    {*best_two, 10, 15}
+  )
 
 
 def test_finished_run_says_so(finished):
@@ -182,8 +183,7 @@ def test_killed_run_ends_in_the_same_bits(finished, tmp_path):
     time.sleep(0.005)
   process.send_signal(signal.SIGKILL)
   process.wait()
-  with checkpoints.Checkpoints(tmp_path) as saved:
-    assert 0 < saved.latest_step() < 15, 'killed too early or too late'
+  assert 0 < checkpoints.latest_step(tmp_path) < 15, 'killed too early or late'
   code, out, err = run(*flags)
   assert code == 0, err
   assert 'goes on from step' in out
@@ -302,18 +302,74 @@ def test_config_that_fails_gets_one_line(tmp_path, body, said):
   assert err.count('error:') == 1 and 'Traceback' not in err
 
 
-@pytest.mark.parametrize('seconds', [0.0, 1.5])
-def test_interrupt_ends_at_once_and_in_order(finished, tmp_path, seconds):
+@pytest.mark.parametrize(
+  ('number', 'status', 'said'),
+  [
+    (signal.SIGINT, 130, 'interrupted; the same command goes on.\n'),
+    (signal.SIGTERM, 0, 'terminated; the same command goes on.\n'),
+  ],
+)
+def test_signal_ends_in_order_with_all_that_was_done(
+  finished, tmp_path, number, status, said
+):
   _, flags, _ = finished
   flags = (*flags, f'--workdir={tmp_path}', '--config.train.num_epochs=10000')
   process = start(*flags)
-  while 'Training' not in process.stdout.readline():
+  while 'step' not in process.stdout.readline():
     assert process.poll() is None
-  time.sleep(seconds)
-  process.send_signal(signal.SIGINT)
-  _, err = process.communicate(timeout=60)
-  assert process.returncode == 130
-  assert err.strip() == 'interrupted; the same command goes on.'
+  # No other run comes in between.
+  code, _, err = run(*flags)
+  assert code == 2 and err.count('\n') == 1
+  assert f'{tmp_path} is in use by process {process.pid} on ' in err
+  process.send_signal(number)
+  out, err = process.communicate(timeout=60)
+  assert process.returncode == status
+  assert err.endswith(f'\n{said}') and 'Traceback' not in err
+  stopped = re.search(r'Stopped at step ([0-9,]+), which is saved', out)
+  step = int(stopped.group(1).replace(',', ''))
+  assert checkpoints.latest_step(tmp_path) == step > 0
+
+
+def test_signal_before_training_ends_at_once(finished, tmp_path):
+  _, flags, _ = finished
+  process = start(*flags, f'--workdir={tmp_path}/w')
+  while not (tmp_path / 'w' / 'lock.json').exists():
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  out, err = process.communicate(timeout=60)
+  assert (process.returncode, out) == (0, '')
+  assert err == '\nterminated; the same command goes on.\n'
+
+
+def test_disk_that_takes_nothing_for_a_while_loses_nothing(finished, tmp_path):
+  """No file of this process may grow beyond 4 kB until it has complained."""
+  workdir, flags, _ = finished
+  process = start(*flags, f'--workdir={tmp_path}')
+  unlimited = resource.RLIM_INFINITY
+  limit = resource.RLIMIT_FSIZE
+  resource.prlimit(process.pid, limit, (4096, unlimited))
+  said = []
+  while 'the checkpoint of step' not in (said or [''])[-1]:
+    said.append(process.stderr.readline())
+    assert process.poll() is None
+  resource.prlimit(process.pid, limit, (unlimited, unlimited))
+  _, err = process.communicate(timeout=120)
+  said = ''.join([*said, err])
+  assert process.returncode == 0, said
+  # Each thing once, and when it is over.
+  assert (
+    len(re.findall('the checkpoint of step .* cannot be written', said)) == 1
+  )
+  assert 'could be written' in said and 'metrics.jsonl' not in said
+  assert 'File too large' in said and 'Traceback' not in said
+  jax.tree.map(
+    np.testing.assert_array_equal, final_state(tmp_path), final_state(workdir)
+  )
+  rows = [metrics(tmp_path), metrics(workdir)]
+  for row in sum(rows, []):
+    row.pop('images_per_second', None)
+  assert rows[0] == rows[1]
 
 
 def test_corrupt_image_gets_one_line(celeba_dir, tmp_path):

@@ -31,3 +31,32 @@ def test_weight_decay_is_the_gradient_of_an_l2_penalty():
     plain.update(penalised, plain.init(params))[0],
   ]
   np.testing.assert_allclose(*(u['w'] for u in updates), rtol=1e-6)
+
+
+def test_gradient_is_clipped_before_the_penalty_is_added():
+  params = {'a': jnp.array([1.0, -2.0]), 'b': jnp.array([0.5])}
+  grads = {'a': jnp.array([3.0, 0.0]), 'b': jnp.array([4.0])}
+  norm = 5.0
+  for clip_norm, factor in ((2.0, 2.0 / norm), (7.0, 1.0), (0.0, 1.0)):
+    optimizer = optimizers.Optimizer(weight_decay=0.1, clip_norm=clip_norm)
+    transform = optimizer(0.01)
+    _, state = transform.update(grads, transform.init(params), params)
+    # Adam's first moment is a tenth of what it is given.
+    (mu,) = optax.tree.get_all_with_path(state, 'mu')
+    expected = jax.tree.map(
+      lambda g, p, f=factor: 0.1 * (f * g + 0.1 * p), grads, params
+    )
+    jax.tree.map(
+      lambda m, e: np.testing.assert_allclose(m, e, rtol=1e-6),
+      mu[1],
+      expected,
+    )
+
+
+def test_checkpoints_have_one_shape_whether_clipped_or_not():
+  params = {'w': jnp.ones(3)}
+  plain, clipped = (
+    jax.tree.structure(optimizers.Optimizer(clip_norm=c)(0.1).init(params))
+    for c in (0.0, 1.0)
+  )
+  assert plain == clipped

@@ -1,3 +1,6 @@
+import contextlib
+import json
+import sys
 import time
 
 from etils import epath
@@ -125,14 +128,63 @@ def test_pictures_are_kept_by_epoch(setting, tmp_path, capsys):
   assert str(path) in out and 'step 450' in out
 
 
-def test_picture_that_cannot_be_written_is_told(setting):
-  def draw():
-    raise OSError('disk full')
-
+def test_picture_that_cannot_be_written_is_told(setting, tmp_path, capsys):
   _, _, report = setting
-  report.pictures(150, draw)
-  with pytest.raises(OSError, match='disk full'):
+  (tmp_path / 'samples').write_text('')  # Where a folder should be.
+  picture = np.zeros((4, 4, 3), np.uint8)
+  report.pictures(150, lambda: {'samples': picture, 'others': picture})
+  report.finish_pictures()
+  err = capsys.readouterr().err
+  assert err.count('\n') == 1 and 'samples/epoch_0003.png cannot be' in err
+  assert (tmp_path / 'others' / 'epoch_0003.png').exists()
+
+
+def test_picture_that_cannot_be_drawn_ends_the_run(setting):
+  _, _, report = setting
+  report.pictures(150, lambda: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
     report.finish_pictures()
+
+
+@pytest.mark.parametrize('stop', [1, 19, 20, 33, 49])
+def test_rows_do_not_depend_on_where_a_run_was_stopped(setting, tmp_path, stop):
+  _, writer, report = setting
+  losses = np.random.default_rng(0).normal(size=50).astype(np.float32)
+  report.dispatched()
+  report.training(metrics_of(*losses))
+  again = ListWriter()
+  untold = {}
+  for first, last in ((0, stop), (stop, 50)):
+    part = reports.Report(
+      [(again, epath.Path(tmp_path))],
+      step=100 + first,
+      total_steps=500,
+      steps_per_epoch=50,
+      batch_size=8,
+      log_every_steps=20,
+      learning_rates=[0.5 ** np.arange(10)],
+      untold=[untold],
+    )
+    part.dispatched()
+    part.training(metrics_of(*losses[first:last]))
+    untold = json.loads(json.dumps(part.untold(0)))
+  for row in (*writer.rows, *again.rows):
+    del row['images_per_second']
+  assert again.rows == writer.rows
+
+
+def test_log_that_cannot_be_written_ends_nothing(setting, monkeypatch):
+  """As where the disk that it lies on is full, or its reader has gone."""
+  _, writer, report = setting
+  with open('/dev/full', 'w') as full:
+    monkeypatch.setattr(sys, 'stdout', full)
+    report.dispatched()
+    report.training(metrics_of(*[1.0] * 20))
+    reports.say('anything')
+    monkeypatch.undo()
+    with contextlib.suppress(OSError):
+      full.close()
+  assert [row['step'] for row in writer.rows] == [120]
 
 
 @pytest.mark.parametrize(

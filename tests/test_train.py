@@ -10,6 +10,7 @@ from tests.conftest import make_small_config
 import train
 from vae import checkpoints
 from vae import splits
+from vae.errors import UserError
 
 
 class Stopper(reports.NullWriter):
@@ -75,8 +76,7 @@ def test_stopped_run_ends_in_the_same_bits(
   # No row of a later step, and every row before.
   steps = [row['step'] for row in writer.rows]
   assert steps == sorted(steps) and max(steps) < stop
-  with checkpoints.Checkpoints(tmp_path) as saved:
-    assert saved.latest_step() == saved_before
+  assert checkpoints.Checkpoints(tmp_path).latest_step() == saved_before
   again = Stopper()
   again.rows = writer.rows
   state = train.train_and_evaluate(config, tmp_path, data, again)
@@ -103,8 +103,104 @@ def test_what_was_dispatched_counts_when_the_data_ends(setting, tmp_path):
   with pytest.raises(KeyboardInterrupt):
     train.train_and_evaluate(config, tmp_path, data, writer)
   assert [row['step'] for row in writer.rows] == [2, 4]
-  with checkpoints.Checkpoints(tmp_path) as saved:
-    assert saved.latest_step() == 4
+  assert checkpoints.Checkpoints(tmp_path).latest_step() == 4
+
+
+class StopAt:
+  """Asks the loop to stop when it is asked for the n-th time."""
+
+  def __init__(self, n):
+    self.left = n
+
+  def __call__(self):
+    self.left -= 1
+    return not self.left
+
+
+def test_run_that_is_stopped_over_and_over_ends_in_the_same_bits(
+  setting, undisturbed, tmp_path
+):
+  """At every second place where it can be: between rows, at an epoch's end."""
+  config, data = setting
+  config = config.copy_and_resolve_references()
+  config.checkpoint.every_minutes = 1e9
+  config.train.steps_per_dispatch = 1
+  writer, stops, state = Stopper(), [], None
+  while len(stops) < 30:
+    stop = StopAt(2)
+    state = train.train_and_evaluate(config, tmp_path, data, writer, stop)
+    if stop.left:
+      break
+    stops.append(int(state.step))
+    assert checkpoints.latest_step(tmp_path) == state.step
+  # Between rows, and where a validation was still to be made.
+  assert {1, 3, 6, 8} & set(stops) and {5, 10, 15} & set(stops), stops
+  jax.tree.map(np.testing.assert_array_equal, state, undisturbed[0])
+  assert writer.rows == undisturbed[1]
+  # The best two by the losses that were made good, and the last two.
+  losses = {r['step']: r['val/loss'] for r in writer.rows if 'val/loss' in r}
+  saved = checkpoints.Checkpoints(tmp_path)
+  assert saved.best_step() == min(losses, key=losses.get)
+  assert set(sorted(losses, key=losses.get)[:2]) <= set(saved.all_steps())
+  assert len(saved.all_steps()) <= 4
+
+
+@pytest.fixture
+def diverging(setting, tmp_path):
+  """Five good steps, a config whose sixth makes the seventh not finite."""
+  config, data = setting
+  config = config.copy_and_resolve_references()
+  config.train.num_epochs = 1
+  train.train_and_evaluate(config, tmp_path, data, reports.NullWriter())
+  config.train.num_epochs = 3
+  config.optimizer.learning_rate = 1e30
+  return config, data
+
+
+def test_what_is_not_finite_ends_the_run_before_it_is_saved(
+  diverging, tmp_path
+):
+  config, data = diverging
+  writer = Stopper()
+  saved = checkpoints.Checkpoints(tmp_path)
+  paths = (tmp_path / 'checkpoints' / '5').rglob('*')
+  files = {path: path.read_bytes() for path in paths if path.is_file()}
+  with pytest.raises(UserError) as caught:
+    train.train_and_evaluate(config, tmp_path, data, writer)
+  message = str(caught.value)
+  assert message.startswith('step 7: ') and '\n' not in message
+  assert 'loss is' in message or 'grad_norm is' in message
+  assert f'The last good checkpoint is {saved.directory}/5.' in message
+  assert saved.all_steps() == [4, 5]
+  assert files == {p: p.read_bytes() for p in files}
+  # Only of what was finite is told: steps 6 and 7 share a dispatch.
+  assert writer.rows == []
+
+
+def test_steps_that_are_not_finite_can_be_skipped(
+  diverging, tmp_path, monkeypatch, capsys
+):
+  config, data = diverging
+  config.train.on_nonfinite = 'skip'
+  writer = Stopper()
+  state = train.train_and_evaluate(config, tmp_path, data, writer)
+  assert state.step == 15
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+  skipped = [
+    r['train/skipped_steps']
+    for r in writer.rows
+    if 'epoch' in r and 'val/loss' not in r
+  ]
+  # Rows of 2, 2 and 1 steps; step 6 was finite.
+  assert skipped == [1, 2, 1, 2, 2, 1]
+  assert np.isfinite(writer.rows[0]['train/loss'])
+  assert 'train/loss' not in writer.rows[1]
+  assert 'step 7 was skipped' in capsys.readouterr().err
+  # But not for ever.
+  monkeypatch.setattr(train, '_MAX_SKIPPED', 5)
+  config.train.num_epochs = 6
+  with pytest.raises(UserError, match='step 20: .*The last good checkpoint is'):
+    train.train_and_evaluate(config, tmp_path, data, Stopper())
 
 
 def test_steps_of_a_dispatch_go_with_place_and_platform(monkeypatch):

@@ -118,7 +118,7 @@ def test_contradicting_shapes_are_a_clear_error(trained_run, tmp_path):
   config = json.loads((workdir / 'config.json').read_text())
   config['model']['latent_dim'] = 7
   (workdir / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(UserError, match='cannot be restored: .* shape'):
+  with pytest.raises(UserError, match='do not go together: .* shape'):
     vae.load(workdir)
 
 

@@ -128,11 +128,36 @@ def test_step_is_the_gradient_step_of_the_objective(setting):
 
   value, grads = jax.value_and_grad(loss)(before.params)
   assert metrics['loss'][0] == pytest.approx(float(value), rel=1e-6)
+  squares = [np.sum(np.square(g)) for g in jax.tree.leaves(grads)]
+  assert metrics['grad_norm'][0] == pytest.approx(np.sqrt(sum(squares)), 1e-5)
   jax.tree.map(
     lambda p, g, q: np.testing.assert_allclose(p - 0.01 * g, q, atol=2e-5),
     before.params,
     grads,
     after.params,
+  )
+
+
+def test_step_that_is_skipped_changes_nothing_but_the_count(setting):
+  model, optimizer, pixels = setting
+  key, chunk = training.train_key(0), pixels[:8][None, None]
+  objective = objectives.Objective(1.0)
+  good = training.Settings(objective, 0.005)
+  bad = training.Settings(objective.replace(beta=float('nan')), 0.005)
+  skipping = training.make_train_steps(model, optimizer, True, True)
+  plain = training.make_train_steps(model, optimizer, True)
+  states = [training.create_state(model, optimizer, seed=0) for _ in range(2)]
+  # Where all is finite it is the same step.
+  states[0], metrics = skipping(states[0], good, key, None, chunk, 1)
+  states[1], _ = plain(states[1], good, key, None, chunk, 1)
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  assert metrics['skipped'][0] == 0
+  before = jax.device_get(states[0])
+  state, metrics = skipping(states[0], bad, key, None, chunk, 1)
+  assert metrics['skipped'][0] == 1 and np.isnan(metrics['loss'][0])
+  assert state.step == 2
+  jax.tree.map(
+    np.testing.assert_array_equal, state.replace(step=before.step), before
   )
 
 

@@ -1,29 +1,60 @@
-"""Checkpoints of a run: the last one, and the best by validation loss.
+"""The checkpoints in a workdir, and how to read them back.
 
-Orbax writes them asynchronously and atomically: a step's folder has its final
-name only when all of it is on disk.
+Each is a folder that has its final name only when all of it is on disk
+(`checkpoint_writer`). It holds the training state, as Orbax writes it; the
+validation metrics of that state, if any; and a table of contents with a digest
+of every array, by which damage is noticed: a flipped bit, a file cut short.
 """
 
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import json
 import math
+import sys
+from typing import Any
 
 from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vae import devices
 from vae.errors import UserError
 from vae.training import TrainState
 
 DIRECTORY = 'checkpoints'
 METRIC = 'val/loss'
 
+# In the folder of a checkpoint: the state, what is in it, and its metrics.
+STATE, CONTENTS, METRICS = 'default', 'contents', 'metrics'
 
-def _loss(metrics: dict[str, float]) -> float:
+# Beside the checkpoints: those that turned out to be damaged.
+_DAMAGED = 'damaged_checkpoints'
+
+
+class DamagedError(Exception):
+  """What is wrong with a checkpoint that cannot be read back as written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """What a checkpoint holds.
+
+  Attributes:
+    state: as it was saved, in host memory.
+    metrics: of a validation of this state; none if there was none.
+    untold: metrics of the last steps, that no line tells of yet (`report`).
+  """
+
+  state: TrainState
+  metrics: Mapping[str, float]
+  untold: Mapping[str, list[float]]
+
+
+def loss(metrics: Mapping[str, float]) -> float:
   """What checkpoints are ranked by; none, or no number, is the worst."""
-  loss = metrics.get(METRIC, math.inf)
-  return loss if math.isfinite(loss) else math.inf
+  value = metrics.get(METRIC, math.inf)
+  return value if math.isfinite(value) else math.inf
 
 
 def exist(workdir: epath.Path) -> bool:
@@ -31,94 +62,62 @@ def exist(workdir: epath.Path) -> bool:
   return latest_step(workdir) is not None
 
 
-def latest_step(workdir: epath.Path) -> int | None:
+def latest_step(workdir: epath.PathLike) -> int | None:
   """The step of a workdir's last complete checkpoint, None without any."""
-  directory = workdir / DIRECTORY
-  if not directory.exists():
-    return None
-  names = [path.name for path in directory.iterdir()]
-  return max((int(name) for name in names if name.isdigit()), default=None)
+  return max(Checkpoints(workdir).all_steps(), default=None)
 
 
 def open_to_read(workdir: epath.PathLike) -> 'Checkpoints':
-  """The checkpoints of a run that may still be training; changes nothing.
+  """The checkpoints of a run, of which there must be one.
 
   Raises:
     UserError: if there are none.
   """
-  if not exist(epath.Path(workdir)):
+  if not exist(workdir):
     raise UserError(
       f'{epath.Path(workdir) / DIRECTORY} holds no complete checkpoint; the '
       'run writes its first when it is validated.'
     )
-  return Checkpoints(workdir, read_only=True)
+  return Checkpoints(workdir)
 
 
 class Checkpoints:
-  """The checkpoints in `workdir/checkpoints`; a context manager.
+  """Those in `workdir/checkpoints`, of a run that may still be training.
 
-  On leaving the context, what is being written is written to its end.
+  Reading changes nothing, but for `restore_last`.
   """
 
-  def __init__(
-    self,
-    workdir: epath.PathLike,
-    keep_best: int = 2,
-    read_only: bool = False,
-  ):
-    """Opens the folder, and clears away what a killed process left half done.
-
-    Args:
-      workdir: of the run.
-      keep_best: how many to keep by validation loss, besides the last.
-      read_only: leaves all as it is; use `open_to_read`.
-    """
-    self._directory = epath.Path(workdir).resolve() / DIRECTORY
-    policy = preservation_policy.AnyPreservationPolicy(
-      [
-        preservation_policy.LatestN(n=1),
-        preservation_policy.BestN(
-          get_metric_fn=_loss,
-          reverse=True,
-          n=keep_best,
-        ),
-      ]
-    )
-    try:
-      self._manager = ocp.CheckpointManager(
-        self._directory,
-        options=ocp.CheckpointManagerOptions(
-          best_fn=_loss,
-          best_mode='min',
-          preservation_policy=policy,
-          # Orbax's own `read_only` says so in a warning each time.
-          create=not read_only,
-          cleanup_tmp_directories=not read_only,
-        ),
-      )
-    except ValueError as error:
-      raise UserError(
-        f'{self._directory}: the metrics of a checkpoint are damaged '
-        f'({_first_line(error)}); delete its folder to use the others.'
-      ) from error
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *unused_args):
-    self._manager.close()
-
-  def latest_step(self) -> int | None:
-    """The step of the last checkpoint, or None where there is none."""
-    return self._manager.latest_step()
-
-  def best_step(self) -> int | None:
-    """The step of the checkpoint of least validation loss, or None."""
-    return self._manager.best_step()
+  def __init__(self, workdir: epath.PathLike):
+    """Takes the folder of the run, which need not be there."""
+    self._workdir = epath.Path(workdir).resolve()
+    self.directory = self._workdir / DIRECTORY
 
   def all_steps(self) -> list[int]:
     """The steps of all the checkpoints, ascending."""
-    return sorted(self._manager.all_steps())
+    if not self.directory.is_dir():
+      return []
+    folders = self.directory.iterdir()
+    if '://' in str(self.directory):
+      # An object store cannot rename; there a last file says that all is there.
+      folders = (f for f in folders if (f / 'commit_success.txt').exists())
+    names = (folder.name for folder in folders)
+    return sorted(int(name) for name in names if name.isdecimal())
+
+  def latest_step(self) -> int | None:
+    """The step of the last checkpoint, or None where there is none."""
+    return max(self.all_steps(), default=None)
+
+  def best_step(self) -> int | None:
+    """The step of the checkpoint of least validation loss, or None."""
+    losses = {step: self._loss(step) for step in self.all_steps()}
+    best = min(losses, key=losses.get, default=None)
+    return best if losses.get(best, math.inf) < math.inf else None
+
+  def _loss(self, step: int) -> float:
+    try:
+      return loss(self._read_metrics(step))
+    except DamagedError:
+      return math.inf
 
   def find(self, checkpoint: str | int) -> int:
     """The step that `best`, `last` or a number means.
@@ -132,74 +131,251 @@ class Checkpoints:
     if checkpoint == 'last':
       return self.latest_step()
     steps = self.all_steps()
-    if not str(checkpoint).isdigit() or int(checkpoint) not in steps:
+    if not str(checkpoint).isdecimal() or int(checkpoint) not in steps:
       raise UserError(
-        f'{self._directory} has no checkpoint {checkpoint}; there are best, '
+        f'{self.directory} has no checkpoint {checkpoint}; there are best, '
         f'last, {", ".join(map(str, steps))}.'
       )
     return int(checkpoint)
 
-  def save(
-    self, step: int, state: TrainState, metrics: dict[str, float] | None = None
-  ) -> None:
-    """Starts to write a checkpoint; returns once `state` may be donated.
+  def restore(self, shapes: TrainState, step: int) -> TrainState:
+    """The state saved at `step`, in host memory, to the last bit.
 
     Args:
-      step: the state's.
-      state: to be saved.
-      metrics: of a validation of this very state; a checkpoint without them
-        gives way to any that has them.
-    """
-    if jax.process_count() > 1:
-      # pmap returns arrays of this process's devices; Orbax wants to be told
-      # that all processes hold the same.
-      state = jax.tree.map(
-        ocp.utils.fully_replicated_host_local_array_to_global_array, state
-      )
-    self._manager.save(
-      step, args=ocp.args.StandardSave(state), metrics=metrics or {}
-    )
-
-  def restore(self, state: TrainState, step: int | None = None) -> TrainState:
-    """The state saved at `step`, by default the last.
-
-    Args:
-      state: says shapes and dtypes. On how many devices the checkpoint was
-        written does not matter; the result is on all that there are now.
+      shapes: and dtypes that it must have. On how many devices it was trained
+        does not matter.
       step: which checkpoint.
 
     Raises:
-      UserError: if there is none, or it is damaged, or its shapes are not
-        those of `state`.
+      UserError: if it is damaged, or its arrays are not those of `shapes`.
     """
-    step = self.latest_step() if step is None else step
-    if step is None:
-      raise UserError(f'{self._directory} holds no complete checkpoint.')
-    target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), state)
     try:
-      restored = self._manager.restore(
-        step, args=ocp.args.StandardRestore(target)
-      )
-      for (path, wanted), found in zip(
-        jax.tree.leaves_with_path(target),
-        jax.tree.leaves(restored),
-        strict=True,
-      ):
-        if wanted.shape != found.shape:
-          raise ValueError(
-            f'{jax.tree_util.keystr(path)} has the shape {found.shape}, and '
-            f'the config asks for {wanted.shape}.'
-          )
-    except (ValueError, KeyError, OSError) as error:
+      return self._restore(shapes, step).state
+    except DamagedError as error:
       others = [str(other) for other in self.all_steps() if other != step]
       raise UserError(
-        f'checkpoint {self._directory / str(step)} cannot be restored: '
-        f'{_first_line(error)} Others: {", ".join(others) or "none"}.'
+        f'checkpoint {self.directory / str(step)} cannot be restored: {error} '
+        f'Others: {", ".join(others) or "none"}.'
       ) from error
-    return devices.replicate(restored)
+
+  def restore_last(self, shapes: TrainState) -> Restored | None:
+    """What the last sound checkpoint holds, for the run that goes on.
+
+    Later ones, which are damaged, are told of on standard error and moved out
+    of the way, into a folder beside.
+
+    Args:
+      shapes: as of `restore`.
+
+    Returns:
+      None if there is no checkpoint at all.
+
+    Raises:
+      UserError: if all are damaged, or the last sound one's arrays are not
+        those of `shapes`.
+    """
+    damaged = {}
+    for step in reversed(self.all_steps()):
+      try:
+        restored = self._restore(shapes, step)
+      except DamagedError as error:
+        damaged[step] = error
+        continue
+      self._set_aside(damaged | self._unranked(), step)
+      return restored
+    if not damaged:
+      return None
+    step, error = next(iter(damaged.items()))
+    raise UserError(
+      f'no checkpoint in {self.directory} can be restored; that of step {step} '
+      f'is damaged: {error} Name another --workdir, or delete the folder to '
+      'train anew.'
+    )
+
+  def _unranked(self) -> dict[int, DamagedError]:
+    """Checkpoints that cannot be compared by their metrics.
+
+    One that was being deleted when the run was killed may be among them.
+    """
+    damaged = {}
+    for step in self.all_steps():
+      try:
+        self._read_metrics(step)
+      except DamagedError as error:
+        damaged[step] = error
+    return damaged
+
+  def _set_aside(self, damaged: Mapping[int, DamagedError], step: int) -> None:
+    folder = self._workdir / _DAMAGED
+    for other, error in damaged.items():
+      folder.mkdir(exist_ok=True)
+      number, place = 1, folder / str(other)
+      while place.exists():
+        number, place = number + 1, folder / f'{other}_{number}'
+      (self.directory / str(other)).rename(place)
+      print(
+        f'warning: the checkpoint of step {other} is damaged: {error} It was '
+        f'moved to {place}; the run goes on from that of step {step}.',
+        file=sys.stderr,
+      )
+
+  def _restore(self, shapes: TrainState, step: int) -> Restored:
+    """As `restore`.
+
+    Raises:
+      DamagedError: if it is not as it was written.
+      UserError: if its arrays are not those of `shapes`.
+    """
+    contents, metrics = self._read_contents(step), self._read_metrics(step)
+    if contents is not None:
+      check_arrays(contents['arrays'], shapes)
+      # They may have been added, just before the run was killed.
+      known = contents['metrics'] or metrics
+      if _digest_of_json(metrics) != _digest_of_json(known):
+        raise DamagedError('its metrics are not those that were saved.')
+    target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), shapes)
+    try:
+      with ocp.Checkpointer(
+        ocp.StandardCheckpointHandler(multiprocessing_options=alone()),
+        multiprocessing_options=alone(),
+      ) as orbax:
+        state = orbax.restore(
+          self.directory / str(step) / STATE,
+          args=ocp.args.StandardRestore(target),
+        )
+    except Exception as error:  # Whatever comes of bytes that make no sense.
+      raise DamagedError(_in_a_sentence(error)) from error
+    found = describe(state)
+    if contents is None:
+      # Written before there were digests.
+      check_arrays(found, shapes)
+      return Restored(state, metrics, {})
+    for name, about in contents['arrays'].items():
+      if found[name] != about:
+        raise DamagedError(f'{name} is not what was saved.')
+    return Restored(state, metrics, contents['untold'])
+
+  def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Adds those of a validation to a checkpoint that has none."""
+    contents = self._read_contents(step)
+    if not metrics or contents is None or contents['metrics']:
+      return
+    folder = self.directory / str(step)
+    contents['metrics'] = dict(metrics)
+    _replace_json(folder / METRICS / 'metrics', metrics)
+    _replace_json(
+      folder / CONTENTS / 'metadata',
+      {**contents, 'sha256': _digest_of_json(contents)},
+    )
+
+  def _read_contents(self, step: int) -> dict[str, Any] | None:
+    folder = self.directory / str(step) / CONTENTS
+    if not folder.exists():
+      return None
+    contents = _read_json(folder / 'metadata')
+    try:
+      if contents.pop('sha256') == _digest_of_json(contents):
+        return contents
+    except (AttributeError, KeyError):
+      pass
+    raise DamagedError('its table of contents is not what was saved.')
+
+  def _read_metrics(self, step: int) -> dict[str, float]:
+    path = self.directory / str(step) / METRICS / 'metrics'
+    metrics = _read_json(path)
+    if not isinstance(metrics, dict):
+      raise DamagedError(f'{path.name} cannot be read.')
+    return metrics
 
 
-def _first_line(error: Exception) -> str:
+def make_contents(
+  state: TrainState,
+  metrics: Mapping[str, float],
+  untold: Mapping[str, list[float]],
+) -> dict[str, Any]:
+  """The table of contents of a checkpoint, to be written as JSON."""
+  contents = {
+    'arrays': describe(state),
+    'metrics': dict(metrics),
+    'untold': dict(untold),
+  }
+  # As it is read back: JSON knows no tuples.
+  contents = json.loads(json.dumps(contents))
+  return {**contents, 'sha256': _digest_of_json(contents)}
+
+
+def describe(state: TrainState) -> dict[str, dict[str, Any]]:
+  """Shape, dtype and digest of each array of a state, by its path."""
+  table = {}
+  for path, array in jax.tree.leaves_with_path(state):
+    array = np.asarray(array)
+    table[jax.tree_util.keystr(path)] = {
+      'shape': list(array.shape),
+      'dtype': str(array.dtype),
+      'sha256': hashlib.sha256(array.tobytes()).hexdigest(),
+    }
+  return table
+
+
+def check_arrays(found: Mapping[str, Any], shapes: TrainState) -> None:
+  """Checks that arrays are those that a config asks for.
+
+  Raises:
+    UserError: the first that is not.
+  """
+  wanted = {
+    jax.tree_util.keystr(path): (list(leaf.shape), str(np.dtype(leaf.dtype)))
+    for path, leaf in jax.tree.leaves_with_path(shapes)
+  }
+  for name in sorted(wanted.keys() ^ found.keys()):
+    raise UserError(
+      f'the checkpoint and its config do not go together: {name} is in '
+      f'{"the checkpoint" if name in found else "the model"} alone.'
+    )
+  for name, (shape, dtype) in wanted.items():
+    about = found[name]
+    if about['shape'] != shape:
+      raise UserError(
+        f'the checkpoint and its config do not go together: {name} has the '
+        f'shape {tuple(about["shape"])}, and the config asks for '
+        f'{tuple(shape)}.'
+      )
+    if about['dtype'] != dtype:
+      raise UserError(
+        f'the checkpoint and its config do not go together: {name} is '
+        f'{about["dtype"]}, and the config asks for {dtype}.'
+      )
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+  """Has Orbax wait for no other process; each call needs its own."""
+  process = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=process,
+    active_processes={process},
+    barrier_sync_key_prefix=f'process_{process}',
+  )
+
+
+def _read_json(path: epath.Path) -> Any:
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise DamagedError(f'{path.name} cannot be read.') from error
+
+
+def _replace_json(path: epath.Path, content: Any) -> None:
+  partial = path.parent / f'{path.name}.partial'
+  partial.write_text(json.dumps(content))
+  partial.replace(path)
+
+
+def _digest_of_json(content: Any) -> str:
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _in_a_sentence(error: Exception) -> str:
   """What an error says first; TensorStore goes on with all its settings."""
-  line = str(error).strip().split('\n')[0]
+  line = (str(error).strip() or type(error).__name__).split('\n')[0]
   return line if len(line) < 200 else line[:200] + ' …'

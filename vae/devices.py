@@ -78,6 +78,25 @@ def mean_over(tree: Any, axis_name: str | None) -> Any:
   return tree if axis_name is None else lax.pmean(tree, axis_name)
 
 
+def as_first_process(tree: Any) -> Any:
+  """The tree of host arrays that the first process has, told to all.
+
+  Bit by bit: the devices add what the processes say, and to add 0 would take
+  the sign off a negative one.
+  """
+  if jax.process_count() == 1:
+    return tree
+  leaves, structure = jax.tree.flatten(tree)
+  leaves = [np.asarray(leaf) for leaf in leaves]
+  told = multihost_utils.broadcast_one_to_all(
+    [np.frombuffer(leaf.tobytes(), np.uint8) for leaf in leaves]
+  )
+  return structure.unflatten(
+    np.frombuffer(bits.tobytes(), leaf.dtype).reshape(leaf.shape)
+    for bits, leaf in zip(told, leaves, strict=True)
+  )
+
+
 def least_of_all(number: float) -> float:
   """The least that any process says, told to all; waits for the devices."""
   if jax.process_count() == 1:

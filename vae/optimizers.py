@@ -20,20 +20,31 @@ class Optimizer:
     steps_per_epoch: number of updates between two decays.
     decay_per_epoch: factor on the learning rate.
     weight_decay: of the L2 penalty.
+    clip_norm: of the gradient over all parameters, at most, before the penalty
+      is added (Pascanu et al. 2013); 0 leaves it as it is.
   """
 
   steps_per_epoch: int = 1
   decay_per_epoch: float = 1.0
   weight_decay: float = 0.0
+  clip_norm: float = 0.0
 
   def __call__(
     self, learning_rate: float | jax.Array
   ) -> optax.GradientTransformation:
     """The transformation for a learning rate."""
     return optax.chain(
-      optax.add_decayed_weights(self.weight_decay),
+      # One link, and without a state, whatever is asked for: so checkpoints
+      # have the same shape.
+      optax.stateless(self._clip_and_decay),
       optax.adam(self.schedule(learning_rate)),
     )
+
+  def _clip_and_decay(self, grads, params):
+    if self.clip_norm:
+      clip = optax.clip_by_global_norm(self.clip_norm)
+      grads, _ = clip.update(grads, clip.init(params))
+    return jax.tree.map(lambda g, p: g + self.weight_decay * p, grads, params)
 
   def schedule(self, learning_rate: float | jax.Array) -> optax.Schedule:
     """`learning_rate · decay_per_epoch ** epoch`, constant within an epoch."""
@@ -55,6 +66,7 @@ def from_config(config, steps_per_epoch: int) -> Optimizer:
     steps_per_epoch,
     config.optimizer.decay_per_epoch,
     config.optimizer.weight_decay,
+    config.optimizer.clip_norm,
   )
 
 

@@ -14,6 +14,7 @@ that nothing is communicated, and vectorised within a device.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
 import functools
@@ -90,7 +91,12 @@ class Population(Trainer):
       devices.shard(self._stack(list(settings))),
       self._keys(training.train_key),
       self._keys(training.eval_key),
-      _make_train_steps(*program, self._optimizer, config.train.flip),
+      _make_train_steps(
+        *program,
+        self._optimizer,
+        config.train.flip,
+        config.train.on_nonfinite == 'skip',
+      ),
       _make_eval_steps(*program),
     )
     self._shapes = [
@@ -145,27 +151,30 @@ class Population(Trainer):
     )
     return jax.random.wrap_key_data(devices.shard(keys))
 
-  def restore(self, saved: Sequence[Checkpoints]) -> None:
+  def restore(
+    self, saved: Sequence[Checkpoints]
+  ) -> list[Mapping[str, list[float]]]:
     """Goes on from the last checkpoints, which must be of the same step.
 
     Raises:
       UserError: if they are not.
     """
-    steps = {checkpoints.latest_step() for checkpoints in saved}
+    restored = [
+      checkpoints.restore_last(shapes)
+      for checkpoints, shapes in zip(saved, self._shapes, strict=True)
+    ]
+    steps = {0 if r is None else int(r.state.step) for r in restored}
     if len(steps) > 1:
       raise UserError(
         'the last checkpoints are of different steps: '
-        f'{", ".join(sorted(map(str, steps)))}.'
+        f'{", ".join(map(str, sorted(steps)))}.'
       )
-    if steps == {None}:
-      return
-    self._place(
-      [
-        checkpoints.restore(shapes)
-        for checkpoints, shapes in zip(saved, self._shapes, strict=True)
-      ]
-    )
-    self.step = int(self._state.step)
+    (self.step,) = steps
+    if not self.step:
+      return [{} for _ in restored]
+    self._place([r.state for r in restored])
+    self.is_validated = all(r.metrics for r in restored)
+    return [r.untold for r in restored]
 
   def train_chunks(
     self, epoch: int, first_step: int, max_steps: int
@@ -253,10 +262,10 @@ def layout(num_members: int, num_devices: int) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=8)
-def _make_train_steps(model, one_seed, num_devices, optimizer, flip):
+def _make_train_steps(model, one_seed, num_devices, optimizer, *options):
   by_member = None if one_seed else 0
   return _over_members(
-    functools.partial(training.train_loop, model, optimizer, flip),
+    functools.partial(training.train_loop, model, optimizer, *options),
     # state, settings, key, stored, batches, num_steps
     (_STATE_AXES, 0, by_member, None, by_member, None),
     (_STATE_AXES, 0),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 import jax
@@ -14,6 +15,7 @@ from vae import optimizers
 from vae import splits
 from vae import training
 from vae.checkpoints import Checkpoints
+from vae.checkpoints import Restored
 from vae.trainer import Trainer
 
 
@@ -40,18 +42,37 @@ class SingleRun(Trainer):
       training.settings_from_config(config, self._model),
       training.train_key(config.seed),
       training.eval_key(config.seed),
-      training.make_train_steps(self._model, optimizer, config.train.flip),
+      training.make_train_steps(
+        self._model,
+        optimizer,
+        config.train.flip,
+        config.train.on_nonfinite == 'skip',
+      ),
       training.make_eval_steps(self._model),
     )
     self._state = training.create_state(self._model, optimizer, config.seed)
     self.num_parameters = training.num_parameters(self._state)
 
-  def restore(self, saved: Sequence[Checkpoints]) -> None:
-    """Goes on from the last checkpoint, if there is one."""
+  def restore(
+    self, saved: Sequence[Checkpoints]
+  ) -> list[Mapping[str, list[float]]]:
+    """Goes on from the last checkpoint, if there is one.
+
+    The first process reads it, and hands it on to the others, whose disks may
+    not have it.
+    """
     (saved,) = saved
-    if saved.latest_step() is not None:
-      self._state = saved.restore(self._state)
-      self.step = int(self._state.step)
+    restored = None
+    if self._topology.process_index == 0:
+      restored = saved.restore_last(self._state)
+    if restored is None:
+      restored = Restored(self._state, {}, {})
+    state, is_validated = devices.as_first_process(
+      (jax.device_get(restored.state), np.array(bool(restored.metrics)))
+    )
+    self._state = devices.replicate(state)
+    self.step, self.is_validated = int(state.step), bool(is_validated)
+    return [restored.untold]
 
   def train_chunks(
     self, epoch: int, first_step: int, max_steps: int

@@ -67,8 +67,8 @@ def restore(
   # The optimiser's state is part of a checkpoint; its schedule is not.
   optimizer = optimizers.Optimizer()
   state = training.abstract_state(model, optimizer)
-  with checkpoints.open_to_read(workdir) as saved:
-    state = saved.restore(state, saved.find(checkpoint))
+  saved = checkpoints.open_to_read(workdir)
+  state = saved.restore(state, saved.find(checkpoint))
   return TrainedVAE(config, model, state.variables, int(state.step))
 
 

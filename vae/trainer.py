@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 import jax
@@ -23,6 +24,7 @@ class Trainer(abc.ABC):
     batches_per_step: how many the devices are sent for a step.
     num_parameters: of all models together.
     step: how many updates were dispatched.
+    is_validated: whether the state that was restored had been validated.
   """
 
   num_runs: int
@@ -43,11 +45,17 @@ class Trainer(abc.ABC):
     self._train_key, self._eval_key = train_key, eval_key
     self._train_steps, self._eval_steps = train_steps, eval_steps
     self._state: training.TrainState | None = None
-    self.step = 0
+    self.step, self.is_validated = 0, False
 
   @abc.abstractmethod
-  def restore(self, saved: Sequence[Checkpoints]) -> None:
-    """Goes on from the last checkpoint of each run, if there are any."""
+  def restore(
+    self, saved: Sequence[Checkpoints]
+  ) -> list[Mapping[str, list[float]]]:
+    """Goes on from the last checkpoint of each run, if there are any.
+
+    Returns:
+      Of each run, the metrics that are still to be told (`Restored.untold`).
+    """
 
   @abc.abstractmethod
   def train_chunks(

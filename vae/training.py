@@ -159,6 +159,7 @@ def train_step(
   model: VAE,
   optimizer: OptimizerFactory,
   flip: bool,
+  skip_nonfinite: bool,
   state: TrainState,
   settings: Settings,
   key: jax.Array,
@@ -170,6 +171,8 @@ def train_step(
     model: where it has no `axis_name`, the device has the whole batch.
     optimizer: that `state.opt_state` belongs to.
     flip: whether each image is mirrored with probability ½.
+    skip_nonfinite: whether a step whose loss or gradient is not finite is left
+      out: it counts, and changes nothing else.
     state: the same on every device.
     settings: likewise.
     key: `train_key`, the same on every device.
@@ -177,8 +180,9 @@ def train_step(
       part of the global batch.
 
   Returns:
-    The new state and the metrics, means over the global batch; the same on
-    every device.
+    The new state and the metrics, means over the global batch, with the norm
+    of their gradient before it is clipped; the same on every device. With
+    `skip_nonfinite` also whether the step was `skipped`, 0 or 1.
   """
   objective = settings.objective
   positions = _positions(model.axis_name, len(images))
@@ -207,22 +211,32 @@ def train_step(
 
   grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
   grads, metrics = devices.mean_over((grads, metrics), model.axis_name)
+  metrics['grad_norm'] = optax.tree.norm(grads)
   updates, opt_state = optimizer(settings.learning_rate).update(
     grads, state.opt_state, state.params
   )
-  state = TrainState(
+  new_state = TrainState(
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),
     batch_stats=batch_stats,
     opt_state=opt_state,
   )
-  return state, metrics
+  if skip_nonfinite:
+    is_finite = jnp.isfinite(metrics['loss'] + metrics['grad_norm'])
+    metrics['skipped'] = 1 - is_finite.astype(metrics['loss'].dtype)
+    new_state = jax.tree.map(
+      lambda new, old: jnp.where(is_finite, new, old),
+      new_state,
+      state.replace(step=new_state.step),
+    )
+  return new_state, metrics
 
 
 def train_loop(
   model: VAE,
   optimizer: OptimizerFactory,
   flip: bool,
+  skip_nonfinite: bool,
   state: TrainState,
   settings: Settings,
   key: jax.Array,
@@ -241,6 +255,7 @@ def train_loop(
     model: as of `train_step`.
     optimizer: likewise.
     flip: likewise.
+    skip_nonfinite: likewise.
     state: likewise.
     settings: likewise.
     key: likewise.
@@ -256,7 +271,9 @@ def train_loop(
 
   def step(state, index):
     images = _images(stored, batches, index)
-    return train_step(model, optimizer, flip, state, settings, key, images)
+    return train_step(
+      model, optimizer, flip, skip_nonfinite, state, settings, key, images
+    )
 
   def body(index, carry):
     state, metrics = carry
@@ -270,7 +287,10 @@ def train_loop(
 
 @functools.lru_cache(maxsize=8)
 def make_train_steps(
-  model: VAE, optimizer: OptimizerFactory, flip: bool
+  model: VAE,
+  optimizer: OptimizerFactory,
+  flip: bool,
+  skip_nonfinite: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Compiles several training steps into one dispatch over all devices.
 
@@ -278,6 +298,7 @@ def make_train_steps(
     model: with `axis_name=AXIS`.
     optimizer: as of `train_step`.
     flip: likewise.
+    skip_nonfinite: likewise.
 
   Returns:
     `train_loop`, a function of its arguments from `state` on: `state` is
@@ -286,7 +307,7 @@ def make_train_steps(
     the same function, and not compiled again.
   """
   return jax.pmap(
-    functools.partial(train_loop, model, optimizer, flip),
+    functools.partial(train_loop, model, optimizer, flip, skip_nonfinite),
     axis_name=model.axis_name,
     in_axes=(None, None, None, None, 0, None),
     out_axes=None,

@@ -1,0 +1,83 @@
+"""Ctrl-C and SIGTERM, as something to ask for between two steps.
+
+Schedulers send SIGTERM to what they are about to take the machine from. Until
+training asks for the first time, either ends the program at once: nothing is
+lost yet. From then on it says that training should stop, where it can.
+"""
+
+import os
+import signal
+import sys
+
+import jax
+from jax.experimental import multihost_utils
+
+_ON_INTERRUPT = (
+  '\nFinishing the steps under way, then saving; Ctrl-C again stops at once.\n'
+)
+
+
+class TerminatedError(BaseException):
+  """SIGTERM, where nothing is to be saved first; as KeyboardInterrupt is."""
+
+
+class StopSignals:
+  """A context manager, within which the signals are caught.
+
+  Called, it says whether training should stop. All processes of a run must
+  call it at the same places, and get the same answer: a signal to one of them
+  stops all.
+
+  Attributes:
+    received: the signal that this process got, if any.
+  """
+
+  def __init__(self):
+    """Catches nothing yet."""
+    self.received: signal.Signals | None = None
+    self._num_calls = 0
+    self._previous = {}
+
+  def __enter__(self):
+    caught = [signal.SIGINT]
+    if not jax.distributed.is_initialized():
+      caught.append(signal.SIGTERM)
+    # Else JAX's own service has it, which tells the other processes.
+    for number in caught:
+      self._previous[number] = signal.signal(number, self._receive)
+    return self
+
+  def __exit__(self, *unused_args):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def __call__(self) -> bool:
+    """Whether to stop, here and now."""
+    self._num_calls += 1
+    if jax.distributed.is_initialized():
+      return multihost_utils.reached_preemption_sync_point(self._num_calls)
+    return self.received is not None
+
+  def raise_if_received(self) -> None:
+    """Goes on as the signal has it that stopped training, if one did.
+
+    Raises:
+      KeyboardInterrupt: after Ctrl-C.
+      TerminatedError: after SIGTERM.
+    """
+    if self.received == signal.SIGINT:
+      raise KeyboardInterrupt
+    if self.received is not None:
+      raise TerminatedError
+
+  def _receive(self, number: int, frame: object) -> None:
+    del frame
+    again = self.received is not None
+    self.received = signal.Signals(number)
+    if not self._num_calls or (again and number == signal.SIGINT):
+      self.raise_if_received()
+    if number == signal.SIGINT and not again:
+      # Not by `print`, which may be what was interrupted.
+      os.write(sys.stderr.fileno(), _ON_INTERRUPT.encode())
+      if jax.distributed.is_initialized():
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,78 @@
+import datetime
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from etils import epath
+import pytest
+
+from tests.conftest import ROOT
+from vae.errors import UserError
+import workdir_lock
+
+HOLD = """
+import sys
+from etils import epath
+import workdir_lock
+with workdir_lock.hold(epath.Path(sys.argv[1])):
+  print('held', flush=True)
+  sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+  """Another process that has the workdir."""
+  process = subprocess.Popen(
+    [sys.executable, '-c', HOLD, tmp_path],
+    cwd=ROOT,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == 'held\n'
+  yield process
+  process.kill()
+  process.communicate()
+
+
+def try_to_hold(workdir):
+  with workdir_lock.hold(epath.Path(workdir)):
+    return True
+
+
+def test_second_run_is_refused_by_the_name_of_the_first(holder, tmp_path):
+  with pytest.raises(UserError) as caught:
+    try_to_hold(tmp_path)
+  message = str(caught.value)
+  assert f'process {holder.pid} on {socket.gethostname()}' in message
+  assert f'since {datetime.date.today().year}' in message
+  assert '\n' not in message
+  # And again, by the same name.
+  with pytest.raises(UserError, match=f'process {holder.pid}'):
+    try_to_hold(tmp_path)
+
+
+@pytest.mark.parametrize('end', [signal.SIGKILL, None])
+def test_lock_goes_with_its_process(holder, tmp_path, end):
+  if end is None:
+    holder.communicate('')
+  else:
+    holder.send_signal(end)
+    holder.wait()
+  assert (tmp_path / 'lock.json').exists()
+  assert try_to_hold(tmp_path)
+  assert f'"process": {os.getpid()}' in (tmp_path / 'lock.json').read_text()
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"host": 3}', '\0\0'])
+def test_a_note_that_cannot_be_read_neither_blocks_nor_lets_in(
+  holder, tmp_path, text
+):
+  (tmp_path / 'lock.json').write_text(text)
+  with pytest.raises(UserError, match='in use by another process'):
+    try_to_hold(tmp_path)
+  holder.communicate('')
+  assert try_to_hold(tmp_path)

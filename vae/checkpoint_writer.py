@@ -1,0 +1,240 @@
+"""Writes the checkpoints of a run, in the background.
+
+Orbax writes each atomically: its folder has its final name only when all of it
+is on disk. What cannot be written is told of once, and tried again until it
+can be, or a later checkpoint takes its place; nothing that is on disk is
+deleted before.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import logging
+import os
+import re
+import sys
+import threading
+
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from vae import checkpoints
+from vae.checkpoints import Checkpoints
+from vae.errors import UserError
+from vae.training import TrainState
+
+# Between two tries to write what could not be written.
+_SECONDS_TO_RETRY = 10.0
+
+# How many of the last are kept, should the very last turn out to be damaged.
+_KEEP_LAST = 2
+
+
+def _warn(message: str) -> None:
+  print(message, file=sys.stderr, flush=True)
+
+
+class CheckpointWriter:
+  """Writes into `workdir/checkpoints`; a context manager.
+
+  On leaving the context, what is being written is written to its end; and what
+  cannot be is given up.
+  """
+
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    keep_best: int = 2,
+    warn: Callable[[str], None] = _warn,
+  ):
+    """Writes nothing yet.
+
+    Args:
+      workdir: of the run.
+      keep_best: how many to keep by validation loss, besides the last two.
+      warn: takes a line where one cannot be written.
+    """
+    self._saved = Checkpoints(workdir)
+    self._directory = self._saved.directory
+    self._keep_best, self._warn = keep_best, warn
+    # Step, state, metrics and untold metrics of what is to be written.
+    self._job = None
+    # The last one that could not be, and why.
+    self._failed, self._error = None, None
+    self._closing = False
+    self._changed = threading.Condition()
+    # Orbax logs a traceback, in each of its threads, of what is told in a line.
+    self._absl = logging.getLogger('absl')
+    self._absl.addFilter(_is_not_orbax)
+    self._thread = threading.Thread(
+      target=self._write_jobs, name='checkpoints', daemon=True
+    )
+    self._thread.start()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused_args):
+    with self._changed:
+      self._changed.wait_for(self._is_tried)
+      self._job, self._closing = None, True
+      self._changed.notify_all()
+    self._thread.join()
+    self._absl.removeFilter(_is_not_orbax)
+
+  def finish(self, patience: float = 0.0) -> None:
+    """Waits until all is written.
+
+    Args:
+      patience: for how many seconds to go on trying what could not be.
+
+    Raises:
+      UserError: if it still cannot be.
+    """
+    with self._changed:
+      self._changed.wait_for(self._is_tried)
+      if self._changed.wait_for(lambda: self._job is None, patience):
+        return
+      raise UserError(
+        f'the checkpoint of step {self._job[0]:,} could not be written into '
+        f'{self._directory} ({_reason(self._error)}). Once it can be, the same '
+        'command goes on from the last one that was written.'
+      )
+
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    metrics: Mapping[str, float] | None = None,
+    untold: Mapping[str, list[float]] | None = None,
+  ) -> None:
+    """Has a checkpoint written, once the one before it is.
+
+    It takes the place of one before it that cannot be written.
+
+    Args:
+      step: the state's.
+      state: to be saved; copied to host memory before this returns.
+      metrics: of a validation of this very state; a checkpoint without them
+        gives way to any that has them.
+      untold: as of `checkpoints.Restored`.
+    """
+    state = jax.device_get(state)
+    with self._changed:
+      self._changed.wait_for(self._is_tried)
+      self._job = (step, state, dict(metrics or {}), dict(untold or {}))
+      self._changed.notify_all()
+
+  def _is_tried(self) -> bool:
+    """Whether nothing is to be written but what could not be."""
+    return self._job is None or self._job is self._failed
+
+  def _write_jobs(self) -> None:
+    """What the thread does."""
+    while True:
+      with self._changed:
+        self._changed.wait_for(lambda: self._job is not None or self._closing)
+        job = self._job
+      if job is None:
+        return
+      error = None
+      try:
+        self._write(*job)
+      except Exception as caught:  # Whatever it is, training goes on.
+        error = caught
+      with self._changed:
+        self._tell(job[0], error)
+        if error is None and self._job is job:
+          self._job = None
+        self._error, self._failed = error, None if error is None else job
+        self._changed.notify_all()
+        if error is not None:
+          self._changed.wait_for(
+            lambda job=job: self._job is not job, _SECONDS_TO_RETRY
+          )
+
+  def _tell(self, step: int, error: Exception | None) -> None:
+    if error is not None and self._error is None:
+      self._warn(
+        f'warning: the checkpoint of step {step:,} cannot be written into '
+        f'{self._directory} ({_reason(error)}). Training goes on, what was '
+        'saved is kept, and writing is tried again.'
+      )
+    if error is None and self._error is not None:
+      self._warn(f'The checkpoint of step {step:,} could be written.')
+
+  def _write(self, step, state, metrics, untold) -> None:
+    if step in self._saved.all_steps():
+      # It was saved when the run was stopped, and is validated now.
+      self._saved.add_metrics(step, metrics)
+      return
+    contents = checkpoints.make_contents(state, metrics, untold)
+    self._directory.mkdir(parents=True, exist_ok=True)
+    # Anew each time, so that what failed before has left nothing behind.
+    manager = ocp.CheckpointManager(self._directory, options=self._options())
+    try:
+      manager.save(
+        step,
+        args=ocp.args.Composite(
+          **{
+            checkpoints.STATE: ocp.args.StandardSave(state),
+            checkpoints.CONTENTS: ocp.args.JsonSave(contents),
+          }
+        ),
+        metrics=metrics,
+      )
+    finally:
+      manager.close()
+    _flush(self._directory / str(step))
+
+  def _options(self) -> ocp.CheckpointManagerOptions:
+    policy = preservation_policy.AnyPreservationPolicy(
+      [
+        preservation_policy.LatestN(n=_KEEP_LAST),
+        preservation_policy.BestN(
+          get_metric_fn=checkpoints.loss, reverse=True, n=self._keep_best
+        ),
+      ]
+    )
+    return ocp.CheckpointManagerOptions(
+      best_fn=checkpoints.loss,
+      best_mode='min',
+      preservation_policy=policy,
+      # Only one process writes: all have the same state.
+      multiprocessing_options=checkpoints.alone(),
+      create=False,
+      # This thread is the background.
+      enable_async_checkpointing=False,
+      cleanup_tmp_directories=True,
+    )
+
+
+def _flush(folder: epath.Path) -> None:
+  """Has the operating system put a folder's files on disk."""
+  if '://' in str(folder):
+    return
+  for root, _, names in os.walk(folder):
+    for path in (*(os.path.join(root, name) for name in names), root):
+      descriptor = os.open(path, os.O_RDONLY)
+      try:
+        os.fsync(descriptor)
+      finally:
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+  """What went wrong, in a few words."""
+  cause = error
+  while cause is not None:
+    if isinstance(cause, OSError) and cause.strerror:
+      return cause.strerror
+    cause = cause.__cause__ or cause.__context__
+  text = ' '.join(str(error).split()) or type(error).__name__
+  # As TensorStore says what the operating system said.
+  found = re.search(r'([^:]*) \[os_error_code=', text)
+  return found.group(1).strip() if found else text[:200]
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  return f'{os.sep}orbax{os.sep}' not in record.pathname
