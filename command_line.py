@@ -218,6 +218,12 @@ def _brief(error: str) -> str:
   return ', line '.join(own[-1]) + f': {last}' if own else last
 
 
+def first_line(error: Exception) -> str:
+  """What an error says, in one line of no great length."""
+  text = str(error).strip() or type(error).__name__
+  return ' '.join(text.split('\n')[0].split())[:300]
+
+
 def _fail(message: str) -> None:
   print(f'error: {message}', file=sys.stderr, flush=True)
   if jax.distributed.is_initialized():

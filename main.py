@@ -17,6 +17,7 @@ import jax
 import ml_collections
 
 import command_line
+import processes
 import run_config
 import stop_signals
 from vae.errors import UserError
@@ -49,7 +50,7 @@ def main() -> None:
   run_config.validate(config)
   explicit = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
   if _DISTRIBUTED.value:
-    _join_the_others()
+    processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   elif any(flag.value is not None for flag in explicit):
     names = ', '.join(f'--{flag.name}' for flag in explicit)
     raise UserError(f'{names} go with --distributed; add it, or drop them.')
@@ -67,6 +68,9 @@ def main() -> None:
       # One process speaks for all.
       sys.stdout = open(os.devnull, 'w')
     _train(config, workdir, stop)
+    if _DISTRIBUTED.value:
+      # Once all are done, so that none is missed by another.
+      jax.distributed.shutdown()
     stop.raise_if_received()
 
 
@@ -85,23 +89,10 @@ def _train(
   first = jax.process_index() == 0
   writer = metric_writer.MetricWriter(workdir) if first else report.NullWriter()
   try:
-    train.train_and_evaluate(config, workdir, data, writer, stop)
+    with processes.working_together():
+      train.train_and_evaluate(config, workdir, data, writer, stop)
   finally:
     writer.close()
-
-
-def _join_the_others() -> None:
-  """Connects the processes of a run, so that JAX sees all their devices."""
-  try:
-    jax.distributed.initialize(
-      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-    )
-  except (ValueError, RuntimeError) as error:
-    raise UserError(
-      f'--distributed: {error} On a TPU pod and under Slurm the flag suffices; '
-      'elsewhere give --coordinator_address, --num_processes and --process_id '
-      'too.'
-    ) from error
 
 
 if __name__ == '__main__':
