@@ -17,6 +17,7 @@ from datasets import cartoon_faces
 from datasets import celeba
 from datasets import sources
 import input_pipeline
+import memory
 from tests.conftest import SPLIT_SIZES
 from tests.conftest import write_faces
 from vae import devices
@@ -137,7 +138,7 @@ def test_auto_caches_what_fits(small_config, monkeypatch):
   class Memory:
     available = 0
 
-  monkeypatch.setattr(input_pipeline.psutil, 'virtual_memory', lambda: Memory)
+  monkeypatch.setattr(memory.psutil, 'virtual_memory', lambda: Memory)
   num_bytes = sum(SPLIT_SIZES) * 16 * 16 * 3
   streamed, cached = input_pipeline.StreamedSplit, input_pipeline.CachedSplit
   for available, on_devices, kind in (
