@@ -42,7 +42,7 @@ def wrong_with(case, code, out, err):
   names = {key.rpartition('.')[2] for key in case.keys or KEYS}
   if not re.search(r'\b(?:' + '|'.join(names) + r')\b', err):
     # Or the config as such, or the line of it that has the key.
-    if not re.search(r'--config|get_config\(\)|config\.py, line \d+', err):
+    if not re.search(r'--config|get_config\(\)|config\.|line \d+', err):
       return 'a message without a name'
   return None
 
