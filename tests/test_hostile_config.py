@@ -41,8 +41,11 @@ def wrong_with(case, code, out, err):
   # A key may be named with its group or, by a library, without.
   names = {key.rpartition('.')[2] for key in case.keys or KEYS}
   if not re.search(r'\b(?:' + '|'.join(names) + r')\b', err):
-    # Or the config as such, or the line of it that has the key.
-    if not re.search(r'--config|get_config\(\)|config\.|line \d+', err):
+    # But for the line of the config file that sets the key; and of a config
+    # that is wrong as such, the flag or the function.
+    others = [r'config\.py, line \d+']
+    others += [] if case.keys else ['--config', r'get_config\(\)', r'config\.']
+    if not re.search('|'.join(others), err):
       return 'a message without a name'
   return None
 
