@@ -166,12 +166,15 @@ def test_500_hostile_configs(celeba_dir, tmp_path, record_property):
       ]
     )
   )
-  (tmp_path / 'home').mkdir()
+  for name in ('home', 'tmp'):
+    (tmp_path / name).mkdir()
   environment = dict(
     os.environ,
     PYTHONPATH=str(ROOT),
     JAX_PLATFORMS='cpu',
     HOME=str(tmp_path / 'home'),
+    # TensorFlow's own files outlive a process that ends at once.
+    TMPDIR=str(tmp_path / 'tmp'),
     TFDS_DATA_DIR=str(tmp_path / 'tfds'),
   )
   subprocess.run(
