@@ -1,15 +1,18 @@
 """How the scripts meet the command line: flags, and errors in one line."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 import contextlib
 import hashlib
+import itertools
 import os
 import pathlib
 import platform
 import re
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
 import warnings
@@ -153,6 +156,8 @@ def define_config(default: str) -> None:
     'config',
     None,
     f'The experiment; configs/ has several. By default {default}.',
+    # It fails where a value is still to be given, and does not say which.
+    lock_config=False,
   )
   global _default_config
   _default_config = os.path.join(os.path.dirname(__file__), default)
@@ -162,13 +167,23 @@ def config_path() -> str:
   """The file that `--config` names.
 
   Raises:
-    UserError: if there is no such file.
+    UserError: if there is no such file, or it could not open another.
   """
   path = config_flags.get_config_filename(flags.FLAGS['config'])
   if not os.path.isfile(path):
     raise UserError(
       f'--config={path}: there is no such file; configs/ has the configs.'
     )
+  try:
+    # Where the config could not open a file, ml_collections keeps that to
+    # itself until the config is looked at.
+    getattr(flags.FLAGS.config, 'seed', None)
+  except OSError as error:
+    raise UserError(
+      f'--config={path} cannot be loaded: {error.__cause__ or error}'
+    ) from error
+  except Exception:  # It has no such thing, as whoever checks it will say.
+    pass
   return path
 
 
@@ -179,17 +194,41 @@ def _parse(argv: list[str]) -> list[str]:
   given = any(arg.split('=')[0] in ('--config', '-config') for arg in argv)
   if _default_config is not None and not given:
     argv = [argv[0], f'--config={_default_config}', *argv[1:]]
+  # ml_collections' own remarks on a config come beside the error in it.
+  logging.set_verbosity(logging.ERROR)
   try:
     return flags.FLAGS(argv)
-  except flags.Error as error:
-    _fail(f'{_brief(str(error))} (--help lists the flags)')
-  except Exception as error:
-    # Configs are programs, which may fail in any way.
+  except KeyboardInterrupt:
+    print('\ninterrupted.', file=sys.stderr)
+    sys.exit(130)
+  except BaseException as error:
+    # Configs are programs, which may fail in any way, and may end this one.
+    raised = _raised_by_config(error)
+    if raised is not None:
+      trace = ''.join(traceback.format_exception(raised))
+      _fail(f'--config cannot be loaded: {_brief(trace)}')
+    if isinstance(error, BrokenPipeError):
+      os._exit(1)  # `--help | head` has seen enough.
+    if isinstance(error, SystemExit):
+      raise  # --help is one.
+    message = str(error)
+    if isinstance(error, flags.Error) and 'Traceback' not in message:
+      _fail(f'{_brief(message)} (--help lists the flags)')
     trace = ''.join(traceback.format_exception(error))
     _fail(
       _about_missing_key(error, argv)
-      or f'the config cannot be loaded: {_brief(trace)}'
+      or f'--config cannot be loaded: {_brief(trace)}'
     )
+
+
+def _raised_by_config(error: BaseException) -> BaseException | None:
+  """What the user's own code raised, where the libraries made this of it."""
+  while error is not None:
+    frames = traceback.extract_tb(error.__traceback__)
+    if _own(frame.filename for frame in frames):
+      return error
+    error = error.__context__
+  return None
 
 
 def _about_missing_key(error: Exception, argv: list[str]) -> str | None:
@@ -208,14 +247,34 @@ def _about_missing_key(error: Exception, argv: list[str]) -> str | None:
 
 def _brief(error: str) -> str:
   """An error's message in one line; of a traceback, what and where it was."""
-  lines = error.split('\n')
-  if not any('Traceback' in line for line in lines):
-    return ' '.join(' '.join(lines).split())
+  _, traced, trace = error.rpartition('Traceback')
+  if not traced and '  File "' not in error:
+    return ' '.join(error.split())
   places = re.findall(r'File "([^"]+)", line (\d+)', error)
-  # The user's own code, not the library that it ran into.
-  own = [place for place in places if 'site-packages' not in place[0]]
-  last = [line.strip() for line in lines if line.strip()][-1]
-  return ', line '.join(own[-1]) + f': {last}' if own else last
+  files = _own(file for file, _ in places)
+  own = [place for place in places if place[0] in files]
+  # After the frames, which are indented.
+  lines = (trace or error).splitlines()[1 if traced else 0 :]
+  what = itertools.dropwhile(lambda line: line[:1] in ('', ' '), lines)
+  what = ' '.join(' '.join(what).split())
+  return ', line '.join(own[-1]) + f': {what}' if own else what
+
+
+_STDLIB = sysconfig.get_path('stdlib')
+
+
+def _own(files: Iterable[str]) -> set[str]:
+  """Those that are the user's own code, not a library that it ran into."""
+  return {
+    file
+    for file in files
+    if not file.startswith((_STDLIB, __file__, '<'))
+    and 'site-packages' not in file
+  }
+
+
+# Characters of an error, some of which may be a file's.
+_MAX_ERROR = 2000
 
 
 def first_line(error: Exception) -> str:
@@ -225,6 +284,11 @@ def first_line(error: Exception) -> str:
 
 
 def _fail(message: str) -> None:
+  # In one line, whatever names and values are quoted in it.
+  message = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+  if len(message) > _MAX_ERROR:
+    half = _MAX_ERROR // 2
+    message = f'{message[:half]} … {message[-half:]}'
   print(f'error: {message}', file=sys.stderr, flush=True)
   if jax.distributed.is_initialized():
     # A proper exit would wait, for minutes, for processes that go on.

@@ -14,9 +14,7 @@ import os
 import sys
 import time
 
-from etils import epath
 import numpy as np
-import psutil
 
 # What TensorFlow's C++ side has to say comes as exceptions too. It reads this
 # once, while it is imported; JAX has set another level.
@@ -29,6 +27,7 @@ from datasets.decoded import digest
 from datasets.encoded import EncodedSplit
 from datasets.encoded import some
 from datasets.encoded import SPLITS
+import memory
 from vae import devices
 from vae import splits
 from vae.errors import UserError
@@ -41,11 +40,11 @@ tf.config.set_visible_devices([], 'TPU')
 # are kept on disk are taken for them.
 _DECODING = 1
 
+# Of a run; the state counts them in int32.
+_MAX_STEPS = 2**31 - 1
+
 # What is wrong with an image's content, and so for as long as it is the same.
 _CORRUPT = tf.errors.InvalidArgumentError
-
-# Where Linux tells a container its limits.
-_CGROUP = epath.Path('/sys/fs/cgroup')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +248,36 @@ def load(config) -> splits.DataSet:
       f'config.train.batch_size is {config.train.batch_size}, but the train '
       f'split has only {loaded["train"].num_examples} images.'
     )
+  _check_steps(config, loaded['train'])
   return splits.DataSet(**loaded)
+
+
+def _check_steps(config, split: splits.Split) -> None:
+  """Checks what a config says of steps, now that it is known how many.
+
+  Raises:
+    UserError: if they cannot be counted, or a dispatch of them is too large.
+  """
+  batch_size, num_epochs = config.train.batch_size, config.train.num_epochs
+  num_steps = split.num_examples // batch_size * num_epochs
+  if num_steps > _MAX_STEPS:
+    raise UserError(
+      f'config.train.num_epochs is {num_epochs}; with {split.num_examples} '
+      f'images in batches of {batch_size} that is {num_steps:,} steps, and '
+      f'they can be counted to {_MAX_STEPS:,}.'
+    )
+  if isinstance(split, splits.DeviceSplit):
+    return
+  steps = config.train.steps_per_dispatch
+  num_images = min(steps * batch_size, split.num_examples)
+  num_bytes = num_images * int(np.prod(split.image_shape))
+  free = memory.free()
+  if num_bytes > free:
+    raise UserError(
+      f'config.train.steps_per_dispatch is {steps}, but their images take '
+      f'{num_bytes / 1e9:.1f} GB and there are {free / 1e9:.1f} GB free; '
+      'lower it.'
+    )
 
 
 def _make_split(
@@ -309,11 +337,19 @@ def _choose_cache(cache: str, num_bytes: int) -> str:
   """Where so many bytes of decoded images are kept: none, host or device.
 
   Raises:
-    UserError: if they are to be on the devices and do not fit.
+    UserError: if they do not fit where they are to be.
   """
-  if cache in ('none', 'host'):
+  if cache == 'none':
     return cache
   # One program for all processes, so one place: what suits the least of them.
+  on_host = devices.least_of_all(memory.free())
+  if cache == 'host':
+    if num_bytes > on_host:
+      raise UserError(
+        f'config.data.cache is host, but the images take {num_bytes / 1e9:.1f} '
+        f'GB and there are {on_host / 1e9:.1f} GB free; use none or auto.'
+      )
+    return cache
   on_devices = devices.free_memory()
   if on_devices is not None:
     on_devices = devices.least_of_all(on_devices)
@@ -325,22 +361,11 @@ def _choose_cache(cache: str, num_bytes: int) -> str:
     )
   if cache == 'device':
     return cache
-  if num_bytes >= devices.least_of_all(_free_memory()) / 2:
+  if num_bytes >= on_host / 2:
     return 'none'
   # What has no memory of its own gains nothing by a copy.
   fits = on_devices is not None and num_bytes < on_devices / 2
   return 'device' if fits else 'host'
-
-
-def _free_memory() -> int:
-  """Bytes that this process may still take: the machine's, or its cgroup's."""
-  free = psutil.virtual_memory().available
-  try:
-    limit = int(_CGROUP.joinpath('memory.max').read_text())
-    used = int(_CGROUP.joinpath('memory.current').read_text())
-  except (OSError, ValueError):  # No cgroup, or 'max'.
-    return free
-  return min(free, limit - used)
 
 
 def find_corrupt(

@@ -15,6 +15,7 @@ import jax
 import ml_collections
 
 from configs import default
+import memory
 from vae import checkpoints
 from vae import layers
 from vae import likelihoods
@@ -28,58 +29,97 @@ SOURCES = ('celeba', 'cartoon_faces', 'folder')
 CACHES = ('auto', 'none', 'host', 'device')
 DTYPES = ('float32', 'bfloat16', 'float64')
 
+# Of folders that are not local.
+SCHEMES = ('gs', 's3')
+
 
 def _one_of(*values):
   accepted = 'one of ' + ', '.join(map(str, values))
   return lambda v: v in values, accepted
 
 
-def _at_least(bound):
-  return lambda v: v >= bound, f'at least {bound}'
+def _between(low, high):
+  def text(bound):
+    return f'{bound:,}' if isinstance(bound, int) else f'{bound:g}'
+
+  return (
+    lambda v: low <= v <= high,
+    f'at least {text(low)} and at most {text(high)}',
+  )
+
+
+def _is_path(value):
+  # TensorBoard's files have names in UTF-8, the system's calls end at a NUL.
+  try:
+    return b'\0' not in value.encode()
+  except UnicodeEncodeError:
+    return False
 
 
 _POSITIVE = lambda v: v > 0, 'greater than 0'
 _ANY = lambda v: True, 'anything'
 
+# What is counted on the devices is an int32, the steps of a run among it.
+_MAX_COUNT = 2**31 - 1
+_COUNT = _between(1, _MAX_COUNT)
+
+# Of an image, in pixels: a JPEG has no more.
+_SIDE_BITS = 16
+_SIDE = _between(1, 2**_SIDE_BITS - 1)
+
+# Each epoch's learning rate is kept.
+_MAX_EPOCHS = 1_000_000
+
 # Key: whether a value is accepted, and what is, in words.
 RULES = {
   'seed': (lambda v: 0 <= v < 2**32, 'from 0 to 2**32 - 1'),
   'data.source': _one_of(*SOURCES),
-  'data.dir': _ANY,
-  'data.crop_size': _at_least(1),
-  'data.image_size': _at_least(1),
+  'data.dir': (
+    lambda v: _is_path(v) and ('://' not in v or v.split('://')[0] in SCHEMES),
+    'a folder, local or of gs:// or s3://, named in UTF-8; or empty',
+  ),
+  'data.crop_size': _SIDE,
+  'data.image_size': _SIDE,
   'data.channels': _one_of(1, 3),
   'data.cache': _one_of(*CACHES),
-  'data.decoded_dir': (lambda v: '://' not in v, 'a local folder, or empty'),
+  'data.decoded_dir': (
+    lambda v: _is_path(v) and '://' not in v,
+    'a local folder, named in UTF-8; or empty',
+  ),
   'data.skip_corrupt': _ANY,
-  'model.latent_dim': _at_least(1),
+  'model.latent_dim': _COUNT,
   'model.hidden_channels': (
-    lambda v: all(channels >= 1 for channels in v),
-    'channels of at least 1 each',
+    lambda v: all(1 <= channels <= _MAX_COUNT for channels in v),
+    f'channels of at least 1 each and at most {_MAX_COUNT:,}',
   ),
   'model.activation': _one_of(*model.ACTIVATIONS),
   'model.likelihood': _one_of(*likelihoods.LIKELIHOODS),
-  'model.sigma': _POSITIVE,
+  # The gradient has 1/σ², and Adam that squared, in float32.
+  'model.sigma': _between(1e-6, 1e6),
   'model.learn_sigma': _ANY,
   'model.dtype': _one_of(*DTYPES),
   'model.convolution': _one_of(*layers.METHODS),
-  'objective.beta': _at_least(0),
-  'objective.num_samples': _at_least(1),
+  # Squared by Adam, in float32.
+  'objective.beta': _between(0, 1e9),
+  'objective.num_samples': _COUNT,
   'objective.sample_posterior': _ANY,
-  'objective.input_noise': _at_least(0),
-  'optimizer.learning_rate': _POSITIVE,
-  'optimizer.decay_per_epoch': (lambda v: 0 < v <= 1, 'in (0, 1]'),
-  'optimizer.weight_decay': _at_least(0),
-  'optimizer.clip_norm': _at_least(0),
-  'train.batch_size': _at_least(1),
-  'train.num_epochs': _at_least(1),
+  # Of images in [0, 1].
+  'objective.input_noise': _between(0, 1e3),
+  # By which Adam moves each parameter in a step: less than float32 can tell
+  # from none, and more than leaves it any digit.
+  'optimizer.learning_rate': _between(1e-12, 1e3),
+  'optimizer.decay_per_epoch': _between(1e-6, 1),
+  'optimizer.weight_decay': _between(0, 1e3),
+  'optimizer.clip_norm': _between(0, 1e9),
+  'train.batch_size': _COUNT,
+  'train.num_epochs': _between(1, _MAX_EPOCHS),
   'train.flip': _ANY,
   'train.on_nonfinite': _one_of('stop', 'skip'),
-  'train.steps_per_dispatch': _at_least(0),
-  'train.log_every_steps': _at_least(1),
-  'eval.every_epochs': _at_least(1),
-  'eval.batch_size': _at_least(1),
-  'checkpoint.keep_best': _at_least(1),
+  'train.steps_per_dispatch': _between(0, _MAX_COUNT),
+  'train.log_every_steps': _COUNT,
+  'eval.every_epochs': _COUNT,
+  'eval.batch_size': _COUNT,
+  'checkpoint.keep_best': _COUNT,
   'checkpoint.every_minutes': _POSITIVE,
 }
 
@@ -121,26 +161,71 @@ def validate(config: ml_collections.ConfigDict) -> None:
   """
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(
-      f'the config is {config!r}; get_config() must return a ConfigDict, best '
-      'the one of configs/default.py, changed.'
+      f'the config is {_shown(config)}; get_config() must return a ConfigDict, '
+      'best the one of configs/default.py, changed.'
     )
-  given = flatten(config)
-  known = flatten(default.get_config())
-  for key in given:
-    if key not in known:
+  _check_group(config, default.get_config(), '')
+  _check_combinations(config)
+
+
+def _check_group(
+  given: ml_collections.ConfigDict,
+  known: ml_collections.ConfigDict,
+  prefix: str,
+) -> None:
+  """Checks a group of settings by itself, and the groups in it."""
+  try:
+    names = list(given)
+  except TypeError as error:  # They are sorted.
+    raise UserError(
+      f'config.{prefix}* has keys that are no names; configs/default.py lists '
+      'all that there are.'
+    ) from error
+  for name in names:
+    if name not in known:
       raise UserError(
-        f'config.{key}: there is no such key; configs/default.py lists all.'
+        f'config.{prefix}{name}: there is no such key; configs/default.py '
+        'lists all.'
       )
-  for key, example in known.items():
-    if key not in given:
+  for name, example in known.items():
+    key = prefix + name
+    if name not in names:
       raise UserError(
         f'config.{key}: missing; start the config from configs/default.py.'
       )
-    _check_type(key, given[key], example)
+    try:
+      value = given[name]
+    except Exception as error:  # References are computed when they are read.
+      raise UserError(
+        f'config.{key} cannot be read ({_shown(error)}); give it a plain value.'
+      ) from error
+    if isinstance(example, ml_collections.ConfigDict):
+      if not isinstance(value, ml_collections.ConfigDict):
+        raise UserError(
+          f'config.{key} is {_shown(value)}; it must be a group of settings, '
+          'as in configs/default.py.'
+        )
+      _check_group(value, example, f'{key}.')
+      continue
+    _check_type(key, value, example)
     accepts, accepted = RULES[key]
-    if not accepts(given[key]):
-      raise UserError(f'config.{key} is {given[key]!r}; it must be {accepted}.')
-  _check_combinations(config)
+    if not accepts(value):
+      raise UserError(
+        f'config.{key} is {_shown(value)}; it must be {accepted}.'
+      )
+
+
+# Characters of a value in a message.
+_MAX_SHOWN = 100
+
+
+def _shown(value: object) -> str:
+  """A value in a message: in one line, not too long, whatever it is."""
+  try:
+    text = ' '.join(repr(value).split())
+  except Exception:  # An int of thousands of digits, among others.
+    text = f'something of type {type(value).__name__}'
+  return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + ' …'
 
 
 def _check_type(key: str, value: object, example: object) -> None:
@@ -149,24 +234,38 @@ def _check_type(key: str, value: object, example: object) -> None:
   elif isinstance(example, int):
     fits, wanted = _is_int(value), 'a whole number'
   elif isinstance(example, float):
-    fits = _is_int(value) or (isinstance(value, float) and math.isfinite(value))
-    wanted = 'a finite number'
+    fits, wanted = _is_finite(value), 'a finite number'
   elif isinstance(example, tuple):
     fits = isinstance(value, (tuple, list)) and all(map(_is_int, value))
     wanted = 'a tuple of whole numbers'
   else:
     fits, wanted = isinstance(value, str), 'a string'
   if not fits:
-    raise UserError(f'config.{key} is {value!r}; it must be {wanted}.')
+    raise UserError(f'config.{key} is {_shown(value)}; it must be {wanted}.')
 
 
 def _is_int(value: object) -> bool:
   return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_finite(value: object) -> bool:
+  if not _is_int(value) and not isinstance(value, float):
+    return False
+  try:
+    return math.isfinite(value)
+  except OverflowError:  # A whole number that no float holds.
+    return False
+
+
 def _check_combinations(config: ml_collections.ConfigDict) -> None:
   strides = len(config.model.hidden_channels)
   size = config.data.image_size
+  if strides > _SIDE_BITS:  # Even the number to be named would be too long.
+    raise UserError(
+      f'config.model.hidden_channels has {strides} entries, each of which '
+      f'halves the image; with config.data.image_size={size} there may be at '
+      f'most {size.bit_length() - 1}.'
+    )
   if size % 2**strides:
     raise UserError(
       f'config.data.image_size is {size}; with {strides} hidden_channels it '
@@ -195,7 +294,7 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
 
 
 def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
-  """Checks that the devices divide the batch.
+  """Checks that the devices divide the batch, and hold what they must.
 
   Raises:
     UserError: if they do not.
@@ -205,6 +304,7 @@ def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
       f'config.train.batch_size is {config.train.batch_size}; it is global, '
       f'and must be a multiple of the {num_devices} devices.'
     )
+  memory.check(config, num_devices)
 
 
 def check_workdir(
@@ -317,7 +417,9 @@ def load(workdir: epath.PathLike) -> ml_collections.ConfigDict:
   config = default.get_config()
   try:
     config.update(trained.read_config(workdir))
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
+  except (
+    *(ValueError, TypeError, KeyError, AttributeError, OverflowError),
+  ) as error:
     path = epath.Path(workdir) / trained.CONFIG
     raise UserError(f'{path} cannot be read as a config: {error}') from error
   validate(config)

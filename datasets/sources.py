@@ -29,16 +29,14 @@ _IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 
 _CELEBA_DRIVE = ('drive.google.com', 443)
 
-_HOW_TO_GET_CELEBA = """\
-{reason} Two ways to get CelebA:
-  1. From Kaggle:
-       kaggle datasets download -d jessicali9530/celeba-dataset
-       unzip -q celeba-dataset.zip -d celeba
-       python main.py --config=configs/celeba.py --config.data.dir=celeba
-  2. With TFDS, on a machine that reaches the official drive (it often refuses):
-       python -c "import tensorflow_datasets as tfds; tfds.load('celeb_a')"
-       python main.py --config=configs/celeba.py
-To train without any download: python main.py --config=configs/faces.py"""
+_HOW_TO_GET_CELEBA = (
+  '{reason} Get it from Kaggle (kaggle datasets download -d '
+  'jessicali9530/celeba-dataset && unzip -q celeba-dataset.zip -d celeba) and '
+  'name the folder with --config.data.dir=celeba; or with TFDS, on a machine '
+  'that reaches the official drive, which often refuses (python -c "import '
+  "tensorflow_datasets as tfds; tfds.load('celeb_a')\"), and leave "
+  'config.data.dir empty. --config=configs/faces.py needs no download.'
+)
 
 
 def find(source: str, directory: str) -> dict[str, EncodedSplit]:
@@ -72,8 +70,8 @@ def _find_celeba(directory: str) -> dict[str, EncodedSplit]:
     return _tfds_splits(builder, 'attributes')
   if directory:
     reason = (
-      f'{directory} holds neither img_align_celeba/ with its '
-      "list_eval_partition, nor TFDS's celeb_a."
+      f'config.data.dir is {directory}; it holds neither img_align_celeba/ '
+      "with its list_eval_partition, nor TFDS's celeb_a."
     )
     raise UserError(_HOW_TO_GET_CELEBA.format(reason=reason))
   return _tfds_splits(_download_celeba(), 'attributes')

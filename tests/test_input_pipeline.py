@@ -17,6 +17,7 @@ from datasets import cartoon_faces
 from datasets import celeba
 from datasets import sources
 import input_pipeline
+import memory
 from tests.conftest import SPLIT_SIZES
 from tests.conftest import write_faces
 from vae import devices
@@ -137,7 +138,7 @@ def test_auto_caches_what_fits(small_config, monkeypatch):
   class Memory:
     available = 0
 
-  monkeypatch.setattr(input_pipeline.psutil, 'virtual_memory', lambda: Memory)
+  monkeypatch.setattr(memory.psutil, 'virtual_memory', lambda: Memory)
   num_bytes = sum(SPLIT_SIZES) * 16 * 16 * 3
   streamed, cached = input_pipeline.StreamedSplit, input_pipeline.CachedSplit
   for available, on_devices, kind in (
@@ -153,6 +154,31 @@ def test_auto_caches_what_fits(small_config, monkeypatch):
   small_config.data.cache = 'device'
   monkeypatch.setattr(devices, 'free_memory', lambda: num_bytes - 1)
   fails(small_config, 'cache is device, but .* use host or auto')
+
+
+def test_what_does_not_fit_the_host_is_told(small_config, monkeypatch):
+  num_bytes = sum(SPLIT_SIZES) * 16 * 16 * 3
+  monkeypatch.setattr(memory, 'free', lambda: num_bytes)
+  small_config.data.cache = 'host'
+  input_pipeline.load(small_config)
+  monkeypatch.setattr(memory, 'free', lambda: num_bytes - 1)
+  fails(small_config, 'cache is host, but .* use none or auto')
+  # Of a dispatch: 40 images, however many steps it may have.
+  small_config.data.cache = 'none'
+  small_config.train.steps_per_dispatch = 10**9
+  input_pipeline.load(small_config)
+  monkeypatch.setattr(memory, 'free', lambda: 40 * 16 * 16 * 3 - 1)
+  fails(small_config, 'steps_per_dispatch is 1000000000, .* lower it')
+  small_config.train.steps_per_dispatch = 4
+  input_pipeline.load(small_config)
+
+
+def test_steps_must_be_countable(small_config):
+  small_config.train.batch_size = 40
+  small_config.train.num_epochs = 2**31 - 1
+  input_pipeline.load(small_config)
+  small_config.train.num_epochs = 2**31
+  fails(small_config, 'num_epochs is 2147483648; .* 2,147,483,648 steps')
 
 
 def decode_nothing(monkeypatch):
