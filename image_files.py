@@ -19,6 +19,11 @@ from vae.errors import UserError
 # billions, and several are decoded at a time.
 MAX_PIXELS = 1 << 26
 
+# Passes over the image that a JPEG may consist of, of which a progressive one
+# has about ten: each takes time, and but a few bytes.
+MAX_SCANS = 64
+SCAN = b'\xff\xda'
+
 # Pillow knows others, and for one of them it starts a PostScript interpreter.
 _FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF')
 
@@ -82,6 +87,8 @@ def decode(content: bytes, channels: int) -> Image.Image:
         f'it has {image.width:,}×{image.height:,} pixels, and the limit is '
         f'{MAX_PIXELS:,}'
       )
+    if image.format in ('JPEG', 'MPO') and content.count(SCAN) > MAX_SCANS:
+      raise ValueError(f'it has more than {MAX_SCANS} scans')
     # As a camera held it.
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith('I;16'):  # Which `convert` would cut off.

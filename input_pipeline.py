@@ -43,11 +43,15 @@ tf.config.set_visible_devices([], 'TPU')
 _DECODING = 2
 
 _PNG = b'\x89PNG\r\n\x1a\n'
+_PNG_SIZE = len(_PNG) + 8  # Where it says its width and height.
 # Bytes in which a camera's JPEG says that it has EXIF data.
 _HEAD = 64
 
 # What is wrong with an image's content, and so for as long as it is the same.
 _CORRUPT = tf.errors.InvalidArgumentError
+
+# What comes instead of an image: an error, or that a name in it is no UTF-8.
+_FAILURES = (tf.errors.OpError, UnicodeDecodeError)
 
 # Where Linux tells a container its limits.
 _CGROUP = epath.Path('/sys/fs/cgroup')
@@ -79,6 +83,7 @@ class Crop:
     head = tf.strings.substr(encoded, 0, _HEAD)
     exif = tf.strings.regex_full_match(head, r'\C*Exif\x00\C*')
     is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
+    is_png &= tf.strings.length(encoded) >= _PNG_SIZE + 8
     image = tf.cond(
       tf.io.is_jpeg(encoded) & ~exif,
       lambda: self._decode_jpeg(encoded),
@@ -96,7 +101,13 @@ class Crop:
 
   def _decode_jpeg(self, encoded):
     shape = tf.io.extract_jpeg_shape(encoded)
-    with tf.control_dependencies([_check_size(shape[:2])]):
+    scans = tf.raw_ops.StringSplitV2(
+      input=[encoded], sep=image_files.SCAN, maxsplit=image_files.MAX_SCANS + 1
+    )
+    few = tf.debugging.Assert(
+      scans.shape[1] <= image_files.MAX_SCANS + 1, [scans.shape]
+    )
+    with tf.control_dependencies([few, _check_size(shape[:2])]):
       window = self._window(shape[0], shape[1])
 
     # Only what lies in the window is decoded.
@@ -115,7 +126,7 @@ class Crop:
     )
 
   def _decode_png(self, encoded):
-    size = tf.strings.substr(encoded, len(_PNG) + 8, 8)
+    size = tf.strings.substr(encoded, _PNG_SIZE, 8)
     size = tf.io.decode_raw(size, tf.int32, little_endian=False)
     with tf.control_dependencies([_check_size(size)]):
       # The decoder makes no grey of colour.
@@ -181,7 +192,7 @@ class StreamedSplit:
         images = next(iterator)
       except StopIteration:
         return
-      except tf.errors.OpError as error:
+      except _FAILURES as error:
         suspects = indices[delivered : delivered + batch_size]
         corrupt = list(find_corrupt(self._encoded, suspects, self._crop))
         if not corrupt:
@@ -387,7 +398,7 @@ def _free_memory() -> int:
 
 def find_corrupt(
   encoded: EncodedSplit, indices: np.ndarray, crop: Crop
-) -> dict[int, tf.errors.OpError]:
+) -> dict[int, Exception]:
   """Those of `indices` whose images cannot be read or decoded, and why.
 
   Raises:
@@ -400,7 +411,7 @@ def find_corrupt(
       next(images)  # After an error, the image after it.
     except tf.errors.DataLossError as error:
       raise encoded.unreadable() from error
-    except (tf.errors.OpError, StopIteration) as error:
+    except (*_FAILURES, StopIteration) as error:
       found[int(index)] = error
   return found
 
