@@ -50,6 +50,9 @@ _HEAD = 64
 # What is wrong with an image's content, and so for as long as it is the same.
 _CORRUPT = tf.errors.InvalidArgumentError
 
+# What is wrong with what holds the images: damaged records, or not as many.
+_DAMAGED = (tf.errors.DataLossError, tf.errors.FailedPreconditionError)
+
 # What comes instead of an image: an error, or that a name in it is no UTF-8.
 _FAILURES = (tf.errors.OpError, UnicodeDecodeError)
 
@@ -409,7 +412,7 @@ def find_corrupt(
   for index in indices:
     try:
       next(images)  # After an error, the image after it.
-    except tf.errors.DataLossError as error:
+    except _DAMAGED as error:
       raise encoded.unreadable() from error
     except (*_FAILURES, StopIteration) as error:
       found[int(index)] = error

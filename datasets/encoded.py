@@ -184,8 +184,7 @@ class TfdsSplit:
 
   def content(self, index: int) -> bytes:
     """See `EncodedSplit`."""
-    one = self._read_in_order().skip(index).take(1)
-    return next(one.as_numpy_iterator())
+    return self._read_all(self._read_in_order().skip(index).take(1))[0]
 
   def labels(self) -> Labels | None:
     """See `EncodedSplit`."""

@@ -14,6 +14,7 @@ import pickle
 import re
 import select
 import shutil
+import struct
 import subprocess
 import sys
 import warnings
@@ -28,6 +29,7 @@ import image_files
 from tests import data_process
 from tests import hostile_images
 from tests.conftest import SPLIT_SIZES
+from tests.test_input_pipeline import CelebA
 from vae import ordinary_files
 from vae.errors import UserError
 
@@ -706,13 +708,62 @@ def test_folder_that_may_not_be_listed(reader, tmp_path, monkeypatch):
     sources.find('folder', str(tmp_path))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
 def test_image_that_may_not_be_read(reader, tmp_path):
   images_below(tmp_path)
   (tmp_path / '3.png').chmod(0)
+  if os.access(tmp_path / '3.png', os.R_OK):
+    pytest.skip('root may read everything')
   path = os.fsencode(tmp_path / '3.png').hex()
   reply = reader('read_image', path=path, channels=3, image_size=SIZE)
   assert '3.png cannot be decoded (Permission denied)' in reply['error']
+
+
+# Records of TFDS.
+
+
+@pytest.fixture(scope='module')
+def prepared(celeba_dir, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('tfds')
+  CelebA.folder = celeba_dir
+  CelebA(data_dir=folder).download_and_prepare()
+  return folder
+
+
+def record_size(data):
+  """Bytes of the first record: two lengths and two checksums around it."""
+  return struct.unpack('<Q', data[:8])[0] + 16
+
+
+RECORDS = {
+  'cut': lambda data: data[: len(data) // 2],
+  'cut between two': lambda data: data[: record_size(data)],
+  'one twice': lambda data: data + data[: record_size(data)],
+  'flipped': lambda data: flipped(len(data) // 2)(data),
+  'flipped length': lambda data: flipped(2)(data),
+  'empty': lambda data: b'',
+  'text': lambda data: b'no records',
+}
+
+
+@pytest.mark.parametrize('settings', [{}, {'cache': 'host'}, {'skip': True}])
+def test_damaged_records(reader, prepared, tmp_path, settings):
+  settings = {
+    'source': 'celeba',
+    'cache': settings.get('cache', 'none'),
+    'skip_corrupt': 'skip' in settings,
+  }
+  whole = reader('load', settings=settings | {'dir': str(prepared)})
+  assert len(whole['arrays']['train']) == SPLIT_SIZES[0]
+  for name, change in RECORDS.items():
+    folder = shutil.copytree(prepared, tmp_path / name)
+    [path] = folder.glob('celeb_a/*/*-train.*')
+    path.write_bytes(change(path.read_bytes()))
+    reply = reader('load', settings=settings | {'dir': str(folder)})
+    assert re.search(
+      'train split in .* are damaged|-train.* cannot be read .it is empty',
+      str(reply['error']),
+    ), f'{name}: {reply["error"]}'
+    assert 'prepare it again' in reply['error']
 
 
 # Decoded images.
