@@ -6,7 +6,7 @@ another one, which may be missing, which attributes each face has.
 
 from collections.abc import Iterator
 import functools
-import os
+import io
 
 from etils import epath
 import numpy as np
@@ -15,6 +15,8 @@ from datasets.encoded import EncodedSplit
 from datasets.encoded import FileSplit
 from datasets.encoded import some
 from datasets.encoded import SPLITS
+from vae import ordinary_files
+from vae.errors import shown
 from vae.errors import UserError
 from vae.splits import Labels
 
@@ -50,9 +52,10 @@ def find(folder: epath.Path) -> dict[str, EncodedSplit] | None:
     return None
   if not partitions:
     raise UserError(
-      f'{folder} holds the images of CelebA but no list_eval_partition.txt '
-      'or .csv, which says what is train, validation and test; get it from '
-      'the same place, or split at random with --config.data.source=folder.'
+      f'{shown(folder)} holds the images of CelebA but no '
+      'list_eval_partition.txt or .csv, which says what is train, validation '
+      'and test; get it from the same place, or split at random with '
+      '--config.data.source=folder.'
     )
   files = _list_images(images[0], partitions[0])
   return {
@@ -76,7 +79,8 @@ def _list_images(
   ]
   if missing:
     raise UserError(
-      f'{partition} names {len(missing)} files that are not in {images}: '
+      f'{shown(partition)} names {len(missing)} files that are not in '
+      f'{shown(images)}: '
       f'{some(missing)}.'
     )
   return files
@@ -85,21 +89,41 @@ def _list_images(
 def _read_partition(path: epath.Path) -> dict[str, list[str]]:
   """File names by split, of the official list or Kaggle's .csv."""
   files = {split: [] for split in SPLITS}
+  lines = {}
   for number, row in _read_rows(path):
     if row == _CSV_HEADER:
       continue
-    # A name with a folder in it could lead out of the images' folder.
-    if (
-      len(row) != 2
-      or row[1] not in ('0', '1', '2')
-      or os.path.basename(row[0]) != row[0]
-    ):
+    if len(row) != 2 or row[1] not in ('0', '1', '2') or not _is_name(row[0]):
       raise UserError(
-        f'{path}, line {number}: {" ".join(row)!r}; it must be a file name '
-        'and 0 (train), 1 (validation) or 2 (test).'
+        f"{shown(path)}, line {number}: '{shown(' '.join(row), 80)}'; it must "
+        'be a file name and 0 (train), 1 (validation) or 2 (test).'
       )
-    files[SPLITS[int(row[1])]].append(row[0])
+    name = row[0]
+    _check_new(name, lines, path, number)
+    files[SPLITS[int(row[1])]].append(name)
+  if not lines:
+    raise UserError(f'{shown(path)} names no images; get the list anew.')
   return files
+
+
+def _is_name(name: str) -> bool:
+  """Whether it names a file in a folder, and does not lead out of it."""
+  return name not in ('', '.', '..') and not set(name) & set('/\\\0')
+
+
+def _check_new(
+  name: str, lines: dict[str, int], path: epath.Path, number: int
+) -> None:
+  """Enters the line that names an image, which must be the only one.
+
+  An image of two splits would be trained on and tested with.
+  """
+  first = lines.setdefault(name, number)
+  if first != number:
+    raise UserError(
+      f'{shown(path)}, line {number}: {shown(name, 80)} is in line {first} '
+      'too; leave each image in one line.'
+    )
 
 
 def _find_attributes(
@@ -128,7 +152,7 @@ def _read_attributes(path: epath.Path, images: list[str]) -> Labels:
   """
   rows = _read_rows(path)
   names = _read_attribute_names(path, rows)
-  values = {}
+  values, lines = {}, {}
   for number, row in rows:
     # Bytes, since a list has eight million values.
     try:
@@ -137,14 +161,15 @@ def _read_attributes(path: epath.Path, images: list[str]) -> Labels:
       classes = b''
     if len(classes) != len(names):
       raise UserError(
-        f'{path}, line {number}: it must be a file name and -1 or 1 for each '
-        f'of {len(names)} attributes; get the list anew.'
+        f'{shown(path)}, line {number}: it must be a file name and -1 or 1 '
+        f'for each of {len(names)} attributes; get the list anew.'
       )
+    _check_new(row[0], lines, path, number)
     values[row[0]] = classes
   missing = [image for image in images if image not in values]
   if missing:
     raise UserError(
-      f'{path} lacks the attributes of {len(missing)} images: '
+      f'{shown(path)} lacks the attributes of {len(missing)} images: '
       f'{some(missing)}; get the list anew.'
     )
   table = np.frombuffer(b''.join(map(values.get, images)), np.uint8)
@@ -160,24 +185,33 @@ def _read_attribute_names(
     names = head[1:] if head[0] == 'image_id' else []
     wanted = 'line 1 must be image_id and the names of the attributes'
   else:
-    counts = len(head) == 1 and head[0].isdecimal()
+    counts = len(head) == 1 and head[0].isdecimal() and head[0].isascii()
     names = next(rows, (2, []))[1] if counts else []
     wanted = (
       'line 1 must be the number of images, line 2 the names of the attributes'
     )
-  if not names:
-    raise UserError(f'{path}: {wanted}; get the list anew.')
+  if not names or len(set(names)) != len(names):
+    raise UserError(f'{shown(path)}: {wanted}, each once; get the list anew.')
   return tuple(names)
 
 
 def _read_rows(path: epath.Path) -> Iterator[tuple[int, list[str]]]:
   """Line numbers, from 1, and cells of a .csv's or a text's lines."""
   try:
-    text = path.read_bytes().decode('utf-8-sig')
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'{path} cannot be read as text: {error}.') from error
+    text = ordinary_files.read(path).decode('utf-8-sig')
+  except OSError as error:
+    raise UserError(
+      f'{shown(path)} cannot be read ({error.strerror or error}).'
+    ) from error
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f'{shown(path)} is no text in UTF-8 ({error.reason} at byte '
+      f'{error.start:,}); save it as such, or get the list anew.'
+    ) from error
   separator = ',' if path.suffix == '.csv' else None
-  for number, line in enumerate(text.splitlines(), start=1):
-    row = [cell.strip(' \t"') for cell in line.split(separator)]
+  # Ends lines where editors do, be they of Unix, Windows or an old Mac.
+  lines = io.StringIO(text, newline=None)
+  for number, line in enumerate(lines, start=1):
+    row = [cell.strip(' \t"\n') for cell in line.split(separator)]
     if any(row):
       yield number, row

@@ -22,6 +22,8 @@ from datasets.encoded import EncodedSplit
 from datasets.encoded import FileSplit
 from datasets.encoded import SPLITS
 from datasets.encoded import TfdsSplit
+from vae import ordinary_files
+from vae.errors import shown
 from vae.errors import UserError
 from vae.splits import Labels
 
@@ -49,11 +51,18 @@ def find(source: str, directory: str) -> dict[str, EncodedSplit]:
   Raises:
     UserError: what is missing, or wrong with the data, and what to do.
   """
-  if source == 'celeba':
-    return _find_celeba(directory)
-  if source == 'cartoon_faces':
-    return _prepare_cartoon_faces(directory)
-  return _list_folder(_existing_folder(directory))
+  try:
+    if source == 'celeba':
+      return _find_celeba(directory)
+    if source == 'cartoon_faces':
+      return _prepare_cartoon_faces(directory)
+    return _list_folder(_existing_folder(directory))
+  except OSError as error:  # A folder that may not be listed, say.
+    raise UserError(
+      f'config.data.dir is {shown(directory)!r}; '
+      f'{shown(error.filename or "it")} cannot be read '
+      f'({error.strerror or shown(error)}).'
+    ) from error
 
 
 # CelebA.
@@ -114,7 +123,16 @@ def _find_prepared(
   if not versions:
     return None
   newest = max(versions, key=lambda v: tuple(map(int, v.name.split('.'))))
-  return tfds.builder_from_directory(newest)
+  try:
+    if '://' not in str(newest):
+      for description in ('dataset_info.json', 'features.json'):
+        ordinary_files.check(newest / description)
+    return tfds.builder_from_directory(newest)
+  except Exception as error:  # Damaged descriptions make it raise anything.
+    raise UserError(
+      f'{shown(newest)} holds no intact data set ({shown(error)}); delete the '
+      'folder and prepare it again.'
+    ) from error
 
 
 def _prepare_cartoon_faces(directory: str) -> dict[str, EncodedSplit]:
@@ -158,6 +176,8 @@ def _tfds_splits(
       f'{builder.data_dir} has no {missing[0]} split; delete the folder and '
       'prepare it again.'
     )
+  for split in SPLITS:
+    _check_records(builder, split)
   if label_feature not in builder.info.features:
     label_names = ()
   elif label_names is None:
@@ -169,14 +189,35 @@ def _tfds_splits(
   }
 
 
+def _check_records(builder: tfds.core.DatasetBuilder, split: str) -> None:
+  """Makes sure that the files of a split are there."""
+  for path in map(str, builder.info.splits[split].filepaths):
+    if '://' in path:
+      continue
+    try:
+      ordinary_files.check(path, max_bytes=None)
+    except OSError as error:
+      raise UserError(
+        f'{shown(path)} cannot be read ({error.strerror}); delete its folder '
+        'and prepare it again.'
+      ) from error
+
+
 # A folder of images.
 
 
 def _existing_folder(directory: str) -> epath.Path:
-  folder = epath.Path(directory).expanduser()
-  if not folder.is_dir():
-    raise UserError(f'config.data.dir is {directory}; there is no such folder.')
-  return folder
+  try:
+    folder = epath.Path(directory).expanduser()
+    if folder.is_dir():
+      return folder
+    found = folder.exists()
+  except (RuntimeError, ValueError):  # No such user, or a zero byte.
+    found = False
+  raise UserError(
+    f'config.data.dir is {shown(directory)}; '
+    f'{"it is no folder" if found else "there is no such folder"}.'
+  )
 
 
 def _list_folder(folder: epath.Path) -> dict[str, EncodedSplit]:
@@ -184,10 +225,16 @@ def _list_folder(folder: epath.Path) -> dict[str, EncodedSplit]:
 
   Which is which depends on the names alone, through their hashes.
   """
-  walk = tf.io.gfile.walk if '://' in str(folder) else os.walk
+  # What it may not list it would leave out, unless told; links to folders it
+  # leaves out, so that it comes to an end.
+  walk = (
+    tf.io.gfile.walk(str(folder))
+    if '://' in str(folder)
+    else os.walk(str(folder), onerror=_raise)
+  )
   names = (
     os.path.relpath(os.path.join(root, name), folder)
-    for root, _, files in walk(str(folder))
+    for root, _, files in walk
     for name in files
     if name.lower().endswith(_IMAGE_SUFFIXES)
   )
@@ -196,8 +243,8 @@ def _list_folder(folder: epath.Path) -> dict[str, EncodedSplit]:
   )
   if len(paths) < len(SPLITS):
     raise UserError(
-      f'{folder} holds {len(paths)} images ({" ".join(_IMAGE_SUFFIXES)}); '
-      'three splits need at least 3.'
+      f'{shown(folder)} holds {len(paths)} images '
+      f'({" ".join(_IMAGE_SUFFIXES)}); three splits need at least 3.'
     )
   held_out = max(1, len(paths) // 10)
   parts = {
@@ -212,6 +259,10 @@ def _list_folder(folder: epath.Path) -> dict[str, EncodedSplit]:
     return FileSplit(files, functools.partial(_class_labels, part, classes))
 
   return {split: make_split(sorted(part)) for split, part in parts.items()}
+
+
+def _raise(error: OSError) -> None:
+  raise error
 
 
 def _classes(paths: list[str]) -> list[str]:

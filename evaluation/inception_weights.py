@@ -25,6 +25,7 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 
 from vae import inception
+from vae import ordinary_files
 from vae.errors import UserError
 
 URL = (
@@ -34,6 +35,7 @@ URL = (
 
 _GRAPH = 'classify_image_graph_def.pb'
 _GZIP = b'\x1f\x8b'
+_MAX_BYTES = 1 << 28  # Unpacked; it has 96 MB.
 _TIMEOUT = 5.0  # Seconds without a byte from the server.
 
 
@@ -66,7 +68,7 @@ def _default_cache() -> pathlib.Path:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
-    content = path.read_bytes()
+    content = ordinary_files.read(path)
   except OSError as error:
     raise _error(f'{path} cannot be read ({error.strerror})') from error
   return _parse(content, str(path))
@@ -145,8 +147,12 @@ def _parse(content: bytes, source: str) -> dict[str, Any]:
 
 
 def _unpack(archive: bytes) -> bytes:
-  # To its end, so that gzip's checksum is verified.
-  archive = gzip.decompress(archive)
+  # To its end, so that gzip's checksum is verified; of a few bytes that claim
+  # to be many, no further.
+  with gzip.open(io.BytesIO(archive)) as file:
+    archive = file.read(_MAX_BYTES)
+    if file.read(1):
+      raise LookupError(_GRAPH)
   with tarfile.open(fileobj=io.BytesIO(archive), mode='r:') as tar:
     for member in tar:
       if member.isfile() and pathlib.PurePath(member.name).name == _GRAPH:

@@ -73,7 +73,8 @@ def load(
     path = folder / name / FILENAME
     if not path.exists():
       continue
-    with np.load(io.BytesIO(path.read_bytes())) as arrays:
+    content = io.BytesIO(path.read_bytes())
+    with np.load(content, allow_pickle=False) as arrays:
       pictures[name] = Gallery(arrays['reconstructions'], arrays['samples'])
       originals = arrays['originals'] if originals is None else originals
   return pictures, originals

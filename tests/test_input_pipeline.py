@@ -556,7 +556,8 @@ def change_line(number, line):
     (change_line(5, '000003.jpg 1 1 -1 x'), 'line 5: '),
     (change_line(6, ''), 'lacks .* of 1 images: 000004.jpg'),
     (lambda text: text[:400], 'line'),
-    (lambda text: '', ': line 1 must be'),
+    (lambda text: '', ' cannot be read .it is empty'),
+    (lambda text: ' ', ': line 1 must be'),
     (lambda text: '56\n', ': line 1 must be .* line 2 the names'),
     (as_csv, ': line 1 must be the number'),
   ],
@@ -573,7 +574,7 @@ def test_damaged_attributes(celeba_dir, small_config, tmp_path, change, said):
 
 
 @pytest.mark.parametrize(
-  'text', ['', 'image_id\n', '000001.jpg,1,-1\n', 'image_id,Bald\na.jpg\n']
+  'text', [' ', 'image_id\n', '000001.jpg,1,-1\n', 'image_id,Bald\na.jpg\n']
 )
 def test_damaged_csv_attributes(tmp_path, text):
   path = tmp_path / 'list.csv'
