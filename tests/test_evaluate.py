@@ -206,7 +206,7 @@ def other_data(run):
     (None, ('--data_dir=gone',), 'gone; there is no such folder'),
     (None, ('--output=/dev/null/x',), '--output=/dev/null/x cannot be written'),
   ],
-  ids=str,
+  ids=lambda value: getattr(value, '__name__', str(value)),
 )
 def test_bad_input_is_one_line(trained_run, tmp_path, spoil, flags, says):
   run = trained_run
