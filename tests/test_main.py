@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import input_pipeline
 import run_config
 from tests.conftest import ROOT
 from tests.conftest import SPLIT_SIZES
+from tests.ports import free_port
 from vae import checkpoints
 from vae import model as models
 from vae import training
@@ -228,9 +228,7 @@ def test_contradicting_config_is_refused(finished):
 def test_two_processes_are_the_run_of_one(finished, tmp_path):
   """Two processes of two devices each, over loopback; images on all four."""
   workdir, flags, _ = finished
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{free.getsockname()[1]}'
+  address = f'127.0.0.1:{free_port()}'
   processes = [
     start(
       *flags,
