@@ -10,6 +10,10 @@ os.environ.setdefault(
   str(pathlib.Path(__file__).resolve().parent.parent / '.pytest_cache' / 'jax'),
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+# One that reads what another is still writing says so, and compiles it itself.
+os.environ.setdefault(
+  'PYTHONWARNINGS', 'ignore:Error reading persistent compilation cache'
+)
 
 from etils import epath
 import numpy as np
@@ -19,6 +23,7 @@ from configs import default
 from datasets import cartoon_faces
 import input_pipeline
 import metric_writer
+from tests import preloaded
 import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -41,6 +46,11 @@ def pytest_collection_modifyitems(items):
   """Puts the longest files first, and leaves each in its order."""
   place = {name: index for index, name in enumerate(LONGEST)}
   items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+def pytest_sessionfinish():
+  """Ends the processes that scripts were run from."""
+  preloaded.stop()
 
 
 def write_faces(folder, names, seed='tests'):
