@@ -32,7 +32,7 @@ _LIBRARIES = (
   'tensorflow_datasets',
 )
 
-_TIMEOUT_SECONDS = 300
+_TIMEOUT_SECONDS = 600
 
 # By the environment that libraries are imported in.
 _processes = {}

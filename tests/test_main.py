@@ -56,7 +56,7 @@ def start(*flags, script='main.py', devices=1):
 
 
 def finish(process):
-  out, err = process.communicate(timeout=300)
+  out, err = process.communicate(timeout=600)
   return process.returncode, out, err
 
 
