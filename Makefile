@@ -9,8 +9,11 @@ demo: $(VENV)/installed
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
 	  $(VENV)/bin/python main.py --config=configs/faces.py --workdir=logs/faces
 
+# A file's tests share what they set up, so that each file is one worker's;
+# tests/conftest.py puts the long ones first.
 test: $(VENV)/installed-for-tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile \
+	  --no-loadscope-reorder
 
 lint: $(VENV)/installed-for-tests
 	$(VENV)/bin/ruff check

@@ -10,6 +10,10 @@ os.environ.setdefault(
   str(pathlib.Path(__file__).resolve().parent.parent / '.pytest_cache' / 'jax'),
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+# One that reads what another is still writing says so, and compiles it itself.
+os.environ.setdefault(
+  'PYTHONWARNINGS', 'ignore:Error reading persistent compilation cache'
+)
 
 from etils import epath
 import numpy as np
@@ -19,12 +23,34 @@ from configs import default
 from datasets import cartoon_faces
 import input_pipeline
 import metric_writer
+from tests import preloaded
 import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+# The files that take longest: whoever runs files side by side, as `make test`
+# does, begins with these, so as not to end with one of them alone.
+LONGEST = (
+  'test_sweep.py',
+  'test_main.py',
+  'test_evaluate.py',
+  'test_sweep_study.py',
+  'test_population.py',
+)
+
 # Train, validation and test images of the small data set.
 SPLIT_SIZES = (40, 11, 5)
+
+
+def pytest_collection_modifyitems(items):
+  """Puts the longest files first, and leaves each in its order."""
+  place = {name: index for index, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+def pytest_sessionfinish():
+  """Ends the processes that scripts were run from."""
+  preloaded.stop()
 
 
 def write_faces(folder, names, seed='tests'):

@@ -5,14 +5,14 @@ import contextlib
 import os
 import pathlib
 import pwd
-import random
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 
 import pytest
+
+from tests.ports import free_port
 
 _USER = 'vae'
 _DATABASE = 'sweep'
@@ -34,7 +34,7 @@ class Server:
     self._programs = programs
     self._data = folder / 'data'
     self._log = folder / 'log'
-    port, password = _free_port(), secrets.token_urlsafe()
+    port, password = free_port(), secrets.token_urlsafe()
     self.url = f'postgresql://{_USER}:{password}@127.0.0.1:{port}/{_DATABASE}'
     # Instead of flags, and without what the user has set.
     self._environment = {
@@ -128,18 +128,3 @@ def server() -> Iterator[Server]:
       yield started
     finally:
       started.stop()
-
-
-def _free_port():
-  """A port that stays free while the server is away.
-
-  Below 32768, where systems take the ports of outgoing connections from.
-  """
-  while True:
-    port = random.randrange(20000, 32768)
-    with socket.socket() as probe:
-      try:
-        probe.bind(('127.0.0.1', port))
-      except OSError:
-        continue
-    return port

@@ -15,6 +15,12 @@ from vae import training
 from vae.checkpoint_writer import CheckpointWriter
 from vae.errors import UserError
 
+# Where one array cannot be read, Orbax closes the event loop that reads of
+# others still report to, from threads of their own.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning'
+)
+
 
 def state_at(step, size=3):
   params = {'w': jnp.full((size,), float(step))}

@@ -10,7 +10,8 @@ import pytest
 
 from tests import test_inception_weights
 from tests.browser import open_page
-from tests.test_main import run
+from tests.preloaded import run
+from tests.test_main import finish
 from tests.test_main import SMALL
 from tests.test_main import start
 
@@ -23,14 +24,9 @@ FIGURES = {
 }
 
 
-def evaluate(*flags, devices=1):
-  return start(*flags, script='evaluate.py', devices=devices)
-
-
-def finish(process):
-  out, err = process.communicate(timeout=300)
-  assert process.returncode == 0, err
-  return out
+def evaluate(*flags):
+  """Exit status, standard output and standard error."""
+  return run(*flags, script='evaluate.py')
 
 
 @pytest.fixture(scope='module')
@@ -56,22 +52,25 @@ def evaluated(trained_run, inception_file, tmp_path_factory):
   """Folders and outputs of evaluations on 1 and on 4 devices."""
   folder = tmp_path_factory.mktemp('evaluated')
   processes = {
-    devices: evaluate(
+    devices: start(
       f'--workdir={trained_run}',
       '--split=validation',
       '--importance_samples=50',
       f'--batch_size={batch_size}',
       f'--inception_weights={inception_file}',
       f'--output={folder / str(devices)}',
+      script='evaluate.py',
       devices=devices,
     )
     # Neither divides the 11 images.
     for devices, batch_size in ((1, 7), (4, 8))
   }
-  return {
-    devices: (folder / str(devices), finish(process))
-    for devices, process in processes.items()
-  }
+  found = {}
+  for devices, process in processes.items():
+    code, out, err = finish(process)
+    assert code == 0, err
+    found[devices] = folder / str(devices), out
+  return found
 
 
 def numbers_of(value, path=''):
@@ -206,23 +205,21 @@ def other_data(run):
     (None, ('--data_dir=gone',), 'gone; there is no such folder'),
     (None, ('--output=/dev/null/x',), '--output=/dev/null/x cannot be written'),
   ],
-  ids=str,
+  ids=lambda value: getattr(value, '__name__', str(value)),
 )
 def test_bad_input_is_one_line(trained_run, tmp_path, spoil, flags, says):
   run = trained_run
   if spoil:
     run = copy_run(trained_run, tmp_path / 'run')
     spoil(run)
-  process = evaluate(f'--workdir={run}', *flags)
-  _, err = process.communicate(timeout=60)
-  assert process.returncode == 2
+  code, _, err = evaluate(f'--workdir={run}', *flags)
+  assert code == 2
   assert re.fullmatch(rf'error: .*{says}.*\n', err), err
 
 
 def test_without_a_workdir_the_flag_is_named():
-  process = evaluate()
-  _, err = process.communicate(timeout=60)
-  assert process.returncode == 2 and '--workdir' in err and err.count('\n') == 1
+  code, _, err = evaluate()
+  assert code == 2 and '--workdir' in err and err.count('\n') == 1
 
 
 def copy_data(celeba_dir, folder):
@@ -235,11 +232,10 @@ def test_labels_of_data_without_labels_are_refused(
 ):
   data = copy_data(celeba_dir, tmp_path / 'data')
   (data / 'list_attr_celeba.txt').unlink()
-  process = evaluate(
+  code, _, err = evaluate(
     f'--workdir={trained_run}', '--metrics=labels', f'--data_dir={data}'
   )
-  _, err = process.communicate(timeout=60)
-  assert process.returncode == 2
+  assert code == 2
   assert re.fullmatch(r'error: --metrics=labels: .* has no labels.*\n', err)
 
 
@@ -253,14 +249,16 @@ def test_failed_run_leaves_what_is_there(
   # An image of the test split, found when it is decoded.
   last = sorted((data / 'img_align_celeba').iterdir())[-1]
   last.write_bytes(last.read_bytes()[:2000])
-  process = evaluate(
-    f'--workdir={trained_run}',
-    '--metrics=reconstruction',
-    f'--data_dir={data}',
-    f'--output={output}',
+  code, _, err = finish(
+    start(
+      f'--workdir={trained_run}',
+      '--metrics=reconstruction',
+      f'--data_dir={data}',
+      f'--output={output}',
+      script='evaluate.py',
+    )
   )
-  _, err = process.communicate(timeout=60)
-  assert process.returncode == 2
+  assert code == 2
   assert re.fullmatch(rf'error: .*{last.name} cannot be decoded.*\n', err)
   assert {p.name: p.read_bytes() for p in output.iterdir()} == before
 
@@ -272,12 +270,12 @@ def test_without_inception_weights_the_rest_is_measured(
   (tmp_path / 'cache').mkdir()
   (tmp_path / 'cache' / 'vae').write_text('')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  process = evaluate(
+  code, out, err = evaluate(
     f'--workdir={trained_run}',
     '--metrics=reconstruction,fid',
     f'--output={tmp_path / "out"}',
   )
-  out = finish(process)
+  assert code == 0, err
   found = read(tmp_path / 'out')
   assert 'mse' in found['metrics'] and 'fid_samples' not in found['metrics']
   (note,) = found['not_measured']
@@ -291,9 +289,8 @@ def test_without_weights_fid_alone_is_an_error(
   (tmp_path / 'cache').mkdir()
   (tmp_path / 'cache' / 'vae').write_text('')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  process = evaluate(f'--workdir={trained_run}', '--metrics=fid')
-  _, err = process.communicate(timeout=60)
-  assert process.returncode == 2
+  code, _, err = evaluate(f'--workdir={trained_run}', '--metrics=fid')
+  assert code == 2
   assert re.fullmatch('error: .*--inception_weights=FILE.*\n', err)
 
 
@@ -303,11 +300,10 @@ def test_wrong_labels_are_told_before_long_work(
   data = copy_data(celeba_dir, tmp_path / 'data')
   path = data / 'list_attr_celeba.txt'
   path.write_text(path.read_text().replace(' -1', ' 2', 1))
-  process = evaluate(
+  code, out, err = evaluate(
     f'--workdir={trained_run}', '--metrics=bounds,labels', f'--data_dir={data}'
   )
-  out, err = process.communicate(timeout=60)
-  assert process.returncode == 2 and 'list_attr_celeba.txt, line' in err
+  assert code == 2 and 'list_attr_celeba.txt, line' in err
   assert 'importance-weighted bound' not in out
 
 
@@ -321,16 +317,14 @@ def test_float64_is_measured_too(celeba_dir, tmp_path, monkeypatch):
     f'--workdir={tmp_path}',
   )
   assert code == 0, err
-  finish(
-    evaluate(
-      f'--workdir={tmp_path}',
-      '--metrics=bounds,posterior',
-      '--importance_samples=3',
-    )
+  code, _, err = evaluate(
+    f'--workdir={tmp_path}',
+    '--metrics=bounds,posterior',
+    '--importance_samples=3',
   )
+  assert code == 0, err
   folder = tmp_path / 'evaluation' / 'test_5_bounds_posterior_k3'
   assert read(folder)['metrics']['iw_bound']['value'] is not None
   monkeypatch.delenv('JAX_ENABLE_X64')
-  process = evaluate(f'--workdir={tmp_path}')
-  _, err = process.communicate(timeout=60)
-  assert process.returncode == 2 and 'JAX_ENABLE_X64=1' in err
+  code, _, err = evaluate(f'--workdir={tmp_path}')
+  assert code == 2 and 'JAX_ENABLE_X64=1' in err

@@ -7,7 +7,7 @@ from PIL import Image
 import pytest
 
 import generate
-from tests.test_main import run
+from tests.preloaded import run
 import vae
 from vae import figures
 from vae.errors import UserError

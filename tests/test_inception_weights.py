@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from evaluation import inception_weights
+from tests.ports import free_port
 from vae import inception
 from vae.errors import UserError
 
@@ -117,12 +118,6 @@ def set_url(monkeypatch):
     monkeypatch.setattr(inception_weights, 'URL', url)
 
   return set_url
-
-
-def closed_port():
-  with socket.socket() as listener:
-    listener.bind(('127.0.0.1', 0))
-    return listener.getsockname()[1]
 
 
 def the_line(path, cache=None):
@@ -292,7 +287,7 @@ def assert_nothing_kept(cache):
 
 def test_no_server(tmp_path, set_url):
   cache = tmp_path / 'cache' / 'inception.tgz'
-  set_url(f'http://127.0.0.1:{closed_port()}/inception.tgz')
+  set_url(f'http://127.0.0.1:{free_port()}/inception.tgz')
   line = the_line(None, cache)
   assert line.startswith(f'{inception_weights.URL} cannot be fetched (')
   assert 'Connection refused' in line
@@ -348,5 +343,5 @@ def test_cache_that_cannot_be_written(small_archive, tmp_path, set_url):
 def test_damaged_cache(tmp_path, set_url, small_archive):
   cache = tmp_path / 'inception.tgz'
   cache.write_bytes(small_archive[:-8])
-  set_url(f'http://127.0.0.1:{closed_port()}/inception.tgz')
+  set_url(f'http://127.0.0.1:{free_port()}/inception.tgz')
   assert the_line(None, cache).startswith(f'{cache} is neither')

@@ -6,7 +6,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ import input_pipeline
 import run_config
 from tests.conftest import ROOT
 from tests.conftest import SPLIT_SIZES
+from tests.ports import free_port
+from tests.preloaded import run
 from vae import checkpoints
 from vae import model as models
 from vae import training
@@ -57,9 +58,8 @@ def start(*flags, script='main.py', devices=1):
   )
 
 
-def run(*flags, **kwargs):
-  process = start(*flags, **kwargs)
-  out, err = process.communicate(timeout=300)
+def finish(process):
+  out, err = process.communicate(timeout=600)
   return process.returncode, out, err
 
 
@@ -82,7 +82,7 @@ def finished(celeba_dir, tmp_path_factory):
   """An undisturbed run, its flags and what it printed."""
   workdir = tmp_path_factory.mktemp('run')
   flags = (*SMALL, f'--config.data.dir={celeba_dir}')
-  code, out, err = run(*flags, f'--workdir={workdir}')
+  code, out, err = finish(start(*flags, f'--workdir={workdir}'))
   assert code == 0, err
   return workdir, flags, out
 
@@ -228,9 +228,7 @@ def test_contradicting_config_is_refused(finished):
 def test_two_processes_are_the_run_of_one(finished, tmp_path):
   """Two processes of two devices each, over loopback; images on all four."""
   workdir, flags, _ = finished
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{free.getsockname()[1]}'
+  address = f'127.0.0.1:{free_port()}'
   processes = [
     start(
       *flags,
@@ -377,11 +375,11 @@ def test_corrupt_image_gets_one_line(celeba_dir, tmp_path):
   image = folder / 'img_align_celeba' / '000003.jpg'
   image.write_bytes(image.read_bytes()[:900])
   flags = (*SMALL, f'--config.data.dir={folder}', f'--workdir={tmp_path}/w')
-  code, _, err = run(*flags)
+  code, _, err = finish(start(*flags))
   assert code == 2 and err.startswith('error: ') and err.count('\n') == 1
   assert '000003.jpg cannot be decoded' in err
   # The advice can be followed in the same workdir.
-  code, out, err = run(*flags, '--config.data.skip_corrupt=True')
+  code, out, err = finish(start(*flags, '--config.data.skip_corrupt=True'))
   assert code == 0 and 'Trained steps 1 to 12' in out
   assert err.startswith('train: skipped 1 of 40') and err.count('\n') == 1
 

@@ -16,6 +16,10 @@ from vae.errors import UserError
 GRID = points.grid({'objective.beta': [0.5, 1.0, 2.0], 'seed': [0, 1]})
 OBJECTIVES = {'rate': 'minimize', 'distortion': 'minimize'}
 
+# Forks of one that has imported what they need, and done nothing else.
+PROCESSES = multiprocessing.get_context('forkserver')
+PROCESSES.set_forkserver_preload([__name__])
+
 
 @pytest.fixture(scope='module')
 def database():
@@ -67,10 +71,9 @@ def work(url, name, start):
 
 def test_workers_that_begin_at_once_do_each_point_once(url, request):
   name = request.node.name
-  context = multiprocessing.get_context('spawn')
-  start = context.Event()
+  start = PROCESSES.Event()
   workers = [
-    context.Process(target=work, args=(url, name, start)) for _ in range(3)
+    PROCESSES.Process(target=work, args=(url, name, start)) for _ in range(3)
   ]
   for worker in workers:
     worker.start()
@@ -197,8 +200,7 @@ def test_dead_process_of_this_machine_is_not_waited_for(url, request):
   name = request.node.name
   with open_study(url, name, 3600.0) as study:
     study.add(GRID[:1])
-    context = multiprocessing.get_context('spawn')
-    process = context.Process(target=take_one_and_die, args=(url, name))
+    process = PROCESSES.Process(target=take_one_and_die, args=(url, name))
     process.start()
     process.join(60)
     assert study.num_running() == 1
@@ -285,8 +287,7 @@ def test_workers_that_go_on_with_what_was_given_back_are_not_taken_for_dead(
   url, request
 ):
   name = request.node.name
-  context = multiprocessing.get_context('spawn')
-  before = context.Process(target=give_all_back_and_die, args=(url, name))
+  before = PROCESSES.Process(target=give_all_back_and_die, args=(url, name))
   before.start()
   before.join(60)
   with open_study(url, name) as other, open_study(url, name) as owner:

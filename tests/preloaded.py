@@ -1,0 +1,110 @@
+"""Runs the scripts as a user does, but for the seconds that libraries take.
+
+Each run is a process of its own, which imports all of this project itself: a
+fork of one that has imported the libraries. Where it matters when and how those
+are loaded, tests take `tests.test_main.start`.
+"""
+
+import gc
+import importlib
+import json
+import multiprocessing
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import tempfile
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+_LIBRARIES = (
+  'clu.metric_writers',
+  'flax.linen',
+  'matplotlib.pyplot',
+  'ml_collections.config_flags',
+  'optax',
+  'optuna',
+  'orbax.checkpoint',
+  'sklearn.ensemble',
+  'sklearn.mixture',
+  'sqlalchemy',
+  'tensorflow_datasets',
+)
+
+_TIMEOUT_SECONDS = 600
+
+# By the environment that libraries are imported in.
+_processes = {}
+
+
+def run(
+  *flags: str, script: str = 'main.py', devices: int = 1
+) -> tuple[int, str, str]:
+  """Exit status, standard output and standard error of a script."""
+  environment = dict(
+    os.environ,
+    XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}',
+    JAX_PLATFORMS='cpu',
+  )
+  # These are read when the libraries are imported.
+  early = {k: v for k, v in environment.items() if k.startswith(('JAX', 'TF'))}
+  with tempfile.TemporaryDirectory() as folder:
+    out, err = pathlib.Path(folder, 'out'), pathlib.Path(folder, 'err')
+    request = [[script, *flags], environment, str(out), str(err)]
+    process = _process(early)
+    process.stdin.write(json.dumps(request) + '\n')
+    process.stdin.flush()
+    code = int(process.stdout.readline())
+    return code, out.read_text(), err.read_text()
+
+
+def stop() -> None:
+  """Ends what `run` has started."""
+  for process in _processes.values():
+    process.stdin.close()
+    process.wait()
+  _processes.clear()
+
+
+def _process(environment: dict[str, str]) -> subprocess.Popen:
+  key = frozenset(environment.items())
+  if key not in _processes:
+    _processes[key] = subprocess.Popen(
+      [sys.executable, __file__],
+      cwd=_ROOT,
+      env=os.environ | environment,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+  return _processes[key]
+
+
+def _serve() -> None:
+  """Reads what to run, and says what each exited with."""
+  sys.path[0] = str(_ROOT)
+  for library in _LIBRARIES:
+    importlib.import_module(library)
+  gc.freeze()  # What is collected in a fork has to be copied first.
+  context = multiprocessing.get_context('fork')
+  for line in sys.stdin:
+    child = context.Process(target=_run, args=json.loads(line))
+    child.start()
+    child.join(_TIMEOUT_SECONDS)
+    child.kill()
+    child.join()
+    print(child.exitcode, flush=True)
+
+
+def _run(argv, environment, out, err):
+  for stream, path in ((1, out), (2, err)):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+  os.environ.clear()
+  os.environ.update(environment)
+  sys.argv = argv
+  runpy.run_path(argv[0], run_name='__main__')
+
+
+if __name__ == '__main__':
+  _serve()
