@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test lint
+.PHONY: demo test test-faults lint
 
 # Trains on the embedded cartoon faces and leaves pictures in logs/faces.
 # Large pages (glibc 2.35 or later) spare a CPU some of the step's time.
@@ -14,6 +14,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-for-tests
 	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile \
 	  --no-loadscope-reorder
+
+# Kills, stops and starves runs, and feeds them what is damaged; ends with a
+# table. As root it also fills a disk. Takes minutes.
+test-faults: $(VENV)/installed-for-tests
+	$(VENV)/bin/python -m pytest -m faults
 
 lint: $(VENV)/installed-for-tests
 	$(VENV)/bin/ruff check

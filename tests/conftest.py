@@ -53,6 +53,23 @@ def pytest_sessionfinish():
   preloaded.stop()
 
 
+def pytest_terminal_summary(terminalreporter):
+  """Ends with a table of the faults that were tried, as Markdown."""
+  rows = [
+    value
+    for report in terminalreporter.getreports('passed')
+    for name, value in report.user_properties
+    if name == 'faults' and report.when == 'call'
+  ]
+  if not rows:
+    return
+  terminalreporter.section('faults')
+  terminalreporter.line('| fault | tried | survived | lost |')
+  terminalreporter.line('| --- | ---: | ---: | --- |')
+  for fault, tried, survived, lost in rows:
+    terminalreporter.line(f'| {fault} | {tried} | {survived} | {lost} |')
+
+
 def write_faces(folder, names, seed='tests'):
   """Writes a cartoon face as 178×218 JPEG for each name.
 

@@ -42,11 +42,12 @@ SMALL = (
 STEPS_PER_EPOCH = SPLIT_SIZES[0] // 8
 
 
-def start(*flags, script='main.py', devices=1):
+def start(*flags, script='main.py', devices=1, **environment):
   environment = dict(
     os.environ,
     XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}',
     JAX_PLATFORMS='cpu',
+    **environment,
   )
   return subprocess.Popen(
     [sys.executable, script, *flags],
@@ -67,6 +68,13 @@ def metrics(workdir):
   path = workdir / 'metrics.jsonl'
   lines = path.read_text().splitlines() if path.exists() else []
   return [json.loads(line) for line in lines]
+
+
+def metrics_of_a_killed_run(workdir):
+  """As `metrics`, but for a last line that was cut short."""
+  path = workdir / 'metrics.jsonl'
+  text = path.read_text() if path.exists() else ''
+  return [json.loads(line) for line in text.split('\n')[:-1]]
 
 
 def final_state(workdir):
@@ -254,6 +262,78 @@ def test_two_processes_are_the_run_of_one(finished, tmp_path):
   # In float32 runs part after the first steps: see test_training.py.
   assert two[0]['train/loss'] == pytest.approx(one[0]['train/loss'], rel=1e-5)
   assert two[-1]['val/loss'] == pytest.approx(one[-1]['val/loss'], rel=0.02)
+
+
+def test_two_processes_in_float64_are_the_run_of_one(celeba_dir, tmp_path):
+  """Where rounding cannot hide an error: 20 steps, and 4 validations."""
+  flags = (
+    *SMALL,
+    f'--config.data.dir={celeba_dir}',
+    '--config.model.dtype=float64',
+    '--config.train.num_epochs=4',
+    '--config.train.log_every_steps=1',
+  )
+  address = f'127.0.0.1:{free_port()}'
+  processes = [
+    start(*flags, f'--workdir={tmp_path}/one', JAX_ENABLE_X64='1'),
+    *(
+      start(
+        *flags,
+        f'--workdir={tmp_path}/two',
+        '--distributed',
+        f'--coordinator_address={address}',
+        '--num_processes=2',
+        f'--process_id={process_id}',
+        devices=2,
+        JAX_ENABLE_X64='1',
+      )
+      for process_id in range(2)
+    ),
+  ]
+  for process in processes:
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+  one, two = metrics(tmp_path / 'one'), metrics(tmp_path / 'two')
+  assert [row['step'] for row in two] == [row['step'] for row in one]
+  assert sum('train/loss' in row for row in one) == 20
+  for ours, theirs in zip(two, one, strict=True):
+    for name in ('train/loss', 'val/loss', 'val/mse'):
+      if name in theirs:
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-9, abs=1e-9)
+
+
+def test_checkpoint_of_eight_devices_goes_on_with_any_number(
+  celeba_dir, tmp_path
+):
+  flags = (*SMALL, f'--config.data.dir={celeba_dir}')
+  code, _, err = run(
+    *flags,
+    f'--workdir={tmp_path}/8',
+    '--config.train.num_epochs=1',
+    devices=8,
+  )
+  assert code == 0, err
+  _, saved = final_state(tmp_path / '8')
+  losses = {}
+  for devices in (8, 4, 1):
+    workdir = shutil.copytree(tmp_path / '8', tmp_path / f'{devices}_more')
+    code, out, err = run(
+      *flags,
+      f'--workdir={workdir}',
+      '--config.train.num_epochs=2',
+      '--config.train.steps_per_dispatch=1',
+      '--config.train.log_every_steps=1',
+      devices=devices,
+    )
+    assert code == 0 and 'goes on from step 5.' in out, err
+    (losses[devices],) = [
+      row['train/loss'] for row in metrics(workdir) if row['step'] == 6
+    ]
+    with ocp.StandardCheckpointer() as orbax:
+      again = orbax.restore(workdir / 'checkpoints' / '5' / 'default')
+    jax.tree.map(np.testing.assert_array_equal, again, saved)
+  assert losses[4] == pytest.approx(losses[8], rel=1e-5)
+  assert losses[1] == pytest.approx(losses[8], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,305 @@
+"""A real run that is killed, stopped and starved, over and over.
+
+At its end it must have the bits, and have told the metrics, of a run that
+nothing disturbed. `make test-faults` runs these; they take minutes.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tests import test_main
+from tests.ports import free_port
+from vae import checkpoints
+
+pytestmark = pytest.mark.faults
+
+CACHES = ('none', 'host', 'device')
+
+FLAGS = (
+  '--config=configs/celeba.py',
+  '--config.data.image_size=32',
+  '--config.data.decoded_dir=',
+  '--config.model.hidden_channels=(8,16,32)',
+  '--config.model.latent_dim=3',
+  '--config.train.batch_size=8',
+  # Steps of a dispatch, of a row and of an epoch (5) have nothing in common.
+  '--config.train.steps_per_dispatch=2',
+  '--config.train.log_every_steps=3',
+  '--config.eval.every_epochs=20',
+  '--config.checkpoint.every_minutes=0.002',
+)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(celeba_dir, tmp_path_factory):
+  """A run, its flags and how many seconds of training it took."""
+  workdir = tmp_path_factory.mktemp('undisturbed')
+  flags = (
+    *FLAGS,
+    f'--config.data.dir={celeba_dir}',
+    '--config.train.num_epochs=400',
+  )
+  process = test_main.start(*flags, f'--workdir={workdir}')
+  wait_for_training(process)
+  start = time.monotonic()
+  out, err = process.communicate(timeout=900)
+  assert process.returncode == 0 and 'Trained steps 1 to 2,000' in out, err
+  return workdir, flags, time.monotonic() - start
+
+
+def wait_for_training(process):
+  while 'Training' not in (line := process.stdout.readline()):
+    assert line, process.stderr.read()
+
+
+def check_same(workdir, undisturbed):
+  """Bits, and rows but for the speed; those that are best are kept."""
+  test_main.jax.tree.map(
+    np.testing.assert_array_equal,
+    test_main.final_state(workdir),
+    test_main.final_state(undisturbed),
+  )
+  rows = [test_main.metrics(w) for w in (workdir, undisturbed)]
+  for row in sum(rows, []):
+    row.pop('images_per_second', None)
+  assert rows[0] == rows[1]
+  best = [
+    checkpoints.Checkpoints(w).best_step() for w in (workdir, undisturbed)
+  ]
+  assert best[0] == best[1]
+
+
+def steps_done(workdir):
+  return checkpoints.latest_step(workdir) or 0
+
+
+def test_sigkill_at_random_moments(undisturbed, tmp_path, record_property):
+  workdir, flags, seconds = undisturbed
+  chance, kills, lost = random.Random(0), 25, []
+  for kill in range(kills):
+    cache = f'--config.data.cache={CACHES[kill % 3]}'
+    process = test_main.start(*flags, cache, f'--workdir={tmp_path}')
+    if kill % 3 == 0:
+      # While it starts, restores, or trains, as it comes.
+      time.sleep(chance.uniform(0, 12))
+    else:
+      wait_for_training(process)
+      time.sleep(chance.uniform(0, seconds / 12))
+    process.kill()
+    out, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, f'ended before: {out}{err}'
+    rows = [row['step'] for row in test_main.metrics_of_a_killed_run(tmp_path)]
+    lost.append(max(rows, default=0) - steps_done(tmp_path))
+  assert 0 < steps_done(tmp_path) < 2000
+  code, out, err = test_main.run(*flags, f'--workdir={tmp_path}')
+  assert code == 0 and 'goes on from step' in out, err
+  check_same(tmp_path, workdir)
+  record_property(
+    'faults',
+    [
+      'SIGKILL at random moments of one run',
+      kills,
+      kills,
+      f'at most {max(lost)} steps, made again; no bit',
+    ],
+  )
+
+
+@pytest.mark.parametrize(
+  ('number', 'status', 'times'),
+  [(signal.SIGTERM, 0, 10), (signal.SIGINT, 130, 5)],
+)
+def test_signals_that_ask_to_stop(
+  undisturbed, tmp_path, number, status, times, record_property
+):
+  workdir, flags, seconds = undisturbed
+  chance, took = random.Random(1), []
+  for time_ in range(times):
+    cache = f'--config.data.cache={CACHES[time_ % 3]}'
+    process = test_main.start(*flags, cache, f'--workdir={tmp_path}')
+    wait_for_training(process)
+    time.sleep(chance.uniform(0, seconds / times))
+    before = time.monotonic()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    took.append(time.monotonic() - before)
+    assert process.returncode == status, err
+    assert 'Traceback' not in err
+  assert 0 < steps_done(tmp_path) < 2000
+  code, _, err = test_main.run(*flags, f'--workdir={tmp_path}')
+  assert code == 0, err
+  check_same(tmp_path, workdir)
+  record_property(
+    'faults',
+    [
+      f'{number.name} at random moments of one run',
+      times,
+      times,
+      f'nothing; ended within {max(took):.1f} s',
+    ],
+  )
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of its own, of 1 MB."""
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(folder)]
+  if subprocess.run(mount, capture_output=True).returncode:
+    pytest.skip('only root may mount a file system')
+  yield folder
+  subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+def test_full_disk(undisturbed, small_disk, record_property):
+  """It is filled while the run trains, and emptied when the run complains."""
+  workdir, flags, seconds = undisturbed
+  run, ballast = small_disk / 'run', small_disk / 'ballast'
+  # Its pictures and curves would fill so small a disk by themselves.
+  process = test_main.start(*flags, f'--workdir={run}')
+  os.set_blocking(process.stderr.fileno(), False)
+  said, fillings = '', 0
+  wait_for_training(process)
+  while process.poll() is None and fillings < 5:
+    time.sleep(seconds / 30)
+    with open(ballast, 'wb') as file:
+      try:
+        while file.write(b'\0' * 4096) and not file.flush():
+          pass
+      except OSError:
+        pass
+    fillings += 1
+    complaints = said.count('cannot be written into')
+    while said.count('cannot be written into') == complaints:
+      said += process.stderr.read() or ''
+      assert process.poll() is None, said
+      time.sleep(0.05)
+    before = steps_done(run)
+    assert before == 0 or checkpoints.Checkpoints(run).all_steps()
+    ballast.unlink()
+    reliefs = said.count('could be written')
+    while said.count('could be written') == reliefs:
+      said += process.stderr.read() or ''
+      time.sleep(0.05)
+      assert process.poll() is None or 'could be written' in said, said
+  os.set_blocking(process.stderr.fileno(), True)
+  out, err = process.communicate(timeout=900)
+  assert process.returncode == 0, said + err
+  assert 'Traceback' not in said + err and 'No space left' in said
+  check_same(run, workdir)
+  record_property(
+    'faults',
+    ['full disk while a run trains', fillings, fillings, 'nothing'],
+  )
+
+
+def start_two(*flags):
+  address = f'127.0.0.1:{free_port()}'
+  return [
+    test_main.start(
+      *flags,
+      '--distributed',
+      f'--coordinator_address={address}',
+      '--num_processes=2',
+      f'--process_id={index}',
+      devices=2,
+    )
+    for index in range(2)
+  ]
+
+
+def test_two_processes_of_which_one_is_killed(
+  undisturbed, tmp_path, record_property
+):
+  _, flags, seconds = undisturbed
+  flags = (*flags, '--config.train.num_epochs=100')
+  alone, workdir = tmp_path / 'undisturbed', tmp_path / 'killed'
+  for process in start_two(*flags, f'--workdir={alone}'):
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+  chance, took, kills = random.Random(2), [], 6
+  for kill in range(kills):
+    processes = start_two(*flags, f'--workdir={workdir}')
+    wait_for_training(processes[0])
+    time.sleep(chance.uniform(0, seconds / 12))
+    processes[kill % 2].kill()
+    before = time.monotonic()
+    other = processes[1 - kill % 2]
+    _, err = other.communicate(timeout=120)
+    took.append(time.monotonic() - before)
+    processes[kill % 2].communicate()
+    assert other.returncode == 2, err
+    assert 'error: the processes of this run can no longer work' in err
+    assert err.strip().endswith('they go on from the last checkpoint.')
+  assert 0 < steps_done(workdir) < 500
+  for process in start_two(*flags, f'--workdir={workdir}'):
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+  check_same(workdir, alone)
+  record_property(
+    'faults',
+    [
+      'SIGKILL of one of two processes',
+      kills,
+      kills,
+      f'no bit; the other ended within {max(took):.1f} s',
+    ],
+  )
+
+
+def test_last_checkpoint_damaged_between_two_starts(
+  undisturbed, tmp_path, record_property
+):
+  """Each class of damage to each file, then another start of the run."""
+  workdir, flags, _ = undisturbed
+  tried = 0
+  folder = max((workdir / 'checkpoints').iterdir(), key=lambda p: int(p.name))
+  files = [p.relative_to(folder) for p in folder.rglob('*') if p.is_file()]
+  chosen = [
+    f
+    for f in sorted(files)
+    if f.name in ('manifest.ocdbt', '_METADATA', 'metrics', 'metadata')
+    or f.parent.name == 'd'
+  ]
+  shutil.copytree(workdir, tmp_path / 'run')
+  for name in chosen:
+    path = folder / name
+    content = path.read_bytes()
+    for damaged in (
+      None,
+      content[: len(content) // 2],
+      content[: len(content) // 2]
+      + bytes([content[len(content) // 2] ^ 0x10])
+      + content[len(content) // 2 + 1 :],
+    ):
+      if tried % 4 == 0:
+        # As it was; the others go on from what the one before left.
+        shutil.rmtree(tmp_path / 'run')
+        shutil.copytree(workdir, tmp_path / 'run')
+      copy = tmp_path / 'run' / 'checkpoints' / folder.name / name
+      if not copy.exists():
+        continue
+      copy.unlink() if damaged is None else copy.write_bytes(damaged)
+      code, out, err = test_main.run(*flags, f'--workdir={tmp_path}/run')
+      assert code == 0 and 'Traceback' not in err, err
+      assert 'is damaged' in err or 'this run is finished' in out
+      check_same(tmp_path / 'run', workdir)
+      tried += 1
+  assert tried > 10
+  record_property(
+    'faults',
+    [
+      'damaged last checkpoint, and another start',
+      tried,
+      tried,
+      'the steps since the one before, made again; no bit',
+    ],
+  )
