@@ -20,7 +20,7 @@ from unittest import mock
 import jax
 
 import report as reports
-from vae import checkpoints
+from vae import checkpoint_writer
 from vae import figures
 from vae import splits
 from vae import training
@@ -179,7 +179,7 @@ def recording() -> Iterator[Recorder]:
     (reports.Report, 'training', timed(REPORT)),
     (reports.Report, 'validation', timed(REPORT)),
     (reports.Report, 'pictures', timed(REPORT)),
-    (checkpoints.Checkpoints, 'save', timed(CHECKPOINTS)),
+    (checkpoint_writer.CheckpointWriter, 'save', timed(CHECKPOINTS)),
   )
   with contextlib.ExitStack() as stack:
     stack.callback(recorder.close)

@@ -19,6 +19,7 @@ from tests.conftest import ROOT
     ('end_to_end', ['--cache=device'], 'seconds per epoch'),
     ('scaling', [], 'devices'),
     ('population', [], 'time of one run'),
+    ('checkpoints', [], 'share of the loop'),
   ],
 )
 def test_scripts_run_without_tensorflow(script, flags, said, tmp_path):
