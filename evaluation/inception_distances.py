@@ -16,7 +16,8 @@ from vae import per_image
 from vae import splits
 from vae.trained import TrainedVAE
 
-# Images that go through the Inception network at a time, on each device.
+# Images that go through the Inception network at a time, on each device, if
+# there are as many: what a batch lacks is computed for nothing.
 _INCEPTION_BATCH_SIZE = 32
 
 
@@ -41,6 +42,8 @@ def add(
   extract = _extract()
   variables = devices.replicate(inception_variables)
   num_devices = jax.local_device_count()
+  per_device = -(-split.num_examples // num_devices)
+  inception_batch_size = min(_INCEPTION_BATCH_SIZE, per_device) * num_devices
 
   def features(label, images):
     source = images if hasattr(images, 'batches') else splits.ArraySplit(images)
@@ -48,7 +51,7 @@ def add(
       return per_image.over_split(
         lambda batch, start: extract(variables, batch),
         source,
-        _INCEPTION_BATCH_SIZE * num_devices,
+        inception_batch_size,
         tell,
       )
 
