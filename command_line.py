@@ -124,18 +124,22 @@ def _keep_compiled_programs() -> None:
 
 
 def _mind_destructors() -> None:
-  """Makes Ctrl-C count that falls into a destructor, where Python drops it.
+  """Makes a signal count that falls into a destructor, where Python drops it.
 
   And keeps quiet where TensorStore tells an event loop that Orbax has closed
   how a write ended: that it failed is told already.
   """
   report = sys.unraisablehook
+  numbers = {
+    KeyboardInterrupt: signal.SIGINT,
+    TerminatedError: signal.SIGTERM,
+  }
 
   def hook(unraisable):
-    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+    if unraisable.exc_type in numbers:
       # Not at once, which would be within the destructor again.
       main_thread = threading.main_thread().ident
-      again = (main_thread, signal.SIGINT)
+      again = (main_thread, numbers[unraisable.exc_type])
       threading.Timer(0.1, signal.pthread_kill, again).start()
     elif str(unraisable.exc_value) != 'Event loop is closed':
       report(unraisable)

@@ -4,6 +4,7 @@ At its end it must have the bits, and have told the metrics, of a run that
 nothing disturbed. `make test-faults` runs these; they take minutes.
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -32,8 +33,8 @@ FLAGS = (
   # Steps of a dispatch, of a row and of an epoch (5) have nothing in common.
   '--config.train.steps_per_dispatch=2',
   '--config.train.log_every_steps=3',
-  '--config.eval.every_epochs=20',
-  '--config.checkpoint.every_minutes=0.008',
+  '--config.eval.every_epochs=50',
+  '--config.checkpoint.every_minutes=0.01',
 )
 
 
@@ -44,13 +45,13 @@ def undisturbed(celeba_dir, tmp_path_factory):
   flags = (
     *FLAGS,
     f'--config.data.dir={celeba_dir}',
-    '--config.train.num_epochs=200',
+    '--config.train.num_epochs=600',
   )
   process = test_main.start(*flags, f'--workdir={workdir}')
   wait_for_training(process)
   start = time.monotonic()
   out, err = process.communicate(timeout=900)
-  assert process.returncode == 0 and 'Trained steps 1 to 1,000' in out, err
+  assert process.returncode == 0 and 'Trained steps 1 to 3,000' in out, err
   return workdir, flags, time.monotonic() - start
 
 
@@ -97,7 +98,7 @@ def test_sigkill_at_random_moments(undisturbed, tmp_path, record_property):
     assert process.returncode == -signal.SIGKILL, f'ended before: {out}{err}'
     rows = [row['step'] for row in test_main.metrics_of_a_killed_run(tmp_path)]
     lost.append(max(rows, default=0) - steps_done(tmp_path))
-  assert 0 < steps_done(tmp_path) < 1000
+  assert 0 < steps_done(tmp_path) < 3000
   code, out, err = test_main.run(*flags, f'--workdir={tmp_path}')
   assert code == 0 and 'goes on from step' in out, err
   check_same(tmp_path, workdir)
@@ -132,7 +133,7 @@ def test_signals_that_ask_to_stop(
     took.append(time.monotonic() - before)
     assert process.returncode == status, err
     assert 'Traceback' not in err
-  assert 0 < steps_done(tmp_path) < 1000
+  assert 0 < steps_done(tmp_path) < 3000
   code, _, err = test_main.run(*flags, f'--workdir={tmp_path}')
   assert code == 0, err
   check_same(tmp_path, workdir)
@@ -170,12 +171,10 @@ def test_full_disk(undisturbed, small_disk, record_property):
   wait_for_training(process)
   while process.poll() is None and fillings < 5:
     time.sleep(seconds / 30)
-    with open(ballast, 'wb') as file:
-      try:
-        while file.write(b'\0' * 4096) and not file.flush():
-          pass
-      except OSError:
-        pass
+    with open(ballast, 'wb', buffering=0) as file:
+      with contextlib.suppress(OSError):
+        while True:
+          file.write(b'\0' * 4096)
     fillings += 1
     complaints = said.count('cannot be written into')
     while said.count('cannot be written into') == complaints:
@@ -220,7 +219,7 @@ def test_two_processes_of_which_one_is_killed(
   undisturbed, tmp_path, record_property
 ):
   _, flags, seconds = undisturbed
-  flags = (*flags, '--config.train.num_epochs=60')
+  flags = (*flags, '--config.train.num_epochs=200')
   alone, workdir = tmp_path / 'undisturbed', tmp_path / 'killed'
   for process in start_two(*flags, f'--workdir={alone}'):
     _, err = process.communicate(timeout=900)
@@ -239,7 +238,7 @@ def test_two_processes_of_which_one_is_killed(
     assert other.returncode == 2, err
     assert 'error: the processes of this run can no longer work' in err
     assert err.strip().endswith('they go on from the last checkpoint.')
-  assert 0 < steps_done(workdir) < 300
+  assert 0 < steps_done(workdir) < 1000
   for process in start_two(*flags, f'--workdir={workdir}'):
     _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err

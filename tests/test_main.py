@@ -234,9 +234,8 @@ def test_contradicting_config_is_refused(finished):
 
 
 def test_two_processes_are_the_run_of_one(finished, tmp_path):
-  """Two processes of two devices each, over loopback; images on all four."""
+  """Two of two devices each, as Slurm starts them; images on all four."""
   workdir, flags, _ = finished
-  address = f'127.0.0.1:{free_port()}'
   processes = [
     start(
       *flags,
@@ -244,10 +243,13 @@ def test_two_processes_are_the_run_of_one(finished, tmp_path):
       '--config.checkpoint.every_minutes=1e-9',
       '--config.data.cache=device',
       '--distributed',
-      f'--coordinator_address={address}',
-      '--num_processes=2',
-      f'--process_id={process_id}',
       devices=2,
+      # The port is made of the job's number.
+      SLURM_JOB_ID=str(os.getpid()),
+      SLURM_STEP_NODELIST='127.0.0.1',
+      SLURM_NTASKS='2',
+      SLURM_PROCID=str(process_id),
+      SLURM_LOCALID=str(process_id),
     )
     for process_id in range(2)
   ]
