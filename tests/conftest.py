@@ -33,9 +33,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LONGEST = (
   'test_sweep.py',
   'test_main.py',
+  'test_training.py',
+  'test_population.py',
   'test_evaluate.py',
   'test_sweep_study.py',
-  'test_population.py',
+  'test_benchmarks.py',
 )
 
 # Train, validation and test images of the small data set.
