@@ -55,8 +55,9 @@ def undisturbed(celeba_dir, tmp_path_factory):
   return workdir, flags, time.monotonic() - start
 
 
-def wait_for_training(process):
-  while 'Training' not in (line := process.stdout.readline()):
+def wait_for_training(process, line_with='Training'):
+  """Until it begins; with `step ` until the first steps are made."""
+  while line_with not in (line := process.stdout.readline()):
     assert line, process.stderr.read()
 
 
@@ -125,7 +126,7 @@ def test_signals_that_ask_to_stop(
   for time_ in range(times):
     cache = f'--config.data.cache={CACHES[time_ % 3]}'
     process = test_main.start(*flags, cache, f'--workdir={tmp_path}')
-    wait_for_training(process)
+    wait_for_training(process, ('Training', 'step ')[time_ % 2])
     time.sleep(chance.uniform(0, seconds / times))
     before = time.monotonic()
     process.send_signal(number)
@@ -232,7 +233,7 @@ def test_two_processes_of_which_one_is_killed(
   chance, took, kills = random.Random(2), [], 6
   for kill in range(kills):
     processes = start_two(*flags, f'--workdir={workdir}')
-    wait_for_training(processes[0])
+    wait_for_training(processes[0], ('Training', 'step ')[kill % 3 > 0])
     time.sleep(chance.uniform(0, seconds / 12))
     processes[kill % 2].kill()
     before = time.monotonic()
