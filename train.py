@@ -463,7 +463,9 @@ class _Loop:
         for name, values in checked.items()
         if not np.isfinite(values[run, index])
       )
-      self.errors[run] = UserError(f'step {first_step + index + 1:,}: {what}.')
+      self.errors[run] = UserError(
+        f'diverged at step {first_step + index + 1:,}: {what}.'
+      )
       self._report.drop(run)
 
   def _first_to_end(

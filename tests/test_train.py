@@ -168,7 +168,7 @@ def test_what_is_not_finite_ends_the_run_before_it_is_saved(
   with pytest.raises(UserError) as caught:
     train.train_and_evaluate(config, tmp_path, data, writer)
   message = str(caught.value)
-  assert message.startswith('step 7: ') and '\n' not in message
+  assert message.startswith('diverged at step 7: ') and '\n' not in message
   assert 'loss is' in message or 'grad_norm is' in message
   assert f'The last good checkpoint is {saved.directory}/5.' in message
   assert saved.all_steps() == [4, 5]
