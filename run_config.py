@@ -359,6 +359,7 @@ def claim_workdir(
       were trained on another number of examples.
   """
   with _writing_errors(workdir, '--workdir'):
+    workdir.mkdir(parents=True, exist_ok=True)
     if checkpoints.exist(workdir):
       check_data(workdir, num_examples)
     write_json(workdir / DATA_FILENAME, num_examples)

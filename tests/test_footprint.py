@@ -52,7 +52,7 @@ def test_steps_take_no_less_than_is_said():
 
   def step(state, images):
     return training.train_step(
-      model, optimizer, True, state, settings, key, images[0]
+      model, optimizer, True, False, state, settings, key, images[0]
     )
 
   def evaluate(state, images):

@@ -104,6 +104,7 @@ def trace(config):
       model,
       optimizer,
       config.train.flip,
+      config.train.on_nonfinite == 'skip',
       state,
       training.settings_from_config(config, model),
       training.train_key(config.seed),

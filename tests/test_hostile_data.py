@@ -28,8 +28,8 @@ from datasets.decoded import DecodedStore
 import image_files
 from tests import data_process
 from tests import hostile_images
+from tests.celeba_builder import CelebA
 from tests.conftest import SPLIT_SIZES
-from tests.test_input_pipeline import CelebA
 from vae import ordinary_files
 from vae.errors import UserError
 
