@@ -85,7 +85,10 @@ def _train(
   import report
   import train
 
+  # A library may have caught what a signal raised in it.
+  stop.raise_if_received()
   data = input_pipeline.load(config)
+  stop.raise_if_received()
   first = jax.process_index() == 0
   writer = metric_writer.MetricWriter(workdir) if first else report.NullWriter()
   try:
