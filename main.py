@@ -61,9 +61,8 @@ def main() -> None:
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(stop_signals.StopSignals())
     if jax.process_index() == 0:
-      run_config.check_writable(workdir, '--workdir')
-      stack.enter_context(workdir_lock.hold(workdir))
       run_config.check_workdir(config, workdir)
+      stack.enter_context(workdir_lock.hold(workdir))
     else:
       # One process speaks for all.
       sys.stdout = open(os.devnull, 'w')

@@ -12,7 +12,6 @@ import subprocess
 import threading
 import time
 
-import numpy as np
 import pytest
 
 from tests import test_main
@@ -61,23 +60,6 @@ def wait_for_training(process, line_with='Training'):
     assert line, process.stderr.read()
 
 
-def check_same(workdir, undisturbed):
-  """Bits, and rows but for the speed; those that are best are kept."""
-  test_main.jax.tree.map(
-    np.testing.assert_array_equal,
-    test_main.final_state(workdir),
-    test_main.final_state(undisturbed),
-  )
-  rows = [test_main.metrics(w) for w in (workdir, undisturbed)]
-  for row in sum(rows, []):
-    row.pop('images_per_second', None)
-  assert rows[0] == rows[1]
-  best = [
-    checkpoints.Checkpoints(w).best_step() for w in (workdir, undisturbed)
-  ]
-  assert best[0] == best[1]
-
-
 def steps_done(workdir):
   return checkpoints.latest_step(workdir) or 0
 
@@ -102,7 +84,7 @@ def test_sigkill_at_random_moments(undisturbed, tmp_path, record_property):
   assert 0 < steps_done(tmp_path) < 3000
   code, out, err = test_main.run(*flags, f'--workdir={tmp_path}')
   assert code == 0 and 'goes on from step' in out, err
-  check_same(tmp_path, workdir)
+  test_main.check_same(tmp_path, workdir)
   record_property(
     'faults',
     [
@@ -137,7 +119,7 @@ def test_signals_that_ask_to_stop(
   assert 0 < steps_done(tmp_path) < 3000
   code, _, err = test_main.run(*flags, f'--workdir={tmp_path}')
   assert code == 0, err
-  check_same(tmp_path, workdir)
+  test_main.check_same(tmp_path, workdir)
   record_property(
     'faults',
     [
@@ -199,7 +181,7 @@ def test_full_disk(undisturbed, small_disk, record_property):
   said = ''.join(said)
   assert process.returncode == 0, said
   assert 'Traceback' not in said and 'No space left' in said
-  check_same(run, workdir)
+  test_main.check_same(run, workdir)
   record_property(
     'faults',
     ['full disk while a run trains', fillings, fillings, 'nothing'],
@@ -248,7 +230,7 @@ def test_two_processes_of_which_one_is_killed(
   for process in start_two(*flags, f'--workdir={workdir}'):
     _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
-  check_same(workdir, alone)
+  test_main.check_same(workdir, alone)
   record_property(
     'faults',
     [
@@ -296,7 +278,7 @@ def test_last_checkpoint_damaged_between_two_starts(
       code, out, err = test_main.run(*flags, f'--workdir={tmp_path}/run')
       assert code == 0 and 'Traceback' not in err, err
       assert 'is damaged' in err or 'this run is finished' in out
-      check_same(tmp_path / 'run', workdir)
+      test_main.check_same(tmp_path / 'run', workdir)
       tried += 1
   assert tried > 10
   record_property(

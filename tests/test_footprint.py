@@ -4,7 +4,7 @@ import pytest
 
 from configs import celeba
 from configs import default
-import train
+import training_loop
 from vae import footprint
 from vae import model as models
 from vae import optimizers
@@ -70,4 +70,4 @@ def test_steps_take_no_less_than_is_said():
 
 
 def test_as_many_samples_are_drawn_as_is_said():
-  assert footprint.NUM_SAMPLES_DRAWN == train._GRID**2
+  assert footprint.NUM_SAMPLES_DRAWN == training_loop.GRID**2

@@ -85,6 +85,18 @@ def final_state(workdir):
     return step, orbax.restore(saved.directory / str(step) / 'default')
 
 
+def check_same(workdir, other):
+  """The same bits, the same rows but for the speed, and the same best."""
+  states = final_state(workdir), final_state(other)
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  rows = metrics(workdir), metrics(other)
+  for row in (*rows[0], *rows[1]):
+    row.pop('images_per_second', None)
+  assert rows[0] == rows[1]
+  best = [checkpoints.Checkpoints(w).best_step() for w in (workdir, other)]
+  assert best[0] == best[1]
+
+
 @pytest.fixture(scope='module')
 def finished(celeba_dir, tmp_path_factory):
   """An undisturbed run, its flags and what it printed."""
@@ -195,15 +207,8 @@ def test_killed_run_ends_in_the_same_bits(finished, tmp_path):
   code, out, err = run(*flags)
   assert code == 0, err
   assert 'goes on from step' in out
-  step, state = final_state(tmp_path)
-  undisturbed_step, undisturbed = final_state(workdir)
-  assert step == undisturbed_step == 15
-  jax.tree.map(np.testing.assert_array_equal, state, undisturbed)
-  # And in the same metrics, but for the speed.
-  rows = [metrics(tmp_path), metrics(workdir)]
-  for row in sum(rows, []):
-    row.pop('images_per_second', None)
-  assert rows[0] == rows[1]
+  assert final_state(tmp_path)[0] == 15
+  check_same(tmp_path, workdir)
 
 
 @pytest.mark.parametrize('cache', ['none', 'device'])
@@ -217,13 +222,7 @@ def test_where_images_are_kept_changes_nothing(finished, tmp_path, cache):
     '--config.train.steps_per_dispatch=0',
   )
   assert code == 0, err
-  jax.tree.map(
-    np.testing.assert_array_equal, final_state(tmp_path), final_state(workdir)
-  )
-  rows = [metrics(tmp_path), metrics(workdir)]
-  for row in sum(rows, []):
-    row.pop('images_per_second', None)
-  assert rows[0] == rows[1]
+  check_same(tmp_path, workdir)
 
 
 def test_contradicting_config_is_refused(finished):
@@ -444,13 +443,7 @@ def test_disk_that_takes_nothing_for_a_while_loses_nothing(finished, tmp_path):
   )
   assert 'could be written' in said and 'metrics.jsonl' not in said
   assert 'File too large' in said and 'Traceback' not in said
-  jax.tree.map(
-    np.testing.assert_array_equal, final_state(tmp_path), final_state(workdir)
-  )
-  rows = [metrics(tmp_path), metrics(workdir)]
-  for row in sum(rows, []):
-    row.pop('images_per_second', None)
-  assert rows[0] == rows[1]
+  check_same(tmp_path, workdir)
 
 
 def test_corrupt_image_gets_one_line(celeba_dir, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import report as reports
 from tests.conftest import make_small_config
 import train
+import training_loop
 from vae import checkpoints
 from vae import splits
 from vae.errors import UserError
@@ -197,7 +198,7 @@ def test_steps_that_are_not_finite_can_be_skipped(
   assert 'train/loss' not in writer.rows[1]
   assert 'step 7 was skipped' in capsys.readouterr().err
   # But not for ever.
-  monkeypatch.setattr(train, '_MAX_SKIPPED', 5)
+  monkeypatch.setattr(training_loop, '_MAX_SKIPPED', 5)
   config.train.num_epochs = 6
   with pytest.raises(UserError, match='step 20: .*The last good checkpoint is'):
     train.train_and_evaluate(config, tmp_path, data, Stopper())
@@ -208,8 +209,8 @@ def test_steps_of_a_dispatch_go_with_place_and_platform(monkeypatch):
   config.train.log_every_steps = 50
   images = np.zeros((1, 256, 256, 3), np.uint8)
   on_host = splits.ArraySplit(images)
-  steps = lambda split: train._steps_per_dispatch(split, 64, config)
-  assert steps(on_host) == train._STEPS_ON_CPU
+  steps = lambda split: training_loop.steps_per_dispatch(split, 64, config)
+  assert steps(on_host) == training_loop._STEPS_ON_CPU
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   # 64 images of 197 kB are 12.6 MB.
   assert steps(on_host) == 5
