@@ -7,7 +7,6 @@ happens in the training step.
 """
 
 from collections.abc import Iterator
-from collections.abc import Sequence
 import dataclasses
 import functools
 import os
@@ -21,13 +20,14 @@ import numpy as np
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 import tensorflow as tf
 
+from datasets import corrupt_images
+from datasets import crops
 from datasets import sources
+from datasets.crops import Crop
 from datasets.decoded import DecodedStore
 from datasets.decoded import digest
 from datasets.encoded import EncodedSplit
-from datasets.encoded import some
 from datasets.encoded import SPLITS
-import image_files
 import memory
 from vae import devices
 from vae import splits
@@ -37,129 +37,8 @@ from vae.errors import UserError
 tf.config.set_visible_devices([], 'GPU')
 tf.config.set_visible_devices([], 'TPU')
 
-# Of `Crop.decode`: to be raised when it makes other pixels, so that none that
-# are kept on disk are taken for them.
-_DECODING = 2
-
-_PNG = b'\x89PNG\r\n\x1a\n'
-_PNG_SIZE = len(_PNG) + 8  # Where it says its width and height.
-# Bytes in which a camera's JPEG says that it has EXIF data.
-_HEAD = 64
-
 # Of a run; the state counts them in int32.
 _MAX_STEPS = 2**31 - 1
-
-# What is wrong with an image's content, and so for as long as it is the same.
-_CORRUPT = tf.errors.InvalidArgumentError
-
-# What is wrong with what holds the images: damaged records, or not as many.
-_DAMAGED = (tf.errors.DataLossError, tf.errors.FailedPreconditionError)
-
-# What comes instead of an image: an error, or that a name in it is no UTF-8.
-_FAILURES = (tf.errors.OpError, UnicodeDecodeError)
-
-
-@dataclasses.dataclass(frozen=True)
-class Crop:
-  """How a decoded image becomes an example.
-
-  Attributes:
-    crop_size: side of the central square that is cut out; a smaller image
-      gives its largest one.
-    image_size: side that the square is resized to, bilinear, antialiased.
-    channels: 3 or 1.
-  """
-
-  crop_size: int
-  image_size: int
-  channels: int
-
-  @property
-  def image_shape(self) -> tuple[int, int, int]:
-    """(height, width, channels) of an example."""
-    return (self.image_size, self.image_size, self.channels)
-
-  def decode(self, encoded: tf.Tensor) -> tf.Tensor:
-    """Encoded bytes to uint8 [image_size, image_size, channels]."""
-    # What a camera held otherwise is turned upright, if it says so.
-    head = tf.strings.substr(encoded, 0, _HEAD)
-    exif = tf.strings.regex_full_match(head, r'\C*Exif\x00\C*')
-    is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
-    is_png &= tf.strings.length(encoded) >= _PNG_SIZE + 8
-    image = tf.cond(
-      tf.io.is_jpeg(encoded) & ~exif,
-      lambda: self._decode_jpeg(encoded),
-      lambda: tf.cond(
-        is_png,
-        lambda: self._decode_png(encoded),
-        lambda: self._decode_other(encoded),
-      ),
-    )
-    image = tf.image.resize(
-      image, (self.image_size, self.image_size), antialias=True
-    )
-    image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
-    return tf.ensure_shape(image, self.image_shape)
-
-  def _decode_jpeg(self, encoded):
-    shape = tf.io.extract_jpeg_shape(encoded)
-    scans = tf.raw_ops.StringSplitV2(
-      input=[encoded], sep=image_files.SCAN, maxsplit=image_files.MAX_SCANS + 1
-    )
-    few = tf.debugging.Assert(
-      scans.shape[1] <= image_files.MAX_SCANS + 1, [scans.shape]
-    )
-    with tf.control_dependencies([few, _check_size(shape[:2])]):
-      window = self._window(shape[0], shape[1])
-
-    # Only what lies in the window is decoded.
-    def decode(channels):
-      return tf.io.decode_and_crop_jpeg(
-        encoded, window, channels=channels, dct_method='INTEGER_ACCURATE'
-      )
-
-    if self.channels == 3:
-      return decode(3)
-    # The decoder makes no grey of CMYK.
-    return tf.cond(
-      shape[2] == 4,
-      lambda: tf.image.rgb_to_grayscale(decode(3)),
-      lambda: decode(1),
-    )
-
-  def _decode_png(self, encoded):
-    size = tf.strings.substr(encoded, _PNG_SIZE, 8)
-    size = tf.io.decode_raw(size, tf.int32, little_endian=False)
-    with tf.control_dependencies([_check_size(size)]):
-      # The decoder makes no grey of colour.
-      image = tf.io.decode_png(encoded, channels=3)
-    if self.channels == 1:
-      image = tf.image.rgb_to_grayscale(image)
-    shape = tf.shape(image)
-    top, left, height, width = self._window(shape[0], shape[1])
-    return image[top : top + height, left : left + width]
-
-  def _decode_other(self, encoded):
-    image = tf.numpy_function(self._decode_by_pillow, [encoded], tf.uint8)
-    return tf.ensure_shape(image, (None, None, self.channels))
-
-  def _decode_by_pillow(self, encoded: bytes) -> np.ndarray:
-    # Outside a graph it comes in an array.
-    encoded = np.asarray(encoded, object).item()
-    image = image_files.decode(encoded, self.channels)
-    image = image_files.central_square(image, self.crop_size)
-    return np.asarray(image).reshape(*image.size, self.channels)
-
-  def _window(self, height, width):
-    side = tf.minimum(self.crop_size, tf.minimum(height, width))
-    return (height - side) // 2, (width - side) // 2, side, side
-
-
-def _check_size(size: tf.Tensor) -> tf.Operation:
-  """Refuses an image of more pixels than there may be, before it is decoded."""
-  num_pixels = tf.reduce_prod(tf.cast(size, tf.int64))
-  limit = tf.constant(image_files.MAX_PIXELS, tf.int64)
-  return tf.debugging.Assert(num_pixels <= limit, [num_pixels])
 
 
 class StreamedSplit:
@@ -194,12 +73,14 @@ class StreamedSplit:
         images = next(iterator)
       except StopIteration:
         return
-      except _FAILURES as error:
+      except corrupt_images.FAILURES as error:
         suspects = indices[delivered : delivered + batch_size]
-        corrupt = list(find_corrupt(self._encoded, suspects, self._crop))
+        corrupt = list(corrupt_images.find(self._encoded, suspects, self._crop))
         if not corrupt:
           raise self._encoded.unreadable() from error
-        raise _corrupt_error(self._encoded, corrupt, self._crop) from error
+        raise corrupt_images.as_user_error(
+          self._encoded, corrupt, self._crop
+        ) from error
       yield images
       delivered += len(images)
 
@@ -350,14 +231,14 @@ def _make_split(
   fingerprint = encoded.fingerprint() if store.keeps else None
   if fingerprint is None:
     store = DecodedStore('')
-  identity = (_DECODING, tf.__version__, crop, fingerprint)
+  identity = (crops.DECODING, tf.__version__, crop, fingerprint)
   indices = np.arange(encoded.num_examples)
   if skip_corrupt and len(indices):
     corrupt = _known_corrupt(label, encoded, crop, store, identity)
     if len(corrupt):
       print(
         f'{label}: skipped {len(corrupt)} of {len(indices)} images that cannot '
-        f'be decoded: {_some_names(encoded, corrupt)}',
+        f'be decoded: {corrupt_images.some_names(encoded, corrupt)}',
         file=sys.stderr,
       )
       indices = np.delete(indices, corrupt)
@@ -381,10 +262,12 @@ def _known_corrupt(
   corrupt = store.read(name)
   if corrupt is None:
     everything = np.arange(encoded.num_examples)
-    found = find_corrupt(encoded, everything, crop)
+    found = corrupt_images.find(encoded, everything, crop)
     corrupt = np.array(list(found), np.int64)
     # What cannot be read today may be tomorrow, with the file as it was.
-    if all(isinstance(error, _CORRUPT) for error in found.values()):
+    if all(
+      isinstance(error, corrupt_images.CORRUPT) for error in found.values()
+    ):
       store.write(name, corrupt)
   return corrupt
 
@@ -422,49 +305,3 @@ def _choose_cache(cache: str, num_bytes: int) -> str:
   # What has no memory of its own gains nothing by a copy.
   fits = on_devices is not None and num_bytes < on_devices / 2
   return 'device' if fits else 'host'
-
-
-def find_corrupt(
-  encoded: EncodedSplit, indices: np.ndarray, crop: Crop
-) -> dict[int, Exception]:
-  """Those of `indices` whose images cannot be read or decoded, and why.
-
-  Raises:
-    UserError: if it is not the images but what holds them.
-  """
-  found = {}
-  images = iter(encoded.read(indices, crop.decode))
-  for index in indices:
-    try:
-      next(images)  # After an error, the image after it.
-    except _DAMAGED as error:
-      raise encoded.unreadable() from error
-    except (*_FAILURES, StopIteration) as error:
-      found[int(index)] = error
-  return found
-
-
-def _corrupt_error(
-  encoded: EncodedSplit, corrupt: list[int], crop: Crop
-) -> UserError:
-  return UserError(
-    f'{_some_names(encoded, corrupt)} cannot be decoded '
-    f'({"the first: " if len(corrupt) > 1 else ""}'
-    f'{_reason(encoded, corrupt[0], crop)}); replace it, or skip such images '
-    'with --config.data.skip_corrupt=True.'
-  )
-
-
-def _reason(encoded: EncodedSplit, index: int, crop: Crop) -> str:
-  """Why an image cannot be decoded, in words that TensorFlow does not have."""
-  try:
-    image_files.decode(encoded.content(index), crop.channels)
-  except OSError as error:
-    return error.strerror or str(error)
-  except ValueError as error:
-    return str(error)
-  return 'its data are damaged'
-
-
-def _some_names(encoded: EncodedSplit, indices: Sequence[int]) -> str:
-  return some([encoded.name(index) for index in indices])

@@ -36,6 +36,7 @@ from benchmarks import results
 from benchmarks import rounds
 from configs import celeba
 from datasets import cartoon_faces
+from datasets import crops
 from datasets import sources
 from datasets.decoded import DecodedStore
 import input_pipeline
@@ -52,7 +53,7 @@ _NUM_DRAWN = 1000
 class Faces(torch.utils.data.Dataset):
   """Image files, each opened, cut, resized and mirrored by Pillow."""
 
-  def __init__(self, paths: list[str], crop: input_pipeline.Crop):
+  def __init__(self, paths: list[str], crop: crops.Crop):
     """Takes the files, and how they become examples."""
     self._paths = paths
     self._crop = crop
@@ -160,7 +161,7 @@ def _contenders(
   num_images = num_images // _BATCH_SIZE * _BATCH_SIZE
   indices = np.resize(np.arange(encoded.num_examples), num_images)
   paths = [encoded.name(index) for index in indices]
-  crop = input_pipeline.Crop(data.crop_size, data.image_size, data.channels)
+  crop = crops.Crop(data.crop_size, data.image_size, data.channels)
   streamed = input_pipeline.StreamedSplit(encoded, indices, crop)
 
   def cached():

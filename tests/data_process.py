@@ -17,6 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from datasets import crops
 from datasets.encoded import FileSplit
 import image_files
 import input_pipeline
@@ -36,7 +37,7 @@ def memory(key):
 def read_image(path, channels, image_size):
   """One file as the train split reads it."""
   split = FileSplit([os.fsdecode(bytes.fromhex(path))])
-  crop = input_pipeline.Crop(148, image_size, channels)
+  crop = crops.Crop(148, image_size, channels)
   streamed = input_pipeline.StreamedSplit(split, np.arange(1), crop)
   [images] = streamed.batches(np.arange(1), 1)
   return {'images': images}

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 
 from datasets import cartoon_faces
 from datasets import celeba
+from datasets import crops
 from datasets import sources
 import input_pipeline
 import memory
@@ -82,7 +83,7 @@ def test_other_formats_and_sizes(tmp_path, mode, suffix, size, channels):
   image = Image.fromarray(pixels.astype(np.uint8), 'RGBA').convert(mode)
   image = image.resize((20, 20)).resize(size)
   image.save(tmp_path / f'a.{suffix}')
-  crop = input_pipeline.Crop(148, 32, channels)
+  crop = crops.Crop(148, 32, channels)
   encoded = tf.io.read_file(str(tmp_path / f'a.{suffix}'))
   decoded = crop.decode(encoded).numpy()
   wanted = {1: 'L', 3: 'RGB'}[channels]
@@ -186,7 +187,7 @@ def decode_nothing(monkeypatch):
   def refuse(*args):
     raise AssertionError('decoded again')
 
-  monkeypatch.setattr(input_pipeline.Crop, 'decode', refuse)
+  monkeypatch.setattr(crops.Crop, 'decode', refuse)
 
 
 @pytest.fixture
