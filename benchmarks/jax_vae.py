@@ -17,6 +17,7 @@ from benchmarks import rounds
 from vae import devices
 from vae import model as models
 from vae import optimizers
+from vae import randomness
 from vae import splits
 from vae import training
 
@@ -54,7 +55,7 @@ def training_steps(
   train_steps = training.make_train_steps(model, optimizer, config.train.flip)
   settings = training.settings_from_config(config, model)
   state = training.create_state(model, optimizer, config.seed)
-  key = training.train_key(config.seed)
+  key = randomness.train_key(config.seed)
   chunks = _endless_chunks(split, config.seed, batch_size, max_steps)
 
   def run(num_steps):

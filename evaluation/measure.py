@@ -20,8 +20,8 @@ from vae import devices
 from vae import disentanglement
 from vae import per_image
 from vae import posterior
+from vae import randomness
 from vae import splits
-from vae import training
 from vae.trained import TrainedVAE
 
 # What can be asked for.
@@ -169,7 +169,7 @@ def _measure_images(
     trained.model, trained.config.objective.sample_posterior, num_draws
   )
   variables = devices.replicate(trained.variables)
-  key = training.measure_key(settings.seed)
+  key = randomness.measure_key(settings.seed)
   return per_image.over_split(
     functools.partial(step, variables, key), split, settings.batch_size, tell
   )
@@ -250,7 +250,7 @@ def _add_elbo(results, trained, split, values):
 def _add_importance_weighted(results, trained, split, sigma, settings):
   step = per_image.make_bound_step(trained.model)
   variables = devices.replicate(trained.variables)
-  key = training.bound_key(settings.seed)
+  key = randomness.bound_key(settings.seed)
   count = settings.num_importance_samples
   # Few images at a time where each takes long, so that progress shows.
   at_once = max(1, _DECODED_PER_DISPATCH // count) * jax.local_device_count()

@@ -19,6 +19,7 @@ from tests.fuzzed_configs import SECONDS
 from tests.fuzzed_configs import VALID
 from vae import model as models
 from vae import optimizers
+from vae import randomness
 from vae import training
 from vae.errors import UserError
 
@@ -107,7 +108,7 @@ def trace(config):
       config.train.on_nonfinite == 'skip',
       state,
       training.settings_from_config(config, model),
-      training.train_key(config.seed),
+      randomness.train_key(config.seed),
       images,
     ),
     training.abstract_state(model, optimizer),

@@ -25,7 +25,7 @@ from tests.ports import free_port
 from tests.preloaded import run
 from vae import checkpoints
 from vae import model as models
-from vae import training
+from vae import randomness
 
 SMALL = (
   '--config=configs/celeba.py',
@@ -148,7 +148,7 @@ def test_validation_is_that_of_the_checkpoint(finished):
   images = next(split.batches(np.arange(11), 11)) / np.float32(255)
   variables = {'params': state['params'], 'batch_stats': state['batch_stats']}
   mean, logvar = model.apply(variables, images, method='encode')
-  keys = jax.vmap(lambda i: jax.random.fold_in(training.eval_key(1265), i))(
+  keys = jax.vmap(lambda i: jax.random.fold_in(randomness.eval_key(1265), i))(
     np.arange(11)
   )
   epsilon = [

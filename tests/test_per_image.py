@@ -7,8 +7,8 @@ from scipy import stats
 
 from vae import image_quality
 from vae import per_image
+from vae import randomness
 from vae import splits
-from vae import training
 from vae.model import VAE
 
 SIGMA = 0.1
@@ -58,7 +58,7 @@ def linear():
 
 def measure(model, variables, split, batch_size=16, sample_posterior=True):
   step = per_image.make_measure_step(model, sample_posterior)
-  step = functools.partial(step, variables, training.measure_key(0))
+  step = functools.partial(step, variables, randomness.measure_key(0))
   return per_image.over_split(step, split, batch_size)
 
 
@@ -68,7 +68,7 @@ def bound_of(linear):
   step = per_image.make_bound_step(model)
 
   def bound_of(num_samples, batch_size=16, sigma=SIGMA, seed=0):
-    key = training.bound_key(seed)
+    key = randomness.bound_key(seed)
     return per_image.over_split(
       lambda x, start: step(variables, key, x, start, num_samples, sigma),
       split,
@@ -148,7 +148,7 @@ def test_weights_are_all_worth_the_same_under_the_true_posterior():
   step = per_image.make_bound_step(model)
   values = per_image.over_split(
     lambda x, start: step(
-      {'params': params}, training.bound_key(0), x, start, 50, SIGMA
+      {'params': params}, randomness.bound_key(0), x, start, 50, SIGMA
     ),
     split,
     16,

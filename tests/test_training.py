@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 from vae import devices
 from vae import objective as objectives
 from vae import optimizers
+from vae import randomness
 from vae import splits
 from vae import training
 from vae.model import VAE
@@ -81,7 +82,7 @@ def test_cuts_into_dispatches_leave_the_same_bits(setting):
   model, optimizer, pixels = setting
   run = training.make_train_steps(model, optimizer, flip=True)
   settings = training.Settings(objectives.Objective(1.0), 0.01)
-  key = training.train_key(0)
+  key = randomness.train_key(0)
   results = []
   for cuts in ((8,), (3, 5), (1,) * 8):
     state = training.create_state(model, optimizer, seed=0)
@@ -110,7 +111,7 @@ def test_step_is_the_gradient_step_of_the_objective(setting):
   settings = training.Settings(objective, 0.01)
   state = training.create_state(model, optimizer, seed=0)
   before = jax.device_get(state)
-  key = training.train_key(0)
+  key = randomness.train_key(0)
   after, metrics = run(state, settings, key, None, images[None, None], 1)
 
   plain = model.copy(axis_name=None)
@@ -140,7 +141,7 @@ def test_step_is_the_gradient_step_of_the_objective(setting):
 
 def test_step_that_is_skipped_changes_nothing_but_the_count(setting):
   model, optimizer, pixels = setting
-  key, chunk = training.train_key(0), pixels[:8][None, None]
+  key, chunk = randomness.train_key(0), pixels[:8][None, None]
   objective = objectives.Objective(1.0)
   good = training.Settings(objective, 0.005)
   bad = training.Settings(objective.replace(beta=float('nan')), 0.005)
@@ -175,7 +176,7 @@ def first_losses(setting, steps=2, **options):
   state = training.create_state(model, optax.sgd, seed=0)
   losses = []
   for _ in range(steps):
-    key = training.train_key(options['seed'])
+    key = randomness.train_key(options['seed'])
     state, metrics = run(state, settings, key, None, pixels[None, None], 1)
     losses.append(float(metrics['loss'][0]))
   return losses
@@ -209,7 +210,7 @@ def test_every_example_counts_once_whatever_the_batch_size(setting):
   for batch_size, max_batches in ((53, 1), (16, 3), (7, 2), (7, 100), (100, 4)):
     sums = [
       steps(
-        *(state.variables, settings, training.eval_key(0), None),
+        *(state.variables, settings, randomness.eval_key(0), None),
         *(chunk.batches, chunk.num_batches, start, 53),
       )
       for chunk, start in splits.eval_chunks(
@@ -235,13 +236,13 @@ def test_stored_images_are_the_images_that_are_sent(setting):
     losses = []
     for chunk in splits.train_chunks(split, 0, 0, 0, 8, 4, devices.Topology()):
       state, metrics = train(
-        *(state, settings, training.train_key(0), stored),
+        *(state, settings, randomness.train_key(0), stored),
         *(chunk.batches, chunk.num_batches),
       )
       losses.append(metrics['loss'])
     for chunk, start in splits.eval_chunks(split, 8, 4, devices.Topology()):
       sums = evaluate(
-        *(state.variables, settings, training.eval_key(0), stored),
+        *(state.variables, settings, randomness.eval_key(0), stored),
         *(chunk.batches, chunk.num_batches, start, 53),
       )
       losses.append(sums['loss'])
@@ -253,7 +254,7 @@ def test_metrics_are_those_of_each_step_and_then_zero(setting):
   model, optimizer, pixels = setting
   settings = training.Settings(objectives.Objective(1.0), 0.01)
   run = training.make_train_steps(model, optimizer, flip=False)
-  key = training.train_key(0)
+  key = randomness.train_key(0)
   chunk = pixels.reshape(1, 4, 16, *model.image_shape)
   state = training.create_state(model, optimizer, seed=0)
   _, together = run(state, settings, key, None, chunk, 3)
@@ -276,7 +277,7 @@ def test_snapshot_outlives_the_state(setting):
   state = training.create_state(model, optimizer, seed=0)
   before = jax.device_get(state)
   kept = training.snapshot(state)
-  run(state, settings, training.train_key(0), None, pixels[None, None], 1)
+  run(state, settings, randomness.train_key(0), None, pixels[None, None], 1)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(kept), before)
 
 
@@ -310,7 +311,7 @@ def test_linear_vae_reaches_the_exact_likelihood_of_ppca():
   state = training.create_state(model, optimizer, seed=0)
   chunk = np.broadcast_to(pixels, (1, 500, *pixels.shape))
   for _ in range(6):
-    state, _ = run(state, settings, training.train_key(0), None, chunk, 500)
+    state, _ = run(state, settings, randomness.train_key(0), None, chunk, 500)
 
   sharp = objectives.Objective(1.0, num_samples=500)
   images = pixels / np.float32(255)

@@ -14,6 +14,7 @@ from vae import devices
 from vae import model as models
 from vae import objective as objectives
 from vae import optimizers
+from vae import randomness
 from vae import splits
 from vae import training
 
@@ -48,7 +49,7 @@ def main():
   # the training loss alone.
   evaluated = [
     evaluate(
-      *(state.variables, settings, training.eval_key(3), images),
+      *(state.variables, settings, randomness.eval_key(3), images),
       *(chunk.batches, chunk.num_batches, start, 80),
     )
     for chunk, start in splits.eval_chunks(split, 24, 3, topology)
@@ -58,7 +59,7 @@ def main():
     epoch, first = divmod(len(losses), 5)
     for chunk in splits.train_chunks(split, 3, epoch, first, 16, 1, topology):
       state, metrics = run(
-        *(state, settings, training.train_key(3), images),
+        *(state, settings, randomness.train_key(3), images),
         *(chunk.batches, chunk.num_batches),
       )
       losses.append(float(metrics['loss'][0]))

@@ -20,6 +20,7 @@ from vae import devices
 from vae import image_quality
 from vae import likelihoods
 from vae import objective as objectives
+from vae import randomness
 from vae import splits
 from vae import training
 from vae.model import VAE
@@ -210,23 +211,18 @@ def over_split(
 
 def _keys(key: jax.Array, start: jax.Array, per_device: int) -> jax.Array:
   """A key for each image of this device, by its position; [per_device]."""
-  first = start + lax.axis_index(devices.AXIS) * per_device
-  positions = first + jnp.arange(per_device)
-  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+  positions = start + randomness.global_positions(devices.AXIS, per_device)
+  return randomness.example_keys(key, positions)
 
 
 def _uniform(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """The noise of each image's dequantisation, [batch, …]."""
-  keys = jax.vmap(lambda k: jax.random.fold_in(k, 0))(keys)
-  return jax.vmap(lambda k: jax.random.uniform(k, shape, jnp.float32))(keys)
+  return randomness.uniform(randomness.fold_in(keys, 0), shape)
 
 
 def _normal(keys: jax.Array, draw: jax.Array, latent_dim: int) -> jax.Array:
   """Each image's ε of a draw, counted from 0; [batch, latent_dim]."""
-  keys = jax.vmap(lambda k: jax.random.fold_in(k, draw + 1))(keys)
-  return jax.vmap(lambda k: jax.random.normal(k, (latent_dim,), jnp.float32))(
-    keys
-  )
+  return randomness.normal(randomness.fold_in(keys, draw + 1), (latent_dim,))
 
 
 def _squared_error(a: jax.Array, b: jax.Array) -> jax.Array:

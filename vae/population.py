@@ -27,6 +27,7 @@ import numpy as np
 from vae import devices
 from vae import model as models
 from vae import optimizers
+from vae import randomness
 from vae import splits
 from vae import training
 from vae.checkpoints import Checkpoints
@@ -89,8 +90,8 @@ class Population(Trainer):
     super().__init__(
       data,
       devices.shard(self._stack(list(settings))),
-      self._keys(training.train_key),
-      self._keys(training.eval_key),
+      self._keys(randomness.train_key),
+      self._keys(randomness.eval_key),
       _make_train_steps(
         *program,
         self._optimizer,

@@ -12,6 +12,7 @@ from vae import devices
 from vae import figures
 from vae import model as models
 from vae import optimizers
+from vae import randomness
 from vae import splits
 from vae import training
 from vae.checkpoints import Checkpoints
@@ -40,8 +41,8 @@ class SingleRun(Trainer):
     super().__init__(
       data,
       training.settings_from_config(config, self._model),
-      training.train_key(config.seed),
-      training.eval_key(config.seed),
+      randomness.train_key(config.seed),
+      randomness.eval_key(config.seed),
       training.make_train_steps(
         self._model,
         optimizer,
@@ -120,7 +121,7 @@ class SingleRun(Trainer):
       so that epochs can be compared.
     """
     variables = devices.on_first(self._state.variables)
-    key = training.sample_key(self._config.seed)
+    key = randomness.sample_key(self._config.seed)
     samples = figures.samples(self._model, variables, key, columns**2)
     reconstructions = figures.reconstructions(self._model, variables, originals)
 

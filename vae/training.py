@@ -22,6 +22,7 @@ import optax
 
 from vae import devices
 from vae import objective as objectives
+from vae import randomness
 from vae.model import VAE
 from vae.objective import Objective
 from vae.optimizers import OptimizerFactory
@@ -80,7 +81,7 @@ def settings_from_config(config, model: VAE) -> Settings:
 @functools.lru_cache(maxsize=64)
 def abstract_state(model: VAE, optimizer: OptimizerFactory) -> TrainState:
   """Shapes and dtypes of a state, which a checkpoint is restored into."""
-  variables = _make_init(model).eval_shape(init_key(0))
+  variables = _make_init(model).eval_shape(randomness.init_key(0))
   return jax.eval_shape(lambda v: _first_state(optimizer, v), variables)
 
 
@@ -88,7 +89,7 @@ def create_state(
   model: VAE, optimizer: OptimizerFactory, seed: int
 ) -> TrainState:
   """The state before the first step, a function of the seed alone."""
-  variables = _make_init(model)(init_key(seed))
+  variables = _make_init(model)(randomness.init_key(seed))
   return devices.replicate(_first_state(optimizer, variables))
 
 
@@ -120,36 +121,6 @@ def num_parameters(state: TrainState) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
-def init_key(seed: int) -> jax.Array:
-  """The key of the initial parameters."""
-  return jax.random.fold_in(jax.random.key(seed), 0)
-
-
-def train_key(seed: int) -> jax.Array:
-  """The key that training folds with step and position."""
-  return jax.random.fold_in(jax.random.key(seed), 1)
-
-
-def eval_key(seed: int) -> jax.Array:
-  """The key that evaluation folds with each example's position in its split."""
-  return jax.random.fold_in(jax.random.key(seed), 2)
-
-
-def sample_key(seed: int) -> jax.Array:
-  """The key of the samples that are drawn at each validation."""
-  return jax.random.fold_in(jax.random.key(seed), 3)
-
-
-def measure_key(seed: int) -> jax.Array:
-  """The key that measuring a trained model folds with each position."""
-  return jax.random.fold_in(jax.random.key(seed), 4)
-
-
-def bound_key(seed: int) -> jax.Array:
-  """The same for the importance-weighted bound, whose draws are others."""
-  return jax.random.fold_in(jax.random.key(seed), 5)
-
-
 def to_unit_range(images: jax.Array, dtype: Any) -> jax.Array:
   """uint8 images as numbers in [0, 1]."""
   return images.astype(dtype) / 255
@@ -175,7 +146,7 @@ def train_step(
       out: it counts, and changes nothing else.
     state: the same on every device.
     settings: likewise.
-    key: `train_key`, the same on every device.
+    key: `randomness.train_key`, the same on every device.
     images: uint8 [per_device_batch, height, width, channels]; this device's
       part of the global batch.
 
@@ -185,9 +156,10 @@ def train_step(
     `skip_nonfinite` also whether the step was `skipped`, 0 or 1.
   """
   objective = settings.objective
-  positions = _positions(model.axis_name, len(images))
-  keys = _example_keys(jax.random.fold_in(key, state.step), positions)
-  flip_keys, noise_keys, z_keys = keys[:, 0], keys[:, 1], keys[:, 2]
+  positions = randomness.global_positions(model.axis_name, len(images))
+  flip_keys, noise_keys, z_keys = _keys(
+    jax.random.fold_in(key, state.step), positions
+  )
 
   images = to_unit_range(images, float_dtype(model))
   if flip:
@@ -197,7 +169,7 @@ def train_step(
     )
   inputs = images
   if objective.input_noise:
-    noise = _normal(noise_keys, images.shape[1:])
+    noise = randomness.normal(noise_keys, images.shape[1:])
     inputs = images + objective.input_noise * noise
   epsilon = _epsilon(z_keys, model, settings)
 
@@ -332,7 +304,7 @@ def eval_loop(
     model: as of `train_step`.
     variables: parameters and statistics.
     settings: likewise.
-    key: `eval_key`.
+    key: `randomness.eval_key`.
     stored: as of `train_loop`.
     batches: likewise.
     num_steps: likewise.
@@ -351,8 +323,8 @@ def eval_loop(
   def step(index):
     images = _images(stored, batches, index)
     positions = start + index * batch_size
-    positions += _positions(axis_name, len(images))
-    z_keys = _example_keys(key, positions)[:, 2]
+    positions += randomness.global_positions(axis_name, len(images))
+    *_, z_keys = _keys(key, positions)
     images = to_unit_range(images, float_dtype(model))
     epsilon = _epsilon(z_keys, model, settings)
     terms = nn.apply(objectives.terms, model)(
@@ -386,14 +358,6 @@ def make_eval_steps(model: VAE) -> Callable[..., Metrics]:
   )
 
 
-def _positions(axis_name: str | None, per_device: int) -> jax.Array:
-  """Of this device's examples in the global batch, [per_device]."""
-  positions = jnp.arange(per_device)
-  if axis_name is not None:
-    positions += lax.axis_index(axis_name) * per_device
-  return positions
-
-
 def _images(
   stored: jax.Array | None, batches: jax.Array, index: jax.Array | int
 ) -> jax.Array:
@@ -424,15 +388,10 @@ def float_dtype(model: VAE) -> Any:
   return jnp.promote_types(model.dtype, jnp.float32)
 
 
-def _example_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
-  """Three keys for each example (flip, input noise, z), [batch, 3]."""
-  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
-  return jax.vmap(lambda k: jax.random.split(k, 3))(keys)
-
-
-def _normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """A N(0, I) draw of `shape` for each key; always float32 draws."""
-  return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
+def _keys(key: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
+  """Of each example, for its flip, its input noise and its z; [batch] each."""
+  keys = randomness.split(randomness.example_keys(key, positions), 3)
+  return keys[:, 0], keys[:, 1], keys[:, 2]
 
 
 def _epsilon(
@@ -446,7 +405,7 @@ def _epsilon(
   if not settings.objective.sample_posterior:
     return None
   num_samples = settings.objective.num_samples
-  draws = _normal(keys, (model.latent_dim, num_samples))
+  draws = randomness.normal(keys, (model.latent_dim, num_samples))
   if settings.latent_mask is not None:
     draws *= settings.latent_mask[:, None]
   return jnp.moveaxis(draws, -1, 0)
