@@ -5,6 +5,7 @@ training asks for the first time, either ends the program at once: nothing is
 lost yet. From then on it says that training should stop, where it can.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -77,7 +78,9 @@ class StopSignals:
     if not self._num_calls or (again and number == signal.SIGINT):
       self.raise_if_received()
     if number == signal.SIGINT and not again:
-      # Not by `print`, which may be what was interrupted.
-      os.write(sys.stderr.fileno(), _ON_INTERRUPT.encode())
       if jax.distributed.is_initialized():
         os.kill(os.getpid(), signal.SIGTERM)
+      # Ctrl-C may have ended who reads it, too. And not by `print`, which may
+      # be what was interrupted.
+      with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.write(sys.stderr.fileno(), _ON_INTERRUPT.encode())

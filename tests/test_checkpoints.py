@@ -4,6 +4,7 @@ import os
 import shutil
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,6 +70,18 @@ def test_what_was_saved_comes_back(tmp_path):
   last = saved.restore_last(state_at(0))
   assert last.state.step == 2 and last.untold == {'loss': [2 / 3]}
   assert last.metrics == {'val/loss': 1.0, 'val/kl': 1.0}
+
+
+def test_saving_takes_no_part_in_the_vote_when_to_stop(tmp_path, monkeypatch):
+  """JAX counts how often it is asked, in each process; one asks for all."""
+  asked = []
+  monkeypatch.setattr(
+    multihost_utils,
+    'reached_preemption_sync_point',
+    lambda step: asked.append(step) or False,
+  )
+  assert save_all(tmp_path, {7: 2.0, 8: None}).all_steps() == [7, 8]
+  assert not asked
 
 
 def test_nothing_saved_is_nothing_to_go_on_from(tmp_path):

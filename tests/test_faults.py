@@ -170,11 +170,11 @@ def test_full_disk(undisturbed, small_disk, record_property):
           file.write(b'\0' * 4096)
     wait_until_said('cannot be written into', filling)
     before = checkpoints.Checkpoints(run).all_steps()
+    time.sleep(seconds / 60)
+    # Nothing takes their place, so that they stay.
+    assert checkpoints.Checkpoints(run).all_steps() == before
     ballast.unlink()
     wait_until_said('could be written', filling)
-    assert (
-      set(before) & set(checkpoints.Checkpoints(run).all_steps()) or not before
-    )
   process.wait(timeout=900)
   for listener in listeners:
     listener.join()
@@ -203,20 +203,31 @@ def start_two(*flags):
   ]
 
 
-def test_two_processes_of_which_one_is_killed(
-  undisturbed, tmp_path, record_property
-):
+@pytest.fixture(scope='module')
+def undisturbed_pair(undisturbed, tmp_path_factory):
+  """A run of two processes, its flags and how many seconds to wait at most."""
   _, flags, seconds = undisturbed
   flags = (*flags, '--config.train.num_epochs=200')
-  alone, workdir = tmp_path / 'undisturbed', tmp_path / 'killed'
-  for process in start_two(*flags, f'--workdir={alone}'):
+  workdir = tmp_path_factory.mktemp('undisturbed_pair')
+  finish_two(*flags, f'--workdir={workdir}')
+  return workdir, flags, seconds / 12
+
+
+def finish_two(*flags):
+  for process in start_two(*flags):
     _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
+
+
+def test_two_processes_of_which_one_is_killed(
+  undisturbed_pair, tmp_path, record_property
+):
+  workdir, flags, seconds = undisturbed_pair
   chance, took, kills = random.Random(2), [], 6
   for kill in range(kills):
-    processes = start_two(*flags, f'--workdir={workdir}')
+    processes = start_two(*flags, f'--workdir={tmp_path}')
     wait_for_training(processes[0], ('Training', 'step ')[kill % 3 > 0])
-    time.sleep(chance.uniform(0, seconds / 12))
+    time.sleep(chance.uniform(0, seconds))
     processes[kill % 2].kill()
     before = time.monotonic()
     other = processes[1 - kill % 2]
@@ -226,11 +237,9 @@ def test_two_processes_of_which_one_is_killed(
     assert other.returncode == 2, err
     assert 'error: the processes of this run can no longer work' in err
     assert err.strip().endswith('they go on from the last checkpoint.')
-  assert 0 < steps_done(workdir) < 1000
-  for process in start_two(*flags, f'--workdir={workdir}'):
-    _, err = process.communicate(timeout=900)
-    assert process.returncode == 0, err
-  test_main.check_same(workdir, alone)
+  assert 0 < steps_done(tmp_path) < 1000
+  finish_two(*flags, f'--workdir={tmp_path}')
+  test_main.check_same(tmp_path, workdir)
   record_property(
     'faults',
     [
@@ -238,6 +247,41 @@ def test_two_processes_of_which_one_is_killed(
       kills,
       kills,
       f'no bit; the other ended within {max(took):.1f} s',
+    ],
+  )
+
+
+def test_two_processes_of_which_one_is_asked_to_stop(
+  undisturbed_pair, tmp_path, record_property
+):
+  """While the first saves every now and then; both stop at one step."""
+  workdir, flags, seconds = undisturbed_pair
+  chance, took, tries = random.Random(3), [], 6
+  for time_ in range(tries):
+    processes = start_two(*flags, f'--workdir={tmp_path}')
+    wait_for_training(processes[0], 'step ')
+    time.sleep(chance.uniform(0, seconds))
+    number = (signal.SIGTERM, signal.SIGINT)[time_ // 2 % 2]
+    processes[time_ % 2].send_signal(number)
+    before = time.monotonic()
+    for index, process in enumerate(processes):
+      out, err = process.communicate(timeout=120)
+      interrupted = number == signal.SIGINT and index == time_ % 2
+      assert process.returncode == (130 if interrupted else 0), err
+      assert 'Traceback' not in err
+      if not index:
+        assert 'Stopped at step ' in out
+    took.append(time.monotonic() - before)
+  assert 0 < steps_done(tmp_path) < 1000
+  finish_two(*flags, f'--workdir={tmp_path}')
+  test_main.check_same(tmp_path, workdir)
+  record_property(
+    'faults',
+    [
+      'SIGTERM or SIGINT to one of two processes',
+      tries,
+      tries,
+      f'nothing; both ended within {max(took):.1f} s',
     ],
   )
 

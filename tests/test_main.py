@@ -409,6 +409,22 @@ def test_signal_ends_in_order_with_all_that_was_done(
   assert checkpoints.latest_step(tmp_path) == step > 0
 
 
+def test_interrupt_counts_where_nobody_reads_what_is_said(finished, tmp_path):
+  """As in `python main.py 2>&1 | tee log`, where Ctrl-C ends tee too."""
+  _, flags, _ = finished
+  process = start(
+    *flags, f'--workdir={tmp_path}', '--config.train.num_epochs=10000'
+  )
+  while 'step' not in process.stdout.readline():
+    assert process.poll() is None
+  process.stdout.close()
+  process.stderr.close()
+  process.send_signal(signal.SIGINT)
+  assert process.wait(timeout=60) == 130
+  rows = [row['step'] for row in metrics(tmp_path)]
+  assert checkpoints.latest_step(tmp_path) >= max(rows) > 0
+
+
 def test_signal_before_training_ends_at_once(finished, tmp_path):
   _, flags, _ = finished
   process = start(*flags, f'--workdir={tmp_path}/w')

@@ -1,7 +1,7 @@
 """Writes the checkpoints of a run, in the background.
 
 Orbax writes each atomically: its folder has its final name only when all of it
-is on disk. What cannot be written is told of once, and tried again until it
+is written. What cannot be written is told of once, and tried again until it
 can be, or a later checkpoint takes its place; nothing that is on disk is
 deleted before.
 """
@@ -166,13 +166,18 @@ class CheckpointWriter:
 
   def _write(self, step, state, metrics, untold) -> None:
     if step in self._saved.all_steps():
-      # It was saved when the run was stopped, and is validated now.
+      # It was saved when the run was stopped, and is validated now; or could
+      # not be flushed.
       self._saved.add_metrics(step, metrics)
-      return
+    else:
+      self._directory.mkdir(parents=True, exist_ok=True)
+      self._save_anew(step, state, metrics, untold)
+    _flush(self._directory, str(step))
+
+  def _save_anew(self, step, state, metrics, untold) -> None:
     contents = checkpoints.make_contents(state, metrics, untold)
-    self._directory.mkdir(parents=True, exist_ok=True)
     # Anew each time, so that what failed before has left nothing behind.
-    manager = ocp.CheckpointManager(self._directory, options=self._options())
+    manager = _Manager(self._directory, options=self._options())
     try:
       manager.save(
         step,
@@ -183,10 +188,11 @@ class CheckpointWriter:
           }
         ),
         metrics=metrics,
+        # Whatever a schedule of Orbax's would say.
+        force=True,
       )
     finally:
       manager.close()
-    _flush(self._directory / str(step))
 
   def _options(self) -> ocp.CheckpointManagerOptions:
     policy = preservation_policy.AnyPreservationPolicy(
@@ -210,17 +216,32 @@ class CheckpointWriter:
     )
 
 
-def _flush(folder: epath.Path) -> None:
-  """Has the operating system put a folder's files on disk."""
-  if '://' in str(folder):
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, that leaves the question when to stop to the training loop."""
+
+  def reached_preemption(self, step: int) -> bool:
+    """Never: whoever asks JAX's service takes part in its vote.
+
+    The processes agree by how often each has asked. With a step in between,
+    from one of them, they would stop at different times, or never.
+    """
+    del step
+    return False
+
+
+def _flush(directory: epath.Path, name: str) -> None:
+  """Has the operating system put a folder, and its name, on disk."""
+  if '://' in str(directory):
     return
-  for root, _, names in os.walk(folder):
-    for path in (*(os.path.join(root, name) for name in names), root):
-      descriptor = os.open(path, os.O_RDONLY)
-      try:
-        os.fsync(descriptor)
-      finally:
-        os.close(descriptor)
+  paths = [directory]
+  for root, _, names in os.walk(directory / name):
+    paths += [root, *(os.path.join(root, name) for name in names)]
+  for path in paths:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
 
 
 def _reason(error: Exception) -> str:

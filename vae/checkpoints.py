@@ -1,6 +1,6 @@
 """The checkpoints in a workdir, and how to read them back.
 
-Each is a folder that has its final name only when all of it is on disk
+Each is a folder that has its final name only when all of it is written
 (`checkpoint_writer`). It holds the training state, as Orbax writes it; the
 validation metrics of that state, if any; and a table of contents with a digest
 of every array, by which damage is noticed: a flipped bit, a file cut short.
