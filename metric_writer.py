@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 import report as reports
+from vae import atomic_files
+from vae.errors import UserError
 
 FILENAME = 'metrics.jsonl'
 
@@ -21,11 +23,12 @@ def read(workdir: epath.Path) -> list[dict[str, float]]:
   if not path.exists():
     return []
   rows = []
-  for line in path.read_text().splitlines():
-    try:
-      rows.append(json.loads(line))
-    except ValueError:  # Cut short by a kill.
-      continue
+  for line in path.read_bytes().decode(errors='replace').splitlines():
+    # What was cut short by a kill is none.
+    with contextlib.suppress(ValueError):
+      row = json.loads(line)
+      if isinstance(row, dict) and isinstance(row.get('step'), int):
+        rows.append(row)
   return rows
 
 
@@ -44,22 +47,45 @@ class MetricWriter:
       _PatientSummaryWriter(str(workdir / 'tensorboard'))
     )
 
-  def rewind(self, step: int) -> None:
+  def rewind(self, step: int, validated: bool) -> None:
     """Drops the lines of `metrics.jsonl` beyond `step`.
 
     A killed run wrote them after its last checkpoint; the run that goes on
     from there writes them again.
+
+    Args:
+      step: of that checkpoint.
+      validated: whether the line of its validation is kept; else that is
+        written again, too.
+
+    Raises:
+      UserError: if the file cannot be written.
     """
     if not self._path.exists():
       return
+    rows = read(self._path.parent)
     kept = [
-      json.dumps(row) + '\n'
-      for row in read(self._path.parent)
-      if row['step'] <= step
+      row
+      for row in rows
+      if row['step'] < step
+      or (row['step'] == step and (validated or 'val/loss' not in row))
     ]
-    partial = self._path.with_suffix('.partial')
-    partial.write_text(''.join(kept))
-    partial.replace(self._path)
+    text = ''.join(json.dumps(row) + '\n' for row in kept)
+    try:
+      atomic_files.replace(self._path, text.encode())
+    except OSError as error:
+      raise UserError(
+        f'{self._path} cannot be written ({error.strerror or error}); once it '
+        'can be, the same command goes on.'
+      ) from error
+
+  def flush(self) -> None:
+    """Has the lines on disk, that the disk takes."""
+    if self._waiting:
+      self._write_line('')
+    if self._path.exists() and '://' not in str(self._path):
+      with contextlib.suppress(OSError), self._path.open('a') as file:
+        os.fsync(file.fileno())
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """One JSON object on a line of its own, and a point on each curve."""

@@ -24,8 +24,16 @@ _SECONDS_BETWEEN_LINES = 10
 class Writer(Protocol):
   """Takes the metrics; `metric_writer.MetricWriter` is one."""
 
-  def rewind(self, step: int) -> None:
-    """Forgets what was written beyond `step`."""
+  def rewind(self, step: int, validated: bool) -> None:
+    """Forgets what was written beyond `step`.
+
+    Args:
+      step: where the run goes on.
+      validated: whether the metrics of that step's validation are kept, too.
+    """
+
+  def flush(self) -> None:
+    """Has the numbers on disk, where they survive what ends the machine."""
 
   def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
     """Takes numbers by name."""
@@ -40,7 +48,10 @@ class Writer(Protocol):
 class NullWriter:
   """Takes metrics and does nothing with them."""
 
-  def rewind(self, step):
+  def rewind(self, step, validated):
+    """See `Writer`."""
+
+  def flush(self):
     """See `Writer`."""
 
   def write_scalars(self, step, scalars):
@@ -214,6 +225,10 @@ class Report:
       for index, name in enumerate(self._names)
       if self._untold
     }
+
+  def flush(self, run: int) -> None:
+    """Has a run's metrics on disk, before a checkpoint that counts on them."""
+    self._writers[run].flush()
 
   def drop(self, run: int) -> None:
     """Tells no more of a run."""

@@ -145,7 +145,7 @@ def _train(
   for run in runs:
     if topology.process_index == 0:
       run_config.claim_workdir(run.config, run.workdir, num_examples)
-    run.writer.rewind(step)
+    run.writer.rewind(step, validated=not validate_first)
     if not step:
       run.writer.write_hparams(run_config.flatten(run.config))
   if step:
@@ -195,20 +195,29 @@ def _train(
     else:
       report.done(saved[0].best_step())
   return [
-    None if error is None else UserError(f'{error} {_advice(one)}')
-    for error, one in zip(loop.errors, saved, strict=True)
+    error and UserError(f'{error} {_advice(one, since, config)}')
+    for error, one, since in zip(
+      loop.errors, saved, loop.bad_since, strict=True
+    )
   ]
 
 
-def _advice(saved: Checkpoints) -> str:
+def _advice(
+  saved: Checkpoints, bad_since: int, config: ml_collections.ConfigDict
+) -> str:
   """What is left of a run that ended in what is not finite, and what to do."""
-  step = saved.latest_step()
-  left = 'There is no checkpoint yet.'
-  if step is not None:
-    left = f'The last good checkpoint is {saved.directory / str(step)}.'
-  return (
+  # That of the step before, if the run was stopped there, led to this.
+  good = [step for step in saved.all_steps() if step < bad_since - 1]
+  left = 'There is no good checkpoint yet.'
+  if good:
+    left = f'The last good checkpoint is {saved.directory / str(good[-1])}.'
+  for step in saved.all_steps()[len(good) :]:
+    left += f' Delete {saved.directory / str(step)}, which led to this.'
+  advice = (
     f'{left} The same command would end there again: try a lower '
-    'config.optimizer.learning_rate or a limit to the gradient, '
-    'config.optimizer.clip_norm, or leave such steps out with '
-    'config.train.on_nonfinite=skip.'
+    'config.optimizer.learning_rate, or a limit to the gradient, '
+    'config.optimizer.clip_norm'
   )
+  if config.train.on_nonfinite != 'skip':
+    advice += ', or leave such steps out with config.train.on_nonfinite=skip'
+  return f'{advice}.'

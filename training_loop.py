@@ -2,7 +2,8 @@
 
 What was dispatched is settled when the devices have the next steps to do, so
 that they do not wait for the host: only then its metrics are told and its
-checkpoint is written.
+checkpoint is written. That waits for one step more, as only the loss and the
+gradient of the next step say whether a state is any good.
 """
 
 import collections
@@ -97,6 +98,7 @@ class Loop:
 
   Attributes:
     errors: what ended each run before its time, if anything did.
+    bad_since: of these, the first step whose loss or gradient is not finite.
     is_stopped: whether `stop` ended all.
   """
 
@@ -117,6 +119,7 @@ class Loop:
     self._writers, self._stop = writers, stop
     self._originals = originals
     self.errors: list[UserError | None] = [None] * trainer.num_runs
+    self.bad_since: list[int | None] = [None] * trainer.num_runs
     self.is_stopped = False
     self._steps_per_dispatch = (
       config.train.steps_per_dispatch
@@ -133,6 +136,8 @@ class Loop:
     self._last_save, self._saved_step = time.monotonic(), trainer.step
     # What was dispatched, oldest first, and whether all before it is settled.
     self._under_way, self._in_order = collections.deque(), True
+    # What each run's writer is given when the state has proved to be good.
+    self._unproved: list[list[tuple]] = [[] for _ in range(trainer.num_runs)]
 
   def run(self, validate_first: bool) -> None:
     """Trains until the last step, until stopped, or until no run is left.
@@ -150,10 +155,16 @@ class Loop:
       if self.is_stopped and self._trainer.step != self._saved_step:
         self._under_way.append(_UnderWay(self._trainer.step))
         self._snapshot()
+      self._settle_all()
+      self._check_last()
     finally:
       # Also where the data, or Ctrl-C, ends the loop: what was computed counts.
       self._settle_all()
       self._report.finish_pictures()
+      for run, kept in enumerate(self._unproved):
+        # Of several, whose next steps were all skipped, the last will do.
+        self._unproved[run] = [k for k in kept[-1:] if _is_finite(k[1])]
+        self._save(run)
 
   def _goes_on(self) -> bool:
     return not self.is_stopped and not all(self.errors)
@@ -242,7 +253,7 @@ class Loop:
       means = mean_metrics(sums, self._data.validation.num_examples)
       self._report.validation(done.step, means)
     if done.snapshot is not None:
-      self._save(done, means)
+      self._keep(done, means)
     if done.draw is not None and not all(self.errors):
       self._report.pictures(done.step, done.draw)
     self._in_order = True
@@ -252,7 +263,7 @@ class Loop:
   ) -> None:
     """Ends the runs whose loss or gradient is not finite.
 
-    Before anything is saved that came of it.
+    And has the states saved that led to what is.
 
     Args:
       first_step: before these.
@@ -262,6 +273,8 @@ class Loop:
     finite = np.all([np.isfinite(v) for v in checked.values()], axis=0)
     for run in [i for i, error in enumerate(self.errors) if error is None]:
       index = self._first_to_end(run, finite[run], 'skipped' in metrics)
+      if np.any(finite[run, :index]):
+        self._save(run)
       if index is None:
         continue
       what = ' and '.join(
@@ -269,10 +282,26 @@ class Loop:
         for name, values in checked.items()
         if not np.isfinite(values[run, index])
       )
-      self.errors[run] = UserError(
-        f'diverged at step {first_step + index + 1:,}: {what}.'
-      )
-      self._report.drop(run)
+      step = first_step + index + 1
+      self._end(run, step, what, bad_since=step + 1 - self._skipped[run])
+
+  def _check_last(self) -> None:
+    """Ends the runs whose last update made what is not finite.
+
+    No step comes after it to tell.
+    """
+    states = self._trainer.states(self._trainer.snapshot())
+    for run, state in enumerate(states):
+      if self.errors[run] is None and not _is_finite(state):
+        what = 'its update made parameters that are not finite'
+        step = self._trainer.step
+        self._end(run, step, what, bad_since=step + 1)
+
+  def _end(self, run: int, step: int, what: str, bad_since: int) -> None:
+    self.errors[run] = UserError(f'diverged at step {step:,}: {what}.')
+    self.bad_since[run] = bad_since
+    self._unproved[run] = []
+    self._report.drop(run)
 
   def _first_to_end(
     self, run: int, finite: np.ndarray, skips: bool
@@ -284,19 +313,33 @@ class Loop:
         return int(index)
     return None
 
-  def _save(
+  def _keep(
     self, done: _UnderWay, means: dict[str, list[float]] | None
   ) -> None:
-    """Has the writers write what was taken a snapshot of."""
+    """Has what was taken a snapshot of ready to be saved."""
     states = self._trainer.states(done.snapshot)
-    for run, (writer, state) in enumerate(
-      zip(self._writers, states, strict=True)
-    ):
+    for run, state in enumerate(states):
       if self.errors[run] is None:
         metrics = {}
         if means is not None:
           metrics = {checkpoints.METRIC: means['loss'][run]}
-        writer.save(done.step, state, metrics, self._report.untold(run))
+        self._unproved[run].append(
+          (done.step, state, metrics, self._report.untold(run))
+        )
+
+  def _save(self, run: int) -> None:
+    """Has a run's writer write what was kept."""
+    if self._unproved[run]:
+      self._report.flush(run)
+    for kept in self._unproved[run]:
+      self._writers[run].save(*kept)
+    self._unproved[run] = []
+
+
+def _is_finite(state: training.TrainState) -> bool:
+  """Whether all numbers of a state's model are; waits for the devices."""
+  variables = jax.device_get(jax.tree.leaves(state.variables))
+  return all(np.all(np.isfinite(array)) for array in variables)
 
 
 def mean_metrics(

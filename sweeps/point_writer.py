@@ -12,9 +12,18 @@ class PointWriter:
     """Takes the writer that is to have all, and what to ask and to tell."""
     self._writer, self._study, self._claim = writer, study, claim
 
-  def rewind(self, step):
+  def rewind(self, step, validated):
     """See `reports.Writer`."""
-    self._writer.rewind(step)
+    self._writer.rewind(step, validated)
+
+  def flush(self):
+    """See `reports.Writer`; a checkpoint is written next.
+
+    Raises:
+      PointLostError: as `write_scalars`.
+    """
+    self._study.check(self._claim)
+    self._writer.flush()
 
   def write_scalars(self, step, scalars):
     """See `reports.Writer`.

@@ -1,5 +1,7 @@
 """The loop in this process, and what stops it at a certain step."""
 
+import shutil
+
 from etils import epath
 import jax
 import numpy as np
@@ -21,8 +23,12 @@ class Stopper(reports.NullWriter):
     self.rows = []
     self._stop = step, error
 
-  def rewind(self, step):
-    self.rows = [row for row in self.rows if row['step'] <= step]
+  def rewind(self, step, validated):
+    self.rows = [
+      row
+      for row in self.rows
+      if (row['step'], 'val/loss' in row) <= (step, validated)
+    ]
 
   def write_scalars(self, step, scalars):
     if step == self._stop[0] and 'train/loss' in scalars:
@@ -83,6 +89,37 @@ def test_stopped_run_ends_in_the_same_bits(
   state = train.train_and_evaluate(config, tmp_path, data, again)
   jax.tree.map(np.testing.assert_array_equal, state, undisturbed[0])
   assert again.rows == undisturbed[1]
+
+
+class Broken(Stopper):
+  """Ends, as by a kill, between a validation's row and its checkpoint."""
+
+  def flush(self):
+    if self.rows and 'val/loss' in self.rows[-1]:
+      raise OSError('killed')
+
+
+def test_validation_that_was_not_saved_is_told_once(
+  setting, undisturbed, tmp_path
+):
+  """It is made good after a stop at an epoch's end, and cut short again."""
+  config, data = setting
+  config = config.copy_and_resolve_references()
+  config.checkpoint.every_minutes = 1e9
+  config.train.steps_per_dispatch = 5
+  rows = []
+  for writer, stop in (
+    (Stopper(), StopAt(1)),
+    (Broken(), StopAt(10**9)),
+    (Stopper(), StopAt(10**9)),
+  ):
+    writer.rows = rows
+    try:
+      train.train_and_evaluate(config, tmp_path, data, writer, stop)
+    except OSError:
+      assert checkpoints.latest_step(tmp_path) == 5
+    rows = writer.rows
+  assert rows == undisturbed[1]
 
 
 class Interrupted(splits.ArraySplit):
@@ -158,10 +195,12 @@ def diverging(setting, tmp_path):
   return config, data
 
 
+@pytest.mark.parametrize('steps_per_dispatch', [1, 2, 5])
 def test_what_is_not_finite_ends_the_run_before_it_is_saved(
-  diverging, tmp_path
+  diverging, tmp_path, steps_per_dispatch
 ):
   config, data = diverging
+  config.train.steps_per_dispatch = steps_per_dispatch
   writer = Stopper()
   saved = checkpoints.Checkpoints(tmp_path)
   paths = (tmp_path / 'checkpoints' / '5').rglob('*')
@@ -174,8 +213,45 @@ def test_what_is_not_finite_ends_the_run_before_it_is_saved(
   assert f'The last good checkpoint is {saved.directory}/5.' in message
   assert saved.all_steps() == [4, 5]
   assert files == {p: p.read_bytes() for p in files}
-  # Only of what was finite is told: steps 6 and 7 share a dispatch.
+  # Only of what was finite is told; there is no row of step 6 alone.
   assert writer.rows == []
+
+
+def test_state_that_leads_to_what_is_not_finite_is_named(diverging, tmp_path):
+  """Where the run was stopped before the step that would have told."""
+  config, data = diverging
+  config.train.steps_per_dispatch = 1
+  state = train.train_and_evaluate(config, tmp_path, data, Stopper(), StopAt(1))
+  assert state.step == 6
+  with pytest.raises(UserError) as caught:
+    train.train_and_evaluate(config, tmp_path, data, Stopper())
+  saved = checkpoints.Checkpoints(tmp_path)
+  assert f'The last good checkpoint is {saved.directory}/5.' in str(
+    caught.value
+  )
+  assert f'Delete {saved.directory}/6, which led to this.' in str(caught.value)
+  # And then the run does go on.
+  shutil.rmtree(saved.directory / '6')
+  config.optimizer.learning_rate = 1e-3
+  state = train.train_and_evaluate(config, tmp_path, data, Stopper())
+  assert state.step == 15
+
+
+def test_last_update_is_looked_at_too(setting, tmp_path):
+  """Its parameters are not finite, and no step comes after it."""
+  config, data = setting
+  config = config.copy_and_resolve_references()
+  config.train.num_epochs = 1
+  config.optimizer.learning_rate = 1e-3
+  train.train_and_evaluate(config, tmp_path, data, Stopper(), StopAt(2))
+  saved = checkpoints.Checkpoints(tmp_path)
+  assert saved.all_steps() == [2, 4]
+  # Times Adam's direction, which is above 1 for some parameter.
+  config.optimizer.learning_rate = float(np.finfo(np.float32).max)
+  config.train.on_nonfinite = 'skip'
+  with pytest.raises(UserError, match='at step 5: .*parameters .* not finite'):
+    train.train_and_evaluate(config, tmp_path, data, Stopper())
+  assert saved.all_steps() == [2, 4]
 
 
 def test_steps_that_are_not_finite_can_be_skipped(
@@ -200,7 +276,9 @@ def test_steps_that_are_not_finite_can_be_skipped(
   # But not for ever.
   monkeypatch.setattr(training_loop, '_MAX_SKIPPED', 5)
   config.train.num_epochs = 6
-  with pytest.raises(UserError, match='step 20: .*The last good checkpoint is'):
+  with pytest.raises(
+    UserError, match='step 20: .*good checkpoint is .*/5. Delete'
+  ):
     train.train_and_evaluate(config, tmp_path, data, Stopper())
 
 

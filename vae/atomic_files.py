@@ -1,0 +1,32 @@
+"""Files that are there as a whole, or not at all."""
+
+import os
+import uuid
+
+from etils import epath
+
+
+def replace(path: epath.Path, content: bytes) -> None:
+  """Writes a file, or what takes the place of one.
+
+  Aside and renamed, so that nobody ever finds half of it, and neither does who
+  comes after the machine lost its power. Several may do so at a time.
+
+  Args:
+    path: of the file; its folder must be there.
+    content: all of it.
+
+  Raises:
+    OSError: if it cannot be written; what was there still is.
+  """
+  partial = path.parent / f'{path.name}.{uuid.uuid4().hex}.partial'
+  try:
+    with partial.open('wb') as file:
+      file.write(content)
+      file.flush()
+      if '://' not in str(path):
+        os.fsync(file.fileno())
+    partial.replace(path)
+  except OSError:
+    partial.unlink(missing_ok=True)
+    raise
