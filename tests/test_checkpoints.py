@@ -239,6 +239,22 @@ def test_where_all_are_damaged_nothing_is_moved(tmp_path):
   assert saved.all_steps() == [1, 2]
 
 
+@pytest.mark.parametrize('name', ['metrics/metrics', 'default/d/*'])
+def test_disk_that_cannot_be_read_is_no_damage(tmp_path, name):
+  """Here an address of this process where there is no memory."""
+  saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
+  path = max((tmp_path / 'checkpoints/2').glob(name))
+  content = path.read_bytes()
+  path.unlink()
+  path.symlink_to('/proc/self/mem')
+  with pytest.raises(UserError, match=f'{path} cannot be read .Input/output'):
+    saved.restore_last(state_at(0))
+  assert saved.all_steps() == [1, 2]
+  path.unlink()
+  path.write_bytes(content)
+  assert saved.restore_last(state_at(0)).state.step == 2
+
+
 def test_an_older_one_that_cannot_be_ranked_is_moved(tmp_path, capsys):
   """Orbax would refuse to write beside it."""
   saved = save_all(tmp_path, {1: 1.0, 2: 2.0})

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import sys
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from vae import atomic_files
 from vae.errors import UserError
 from vae.training import TrainState
 
@@ -116,7 +118,7 @@ class Checkpoints:
   def _loss(self, step: int) -> float:
     try:
       return loss(self._read_metrics(step))
-    except DamagedError:
+    except (DamagedError, UserError):
       return math.inf
 
   def find(self, checkpoint: str | int) -> int:
@@ -208,11 +210,18 @@ class Checkpoints:
   def _set_aside(self, damaged: Mapping[int, DamagedError], step: int) -> None:
     folder = self._workdir / _DAMAGED
     for other, error in damaged.items():
-      folder.mkdir(exist_ok=True)
       number, place = 1, folder / str(other)
       while place.exists():
         number, place = number + 1, folder / f'{other}_{number}'
-      (self.directory / str(other)).rename(place)
+      try:
+        folder.mkdir(exist_ok=True)
+        (self.directory / str(other)).rename(place)
+      except OSError as reason:
+        raise UserError(
+          f'the checkpoint of step {other} in {self.directory} is damaged '
+          f'({error}), and cannot be moved to {place} '
+          f'({reason.strerror or reason}); delete it.'
+        ) from reason
       print(
         f'warning: the checkpoint of step {other} is damaged: {error} It was '
         f'moved to {place}; the run goes on from that of step {step}.',
@@ -243,7 +252,10 @@ class Checkpoints:
           self.directory / str(step) / STATE,
           args=ocp.args.StandardRestore(target),
         )
+    except MemoryError:
+      raise
     except Exception as error:  # Whatever comes of bytes that make no sense.
+      self._check_readable(step)
       raise DamagedError(_in_a_sentence(error)) from error
     found = describe(state)
     if contents is None:
@@ -255,6 +267,18 @@ class Checkpoints:
         raise DamagedError(f'{name} is not what was saved.')
     return Restored(state, metrics, contents['untold'])
 
+  def _check_readable(self, step: int) -> None:
+    """Tells a disk that fails from a checkpoint that is damaged.
+
+    Raises:
+      UserError: if what is there cannot be read at all.
+    """
+    if '://' in str(self.directory):
+      return
+    for folder, _, names in os.walk(self.directory / str(step)):
+      for name in names:
+        _read(epath.Path(folder) / name)
+
   def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
     """Adds those of a validation to a checkpoint that has none."""
     contents = self._read_contents(step)
@@ -262,11 +286,12 @@ class Checkpoints:
       return
     folder = self.directory / str(step)
     contents['metrics'] = dict(metrics)
-    _replace_json(folder / METRICS / 'metrics', metrics)
-    _replace_json(
-      folder / CONTENTS / 'metadata',
-      {**contents, 'sha256': _digest_of_json(contents)},
-    )
+    contents['sha256'] = _digest_of_json(contents)
+    for path, content in (
+      (folder / METRICS / 'metrics', metrics),
+      (folder / CONTENTS / 'metadata', contents),
+    ):
+      atomic_files.replace(path, json.dumps(content).encode())
 
   def _read_contents(self, step: int) -> dict[str, Any] | None:
     folder = self.directory / str(step) / CONTENTS
@@ -357,17 +382,29 @@ def alone() -> ocp.options.MultiprocessingOptions:
   )
 
 
+def _read(path: epath.Path) -> bytes:
+  """What a file of a checkpoint holds.
+
+  Raises:
+    DamagedError: if it is not there.
+    UserError: if it cannot be read, which says nothing of what it holds.
+  """
+  try:
+    return path.read_bytes()
+  except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    raise DamagedError(f'{path.name} is not there.') from error
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be read ({error.strerror or error}); once it can be, the '
+      'same command goes on. Nothing was changed.'
+    ) from error
+
+
 def _read_json(path: epath.Path) -> Any:
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+    return json.loads(_read(path))
+  except ValueError as error:
     raise DamagedError(f'{path.name} cannot be read.') from error
-
-
-def _replace_json(path: epath.Path, content: Any) -> None:
-  partial = path.parent / f'{path.name}.partial'
-  partial.write_text(json.dumps(content))
-  partial.replace(path)
 
 
 def _digest_of_json(content: Any) -> str:

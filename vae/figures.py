@@ -15,13 +15,15 @@ _BACKGROUND = 255
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-  """Images in [0, 1] as uint8, clipped and rounded; uint8 is left alone."""
+  """Images in [0, 1] as uint8, clipped and rounded; uint8 is left alone.
+
+  What is no number, of a run that diverged, is black.
+  """
   images = np.asarray(images)
   if images.dtype == np.uint8:
     return images
-  return np.round(np.clip(images, 0, 1).astype(np.float32) * 255).astype(
-    np.uint8
-  )
+  numbers = np.nan_to_num(np.clip(images, 0, 1).astype(np.float32))
+  return np.round(numbers * 255).astype(np.uint8)
 
 
 def image_grid(
