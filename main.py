@@ -54,15 +54,18 @@ def main() -> None:
   elif any(flag.value is not None for flag in explicit):
     names = ', '.join(f'--{flag.name}' for flag in explicit)
     raise UserError(f'{names} go with --distributed; add it, or drop them.')
-  run_config.check_devices(config, jax.device_count())
   workdir = epath.Path(
     command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
   )
   with contextlib.ExitStack() as stack:
+    stack.enter_context(processes.working_together())
+    processes.check_same(run_config.flatten(config))
+    run_config.check_devices(config, jax.device_count())
     stop = stack.enter_context(stop_signals.StopSignals())
     if jax.process_index() == 0:
-      run_config.check_workdir(config, workdir)
+      run_config.check_writable(workdir, '--workdir')
       stack.enter_context(workdir_lock.hold(workdir))
+      run_config.check_workdir(config, workdir)
     else:
       # One process speaks for all.
       sys.stdout = open(os.devnull, 'w')
@@ -91,8 +94,7 @@ def _train(
   first = jax.process_index() == 0
   writer = metric_writer.MetricWriter(workdir) if first else report.NullWriter()
   try:
-    with processes.working_together():
-      train.train_and_evaluate(config, workdir, data, writer, stop)
+    train.train_and_evaluate(config, workdir, data, writer, stop)
   finally:
     writer.close()
 

@@ -1,18 +1,33 @@
 """The processes that train one model together, and what becomes of them."""
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import ctypes
+import json
 import os
 import signal
+import traceback
 
 import jax
+import numpy as np
 
 import command_line
+from vae import devices
 from vae.errors import UserError
 
 # After which a process that says nothing, not even that it ended, is given up.
 _HEARTBEAT_SECONDS = 30
+
+# For so long those that are done wait for the first, which may be waiting for
+# a disk to take the last checkpoint.
+_SHUTDOWN_SECONDS = 900
+
+# Bytes of a config that is told to all, as JSON.
+_MAX_CONFIG = 1 << 16
+
+# In which processes may differ: where each has its data.
+_OWN_KEYS = frozenset({'data.dir', 'data.decoded_dir'})
 
 _LOST = (
   'the processes of this run can no longer work together ({reason}). Start all '
@@ -42,6 +57,7 @@ def join(
       num_processes,
       process_id,
       heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
   except (ValueError, RuntimeError) as error:
     raise UserError(
@@ -52,20 +68,68 @@ def join(
   _end_in_a_sentence()
 
 
+def check_same(config: Mapping[str, object]) -> None:
+  """Checks that all processes of the run were given the same config.
+
+  Else they would train different models, or wait for each other for ever.
+
+  Args:
+    config: flat.
+
+  Raises:
+    UserError: in all of them, if they were not.
+  """
+  own = {k: v for k, v in config.items() if k not in _OWN_KEYS}
+  own = json.loads(json.dumps(own))
+  text = json.dumps(own).encode()[:_MAX_CONFIG]
+  told = np.frombuffer(text.ljust(_MAX_CONFIG), np.uint8)
+  if devices.all_have(told):
+    return
+  first = devices.as_first_process(told).tobytes().decode(errors='replace')
+  with contextlib.suppress(ValueError):
+    first = json.loads(first)
+    for key in sorted(own.keys() | first.keys()):
+      if own.get(key) != first.get(key):
+        raise UserError(
+          f'config.{key} is {own.get(key)!r}, and in the first process of this '
+          f'run {first.get(key)!r}; start all with the same command.'
+        )
+  raise UserError(
+    'another process of this run was given another config; start all with the '
+    'same command.'
+  )
+
+
 @contextlib.contextmanager
 def working_together() -> Iterator[None]:
   """Turns what is seen of another process's death into a clear message.
 
+  What goes wrong in one of several processes ends it at once: a proper exit
+  would wait, for minutes, for those that go on.
+
   Raises:
-    UserError: where the devices of several processes fail.
+    UserError: where the devices fail.
   """
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
+    reason = command_line.first_line(error)
+    if 'RESOURCE_EXHAUSTED' in reason:
+      raise UserError(
+        f'the memory of the devices does not suffice ({reason}); lower '
+        'config.train.batch_size, config.eval.batch_size or the size of the '
+        'model.'
+      ) from error
     if jax.process_count() == 1:
       raise
-    reason = command_line.first_line(error)
     raise UserError(_LOST.format(reason=reason)) from error
+  except UserError:
+    raise
+  except Exception:
+    if not jax.distributed.is_initialized():
+      raise
+    traceback.print_exc()
+    os._exit(1)
 
 
 def _end_in_a_sentence() -> None:
@@ -77,7 +141,9 @@ def _end_in_a_sentence() -> None:
 
   def say_and_leave(number: int) -> None:
     del number
-    message = _LOST.format(reason='another ended, or does not answer')
+    message = _LOST.format(
+      reason='another ended or does not answer, if nothing else is said above'
+    )
     os.write(2, f'error: {message}\n'.encode())
     os._exit(2)
 

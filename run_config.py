@@ -8,7 +8,7 @@ rules below, which know the values.
 import contextlib
 import json
 import math
-import os
+import uuid
 
 from etils import epath
 import jax
@@ -16,6 +16,7 @@ import ml_collections
 
 from configs import default
 import memory
+from vae import atomic_files
 from vae import checkpoints
 from vae import layers
 from vae import likelihoods
@@ -337,7 +338,7 @@ def check_writable(folder: epath.Path, flag: str) -> None:
   """
   with _writing_errors(folder, flag):
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f'.probe.{os.getpid()}'
+    probe = folder / f'.probe.{uuid.uuid4().hex}'
     probe.write_text('')
     probe.unlink()
 
@@ -403,10 +404,8 @@ def _writing_errors(folder: epath.Path, flag: str):
 
 def write_json(path: epath.Path, content: object) -> None:
   """Writes a file of JSON."""
-  # Written aside and renamed, so that the file is never half there.
-  partial = path.parent / f'{path.name}.{os.getpid()}.partial'
-  partial.write_text(json.dumps(content, indent=2) + '\n')
-  partial.replace(path)
+  text = json.dumps(content, indent=2) + '\n'
+  atomic_files.replace(path, text.encode())
 
 
 def load(workdir: epath.PathLike) -> ml_collections.ConfigDict:

@@ -142,6 +142,11 @@ def _train(
     'train': data.train.num_examples,
     'validation': data.validation.num_examples,
   }
+  if not devices.all_have(np.array(list(num_examples.values()))):
+    raise UserError(
+      f'this process has {num_examples} images, and another has others; give '
+      'all processes of the run the same data.'
+    )
   for run in runs:
     if topology.process_index == 0:
       run_config.claim_workdir(run.config, run.workdir, num_examples)
@@ -188,7 +193,7 @@ def _train(
     patience = 0.0 if loop.is_stopped else _PATIENCE_SECONDS
     for writer, error in zip(writers, loop.errors, strict=False):
       if error is None:
-        writer.finish(patience)
+        writer.finish(patience, stop if topology.process_count == 1 else _never)
   if not all(loop.errors):
     if loop.is_stopped:
       reports.say(f'Stopped at step {trainer.step:,}, which is saved.')

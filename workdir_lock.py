@@ -29,23 +29,30 @@ def hold(workdir: epath.Path) -> Iterator[None]:
     yield
     return
   path = workdir / _FILENAME
-  with open(path, 'a') as file:
+  with contextlib.ExitStack() as stack:
     try:
+      file = stack.enter_context(open(path, 'ab', buffering=0))
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise UserError(
         f'{workdir} is in use by {_holder(path)}; wait for its end, or name '
         'another --workdir.'
       ) from None
-    file.truncate(0)
+    except OSError as error:
+      raise UserError(
+        f'{path} cannot be locked ({error.strerror or error}); name another '
+        '--workdir.'
+      ) from error
     now = datetime.datetime.now().astimezone()
     holder = {
       'host': socket.gethostname(),
       'process': os.getpid(),
       'since': now.isoformat(' ', 'seconds'),
     }
-    file.write(json.dumps(holder) + '\n')
-    file.flush()
+    # Only a note of who has it, which a full disk need not take.
+    with contextlib.suppress(OSError):
+      file.truncate(0)
+      file.write(f'{json.dumps(holder)}\n'.encode())
     yield
 
 

@@ -312,3 +312,18 @@ def test_a_later_checkpoint_takes_the_place_of_one_that_cannot_be(
     writer.finish(patience=60)
   assert checkpoints.Checkpoints(tmp_path).all_steps() == [3]
   assert len(said) == 2
+
+
+def test_waiting_for_a_disk_ends_when_told_to(tmp_path, monkeypatch):
+  Disk(monkeypatch, 10**9)
+  monkeypatch.setattr(checkpoint_writer, '_SECONDS_TO_ASK', 0.01)
+  asked = []
+
+  def stop():
+    asked.append(True)
+    return len(asked) == 3
+
+  with CheckpointWriter(tmp_path, warn=lambda line: None) as writer:
+    writer.save(1, state_at(1))
+    with pytest.raises(UserError, match='step 1 could not be written'):
+      writer.finish(patience=1e9, stop=stop)

@@ -55,7 +55,7 @@ def undisturbed(celeba_dir, tmp_path_factory):
 
 
 def wait_for_training(process, line_with='Training'):
-  """Until it begins; with `step ` until the first steps are made."""
+  """Until it begins; with `images/s` until steps are made."""
   while line_with not in (line := process.stdout.readline()):
     assert line, process.stderr.read()
 
@@ -108,7 +108,7 @@ def test_signals_that_ask_to_stop(
   for time_ in range(times):
     cache = f'--config.data.cache={CACHES[time_ % 3]}'
     process = test_main.start(*flags, cache, f'--workdir={tmp_path}')
-    wait_for_training(process, ('Training', 'step ')[time_ % 2])
+    wait_for_training(process, ('Training', 'images/s')[time_ % 2])
     time.sleep(chance.uniform(0, seconds / times))
     before = time.monotonic()
     process.send_signal(number)
@@ -226,7 +226,7 @@ def test_two_processes_of_which_one_is_killed(
   chance, took, kills = random.Random(2), [], 6
   for kill in range(kills):
     processes = start_two(*flags, f'--workdir={tmp_path}')
-    wait_for_training(processes[0], ('Training', 'step ')[kill % 3 > 0])
+    wait_for_training(processes[0], ('Training', 'images/s')[kill % 3 > 0])
     time.sleep(chance.uniform(0, seconds))
     processes[kill % 2].kill()
     before = time.monotonic()
@@ -259,7 +259,7 @@ def test_two_processes_of_which_one_is_asked_to_stop(
   chance, took, tries = random.Random(3), [], 6
   for time_ in range(tries):
     processes = start_two(*flags, f'--workdir={tmp_path}')
-    wait_for_training(processes[0], 'step ')
+    wait_for_training(processes[0], 'images/s')
     time.sleep(chance.uniform(0, seconds))
     number = (signal.SIGTERM, signal.SIGINT)[time_ // 2 % 2]
     processes[time_ % 2].send_signal(number)

@@ -265,6 +265,30 @@ def test_two_processes_are_the_run_of_one(finished, tmp_path):
   assert two[-1]['val/loss'] == pytest.approx(one[-1]['val/loss'], rel=0.02)
 
 
+def test_processes_of_other_configs_do_not_train_together(finished, tmp_path):
+  _, flags, _ = finished
+  address = f'127.0.0.1:{free_port()}'
+  processes = [
+    start(
+      *flags,
+      f'--workdir={tmp_path}/w',
+      '--distributed',
+      f'--coordinator_address={address}',
+      '--num_processes=2',
+      f'--process_id={process_id}',
+      f'--config.objective.beta={1 + process_id}',
+    )
+    for process_id in range(2)
+  ]
+  for process, said in zip(
+    processes, ('another config;', 'config.objective.beta is 2.0'), strict=True
+  ):
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2, err
+    assert err.count('\n') == 1 and said in err
+  assert not (tmp_path / 'w').exists()
+
+
 def test_two_processes_in_float64_are_the_run_of_one(celeba_dir, tmp_path):
   """Where rounding cannot hide an error: 20 steps, and 4 validations."""
   flags = (

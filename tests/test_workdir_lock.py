@@ -1,5 +1,6 @@
 import datetime
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -76,3 +77,32 @@ def test_a_note_that_cannot_be_read_neither_blocks_nor_lets_in(
     try_to_hold(tmp_path)
   holder.communicate('')
   assert try_to_hold(tmp_path)
+
+
+def test_full_disk_takes_no_lock_away(tmp_path):
+  """Only what is noted in it is lost."""
+  limit = resource.RLIMIT_FSIZE
+  program = (
+    'import resource, signal\n'
+    'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+    f'resource.setrlimit({limit}, (0, resource.RLIM_INFINITY))\n'
+  )
+  with subprocess.Popen(
+    [sys.executable, '-c', program + HOLD, tmp_path],
+    cwd=ROOT,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
+    assert process.stdout.readline() == 'held\n'
+    assert (tmp_path / 'lock.json').read_bytes() == b''
+    with pytest.raises(UserError, match='in use by another process'):
+      try_to_hold(tmp_path)
+    process.communicate()
+  assert process.returncode == 0
+
+
+def test_what_cannot_be_locked_is_told_in_a_line(tmp_path):
+  (tmp_path / 'lock.json').mkdir()
+  with pytest.raises(UserError, match='lock.json cannot be locked .Is a dir'):
+    try_to_hold(tmp_path)

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import threading
+import time
 
 from etils import epath
 import jax
@@ -26,6 +27,9 @@ from vae.training import TrainState
 
 # Between two tries to write what could not be written.
 _SECONDS_TO_RETRY = 10.0
+
+# Between two questions whether to go on trying.
+_SECONDS_TO_ASK = 0.5
 
 # How many of the last are kept, should the very last turn out to be damaged.
 _KEEP_LAST = 2
@@ -64,9 +68,11 @@ class CheckpointWriter:
     self._failed, self._error = None, None
     self._closing = False
     self._changed = threading.Condition()
-    # Orbax logs a traceback, in each of its threads, of what is told in a line.
-    self._absl = logging.getLogger('absl')
-    self._absl.addFilter(_is_not_orbax)
+    # Orbax has tracebacks logged, by each of its threads and by their event
+    # loops, of what is told in a line.
+    self._loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
+    for logger in self._loggers:
+      logger.addFilter(_is_not_orbax)
     self._thread = threading.Thread(
       target=self._write_jobs, name='checkpoints', daemon=True
     )
@@ -81,20 +87,30 @@ class CheckpointWriter:
       self._job, self._closing = None, True
       self._changed.notify_all()
     self._thread.join()
-    self._absl.removeFilter(_is_not_orbax)
+    for logger in self._loggers:
+      logger.removeFilter(_is_not_orbax)
 
-  def finish(self, patience: float = 0.0) -> None:
+  def finish(
+    self, patience: float = 0.0, stop: Callable[[], bool] = lambda: False
+  ) -> None:
     """Waits until all is written.
 
     Args:
       patience: for how many seconds to go on trying what could not be.
+      stop: asked now and then; True ends that.
 
     Raises:
       UserError: if it still cannot be.
     """
+    deadline = time.monotonic() + patience
     with self._changed:
       self._changed.wait_for(self._is_tried)
-      if self._changed.wait_for(lambda: self._job is None, patience):
+      while self._job is not None:
+        left = deadline - time.monotonic()
+        if left <= 0 or stop():
+          break
+        self._changed.wait(min(left, _SECONDS_TO_ASK))
+      else:
         return
       raise UserError(
         f'the checkpoint of step {self._job[0]:,} could not be written into '
@@ -258,4 +274,7 @@ def _reason(error: Exception) -> str:
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
-  return f'{os.sep}orbax{os.sep}' not in record.pathname
+  own = f'{os.sep}orbax{os.sep}'
+  # Of a task that failed, when the task is forgotten.
+  about_tasks = record.name == 'asyncio' and 'orbax' in record.getMessage()
+  return own not in record.pathname and not about_tasks

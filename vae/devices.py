@@ -97,6 +97,12 @@ def as_first_process(tree: Any) -> Any:
   )
 
 
+def all_have(array: np.ndarray) -> bool:
+  """Whether all processes have the same array, of one shape; told to all."""
+  same = np.array_equal(as_first_process(array), array)
+  return least_of_all(same) == 1
+
+
 def least_of_all(number: float) -> float:
   """The least that any process says, told to all; waits for the devices."""
   if jax.process_count() == 1:
