@@ -206,6 +206,7 @@ def main() -> None:
     ),
   )
   pruner = _PRUNERS.get(_PRUNER.value)
+  stop = stop_signals.StopSignals()
   study = studies.Study(
     storage,
     _STUDY.value or workdir.name,
@@ -214,6 +215,7 @@ def main() -> None:
     _GRACE_SECONDS.value,
     _SAMPLERS[_SAMPLER.value](),
     pruner and pruner(),
+    stop.sleep,
   )
   if study.has_results() and not (workdir / DEFINITION).exists():
     raise UserError(
@@ -221,7 +223,7 @@ def main() -> None:
       f'workdir than {workdir}; name that one, or another --study.'
     )
   run_config.write_json(workdir / DEFINITION, definition)
-  with study, stop_signals.StopSignals() as stop:
+  with study, stop:
     worker = workers.Worker(
       plan, workdir, study, data, stop, _RETRY_FAILED.value
     )

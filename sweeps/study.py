@@ -85,6 +85,7 @@ class Study:
     grace_seconds: float,
     sampler: optuna.samplers.BaseSampler | None = None,
     pruner: optuna.pruners.BasePruner | None = None,
+    sleep: Callable[[float], None] = time.sleep,
   ):
     """Creates the study, or opens it.
 
@@ -96,12 +97,14 @@ class Study:
       grace_seconds: how long a worker without a sign of life is not dead.
       sampler: of a search.
       pruner: of a search.
+      sleep: waits for so many seconds; what it raises ends the waiting.
 
     Raises:
       UserError: if there is a study of that name that is another sweep.
     """
     self._storage = storage
     self._grace_seconds = grace_seconds
+    self._sleep = sleep
     self.objectives = dict(objectives)
     try:
       self._study = optuna.create_study(
@@ -177,7 +180,7 @@ class Study:
         print(
           f'the storage is away, trying again in {pause:.0f} s.', flush=True
         )
-        time.sleep(pause)
+        self._sleep(pause)
         pause = min(2 * pause, 30)
         # Nobody could give a sign of life in the meantime.
         self._seen.clear()

@@ -163,7 +163,7 @@ class Worker:
         if now != said:
           print(now, flush=True)
         said, others_end_it = now, True
-        time.sleep(_POLL_SECONDS)
+        self._stop.sleep(_POLL_SECONDS)
     finally:
       self._study.give_back()
     results = self._study.results()
