@@ -26,6 +26,7 @@ from evaluation import measure
 import run_config
 import stop_signals
 from sweeps import definition as definitions
+from sweeps import disk
 from sweeps import points
 from sweeps import storage as storages
 from sweeps import study as studies
@@ -222,7 +223,12 @@ def main() -> None:
       f'the study {_STUDY.value or workdir.name} in the storage has another '
       f'workdir than {workdir}; name that one, or another --study.'
     )
-  run_config.write_json(workdir / DEFINITION, definition)
+  try:
+    run_config.write_json(workdir / DEFINITION, definition)
+  except OSError as error:
+    raise disk.told(
+      error, workdir, 'The same command goes on once it can be.'
+    ) from error
   with study, stop:
     worker = workers.Worker(
       plan, workdir, study, data, stop, _RETRY_FAILED.value

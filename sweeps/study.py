@@ -34,6 +34,7 @@ from sweeps.points import Range
 from sweeps.points import Values
 from sweeps.results import Result
 from vae.errors import UserError
+from vae.errors import WriteError
 
 # Why a failed trial says nothing about its point.
 _LOST, _SUPERSEDED = 'worker lost', 'superseded'
@@ -124,6 +125,7 @@ class Study:
     except (
       sqlalchemy.exc.SQLAlchemyError,
       exceptions.StorageInternalError,
+      OSError,  # Of a journal.
     ) as error:
       raise UserError(
         f'the study {name} cannot be written: {_first_line(error)}'
@@ -171,12 +173,14 @@ class Study:
       except (
         exceptions.StorageInternalError,
         sqlalchemy.exc.OperationalError,
+        OSError,  # Of a journal.
       ) as error:
         if time.monotonic() - start > _PATIENCE:
-          raise UserError(
+          # Without its cause, as it is no file of a point.
+          raise WriteError(
             f'the storage is away: {_first_line(error)} The same command goes '
             'on once it is back.'
-          ) from error
+          ) from None
         print(
           f'the storage is away, trying again in {pause:.0f} s.', flush=True
         )

@@ -19,6 +19,7 @@ import metric_writer
 import report as reports
 import run_config
 from stop_signals import StopSignals
+from sweeps import disk
 from sweeps import gallery
 from sweeps import hparams
 from sweeps import measuring
@@ -37,6 +38,7 @@ from vae import checkpoints
 from vae import population
 from vae import splits
 from vae.errors import UserError
+from vae.errors import WriteError
 
 POINTS = 'points'
 PAGE, TABLE = page.PAGE, table.FILENAME
@@ -248,6 +250,8 @@ class Worker:
       except PointLostError as error:
         _tell_of_loss(error)
     except Exception as error:
+      if disk.is_at_fault(error):
+        raise self._unwritten(claims[0], error) from error
       if len(claims) > 1:
         # One of them may be at fault, or all be too much for the memory.
         print(f'{_one_line(error)}\nTrying them in two halves.', flush=True)
@@ -323,6 +327,8 @@ class Worker:
     except PointLostError as error:
       _tell_of_loss(error)
     except Exception as error:
+      if disk.is_at_fault(error):
+        raise self._unwritten(claim, error) from error
       self._fail(claim, error)
     else:
       print(
@@ -331,6 +337,18 @@ class Worker:
         f'{result.metrics["active_units"]:.0f} active units',
         flush=True,
       )
+
+  def _unwritten(self, claim: Claim, error: Exception) -> WriteError:
+    """What ends this worker: its other points would fail alike.
+
+    All that it has wait again.
+    """
+    return disk.told(
+      error,
+      self._folder_of(claim),
+      'Nothing that is saved is lost; once it can be, the same command goes '
+      'on.',
+    )
 
   def _fail(self, claim: Claim, error: Exception) -> None:
     message = _one_line(error)

@@ -1,0 +1,124 @@
+"""A worker of a sweep where what it writes to gives way."""
+
+import dataclasses
+import errno
+import os
+
+from etils import epath
+import pytest
+
+from evaluation import measure
+import stop_signals
+from sweeps import points
+from sweeps import study as studies
+from sweeps import worker as workers
+from sweeps.storage import open_storage
+import train
+from vae.errors import UserError
+from vae.errors import WriteError
+
+BETAS = [0.5, 1.0, 2.0]
+GRID = points.grid({'objective.beta': BETAS})
+
+
+@pytest.fixture
+def stop():
+  with stop_signals.StopSignals() as stop:
+    yield stop
+
+
+@pytest.fixture
+def study(tmp_path):
+  with studies.Study(
+    open_storage(f'sqlite:///{tmp_path}/sweep.db'),
+    'sweep',
+    {'values': {'objective.beta': BETAS}},
+    {'rate': 'minimize', 'distortion': 'minimize'},
+    grace_seconds=60.0,
+  ) as study:
+    yield study
+
+
+@pytest.fixture
+def worker(small_config, study, stop, tmp_path):
+  """Takes its points one by one; of their data nothing is read."""
+  settings = measure.Settings((), 1, 8)
+  plan = workers.Plan(small_config, GRID, {}, 0, 1, 'validation', settings)
+  data = workers.Data(lambda config: None)
+  return workers.Worker(plan, epath.Path(tmp_path), study, data, stop)
+
+
+def states(study):
+  return [result.state for result in study.results()]
+
+
+def raises(*errors):
+  """Raises one at each call, and the last from then on."""
+  left = list(errors)
+
+  def function(*unused_args, **unused_kwargs):
+    raise left.pop(0) if len(left) > 1 else left[0]
+
+  return function
+
+
+def os_error(number):
+  return OSError(number, os.strerror(number), '/some/file')
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    *map(os_error, [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO]),
+    WriteError('the checkpoint could not be written. It can be tried again.'),
+  ],
+)
+@pytest.mark.parametrize('where', ['train', 'measure'])
+def test_what_cannot_be_written_fails_no_point(
+  worker, study, monkeypatch, error, where
+):
+  done = lambda *unused_args: None
+  fails = raises(error)
+  monkeypatch.setattr(
+    train, 'train_and_evaluate', fails if where == 'train' else done
+  )
+  monkeypatch.setattr(workers.measuring, 'measure_run', fails)
+  with pytest.raises(UserError) as caught:
+    worker.run()
+  assert states(study) == ['waiting'] * 3
+  message = str(caught.value)
+  assert (getattr(error, 'strerror', None) or str(error)) in message
+  assert '\n' not in message and len(message) < 300
+
+
+def test_of_a_population_none_fails_either(worker, study, monkeypatch):
+  worker._plan = dataclasses.replace(worker._plan, population=3)
+  monkeypatch.setattr(train, 'train_population', raises(os_error(errno.ENOSPC)))
+  with pytest.raises(WriteError, match='No space left'):
+    worker.run()
+  assert states(study) == ['waiting'] * 3
+
+
+def test_file_in_the_place_of_a_folder_is_told_and_can_be_mended(
+  worker, study, tmp_path
+):
+  """As of any folder that cannot be made."""
+  (tmp_path / 'points').write_text('')
+  with pytest.raises(WriteError) as caught:
+    worker.run()
+  assert f'{tmp_path}/points/beta=0.5 cannot be written' in str(caught.value)
+  assert 'the same command goes on' in str(caught.value)
+  assert states(study) == ['waiting'] * 3
+
+
+@pytest.mark.parametrize(
+  'error', [UserError('diverged.'), os_error(errno.ENOENT), ValueError('x')]
+)
+def test_what_is_the_points_own_fault_fails_it_alone(
+  worker, study, monkeypatch, error
+):
+  fails = raises(error, WriteError('enough.'))
+  monkeypatch.setattr(train, 'train_and_evaluate', fails)
+  with pytest.raises(WriteError):
+    worker.run()
+  assert states(study) == ['failed', 'waiting', 'waiting']
