@@ -55,6 +55,10 @@ _POLL_SECONDS = 2.0
 _SHARE_OF_TIME = 0.01
 _PAGE_SECONDS = 5.0
 
+# At the end a disk that does not take the page is waited for, and tried again.
+_PATIENCE_SECONDS = 300.0
+_SECONDS_TO_RETRY = 10.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -131,6 +135,7 @@ class Worker:
     self._retry_failed = retry_failed
     self._training_seconds = 0.0
     self._last_page, self._page_seconds = time.monotonic(), _PAGE_SECONDS
+    self._cannot_write = False
     # Where a point's program is shared, it has room for the largest there is.
     dims = [values.get('model.latent_dim', 0) for values in plan.grid]
     choices = plan.space.get('model.latent_dim', [0])
@@ -170,7 +175,7 @@ class Worker:
       self._study.give_back()
     results = self._study.results()
     if not others_end_it:
-      self._write_page(results)
+      self._write_page_patiently(results)
     self._tell_time()
     return results
 
@@ -360,12 +365,45 @@ class Worker:
 
   def _write_page_if_cheap(self) -> None:
     results = self._study.results()
-    table.write(self._folder, results)
+    try:
+      table.write(self._folder, results)
+      self._cannot_write = False
+    except OSError as error:
+      self._warn(error)
+      return
     since = time.monotonic() - self._last_page
     if self._page_seconds < _SHARE_OF_TIME * since:
       # Another worker may be at it too; at the end one writes it alone.
       with contextlib.suppress(OSError):
         self._write_page(results)
+
+  def _warn(self, error: OSError) -> None:
+    """Tells once of what the disk does not take."""
+    if not self._cannot_write:
+      reports.warn(
+        f'warning: the results cannot be written into {self._folder} '
+        f'({disk.reason(error)}). They are recorded, and writing is tried '
+        'again.'
+      )
+    self._cannot_write = True
+
+  def _write_page_patiently(self, results: list[Result]) -> None:
+    """At the end, when nothing comes after it."""
+    start = time.monotonic()
+    while True:
+      try:
+        self._write_page(results)
+        return
+      except OSError as error:
+        self._warn(error)
+        if time.monotonic() - start > _PATIENCE_SECONDS:
+          raise disk.told(
+            error,
+            self._folder,
+            'All points are done and recorded; once it can be, the same '
+            'command writes their results.',
+          ) from error
+      self._stop.sleep(_SECONDS_TO_RETRY)
 
   def _write_page(self, results: list[Result]) -> None:
     start = time.monotonic()

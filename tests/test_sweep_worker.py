@@ -1,5 +1,6 @@
 """A worker of a sweep where what it writes to gives way."""
 
+import csv
 import dataclasses
 import errno
 import os
@@ -8,7 +9,9 @@ from etils import epath
 import pytest
 
 from evaluation import measure
+from evaluation.measurements import Metric
 import stop_signals
+from sweeps import files
 from sweeps import points
 from sweeps import study as studies
 from sweeps import worker as workers
@@ -122,3 +125,58 @@ def test_what_is_the_points_own_fault_fails_it_alone(
   with pytest.raises(WriteError):
     worker.run()
   assert states(study) == ['failed', 'waiting', 'waiting']
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  """Points that are trained and measured at once."""
+  names = ('rate', 'distortion', 'elbo_optimal_sigma', 'active_units')
+  metrics = {name: Metric(2.0, 'nats', '') for name in names}
+  dimensions = {'kl': [2.0], 'active': [True]}
+  monkeypatch.setattr(train, 'train_and_evaluate', lambda *unused_args: None)
+  monkeypatch.setattr(
+    workers.measuring, 'measure_run', lambda *unused_args: (metrics, dimensions)
+  )
+
+
+def test_disk_that_does_not_take_the_table_is_waited_for(
+  quick, worker, stop, study, tmp_path, monkeypatch, capsys
+):
+  table = tmp_path / 'results.csv'
+  table.mkdir()
+  naps = []
+
+  def mend(seconds):
+    assert states(study) == ['complete'] * 3
+    naps.append(seconds)
+    if len(naps) == 2:
+      table.rmdir()
+
+  monkeypatch.setattr(stop, 'sleep', mend)
+  worker.run()
+  assert len(naps) == 2
+  with table.open() as file:
+    assert [row['state'] for row in csv.DictReader(file)] == ['complete'] * 3
+  assert (tmp_path / 'report.html').exists()
+  assert not list(tmp_path.glob('*.partial'))
+  (warning,) = capsys.readouterr().err.splitlines()
+  assert f'cannot be written into {tmp_path} (' in warning
+
+
+def test_disk_that_never_takes_the_page_gets_one_line(
+  quick, worker, study, tmp_path, monkeypatch
+):
+  (tmp_path / 'report.html').mkdir()
+  monkeypatch.setattr(workers, '_PATIENCE_SECONDS', 0.0)
+  with pytest.raises(WriteError) as caught:
+    worker.run()
+  assert f'{tmp_path} cannot be written (' in str(caught.value)
+  assert 'All points are done' in str(caught.value)
+  assert states(study) == ['complete'] * 3
+
+
+def test_file_that_cannot_be_replaced_leaves_nothing_beside(tmp_path):
+  (tmp_path / 'file').mkdir()
+  with pytest.raises(OSError):
+    files.replace(epath.Path(tmp_path / 'file'), b'content')
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
