@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -14,16 +15,35 @@ from vae.errors import UserError
 
 _FILENAME = 'lock.json'
 
+# What file systems say that have no locks.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+class InUseError(UserError):
+  """Another run has a workdir.
+
+  Attributes:
+    holder: that run, in words.
+  """
+
+  def __init__(self, workdir: epath.Path, holder: str):
+    """Says of a workdir who has it."""
+    super().__init__(
+      f'{workdir} is in use by {holder}; wait for its end, or name another '
+      '--workdir.'
+    )
+    self.holder = holder
+
 
 @contextlib.contextmanager
 def hold(workdir: epath.Path) -> Iterator[None]:
   """Keeps other runs out of a workdir, which exists.
 
   The operating system takes the lock off whatever ends the process. On object
-  stores, which have none, nothing is locked.
+  stores and file systems that have none, nothing is locked.
 
   Raises:
-    UserError: if another run has it; names that run.
+    InUseError: if another run has it; names that run.
   """
   if '://' in str(workdir):
     yield
@@ -33,19 +53,20 @@ def hold(workdir: epath.Path) -> Iterator[None]:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise UserError(
-        f'{workdir} is in use by {_holder(path)}; wait for its end, or name '
-        'another --workdir.'
-      ) from None
-    file.truncate(0)
+      raise InUseError(workdir, _holder(path)) from None
+    except OSError as error:
+      if error.errno not in _NO_LOCKS:
+        raise
     now = datetime.datetime.now().astimezone()
     holder = {
       'host': socket.gethostname(),
       'process': os.getpid(),
       'since': now.isoformat(' ', 'seconds'),
     }
-    file.write(json.dumps(holder) + '\n')
-    file.flush()
+    # It is but a note: on a full disk there is a lock, and none.
+    with contextlib.suppress(OSError):
+      file.truncate(0)
+      os.write(file.fileno(), (json.dumps(holder) + '\n').encode())
     yield
 
 

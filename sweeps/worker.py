@@ -39,6 +39,7 @@ from vae import population
 from vae import splits
 from vae.errors import UserError
 from vae.errors import WriteError
+import workdir_lock
 
 POINTS = 'points'
 PAGE, TABLE = page.PAGE, table.FILENAME
@@ -136,6 +137,9 @@ class Worker:
     self._training_seconds = 0.0
     self._last_page, self._page_seconds = time.monotonic(), _PAGE_SECONDS
     self._cannot_write = False
+    # Points of this worker whose folders are in use by others.
+    self._in_use: list[Claim] = []
+    self._told_in_use: set[str] = set()
     # Where a point's program is shared, it has room for the largest there is.
     dims = [values.get('model.latent_dim', 0) for values in plan.grid]
     choices = plan.space.get('model.latent_dim', [0])
@@ -159,6 +163,12 @@ class Worker:
         if claims := self._take():
           said, others_end_it = '', False
           self._work(claims)
+          continue
+        if self._in_use:
+          self._stop.sleep(_POLL_SECONDS)
+          claims, self._in_use = self._in_use, []
+          self._work(claims)
+          said, others_end_it = '', False
           continue
         running = self._study.num_running()
         if not running and not self._study.num_waiting():
@@ -230,10 +240,44 @@ class Worker:
     return self._folder / POINTS / claim.name
 
   def _train(self, claims: list[Claim]) -> None:
-    # Before a folder is opened that another worker may write.
-    claims = [claim for claim in claims if self._study.owns(claim)]
-    if not claims:
-      return
+    with contextlib.ExitStack() as locks:
+      # Before a folder is opened that another worker may write.
+      claims = [
+        claim
+        for claim in claims
+        if self._study.owns(claim) and self._lock(claim, locks)
+      ]
+      again = self._try(claims) if claims else []
+    # Not while the error holds on to what filled the memory.
+    for claims in again:
+      self._work(claims)
+
+  def _lock(self, claim: Claim, locks: contextlib.ExitStack) -> bool:
+    """Keeps other runs out of a point's folder, until the stack is left.
+
+    Where one is in it, a user's own or that of a worker that was taken for
+    dead, the point is left for later.
+    """
+    folder = self._folder_of(claim)
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      locks.enter_context(workdir_lock.hold(folder))
+    except workdir_lock.InUseError as error:
+      self._in_use.append(claim)
+      if claim.name not in self._told_in_use:
+        self._told_in_use.add(claim.name)
+        print(
+          f'{claim.name}: its folder is in use by {error.holder}; the point is '
+          'left for later.',
+          flush=True,
+        )
+      return False
+    except OSError as error:
+      raise self._unwritten(claim, error) from error
+    return True
+
+  def _try(self, claims: list[Claim]) -> list[list[Claim]]:
+    """Trains and measures points together; returns what to try by itself."""
     print(f'\n{self._heading(claims)}', flush=True)
     again = []
     try:
@@ -272,9 +316,7 @@ class Worker:
         else:
           self._fail(claim, error)
       self._write_page_if_cheap()
-    # Not while the error holds on to what filled the memory.
-    for claims in again:
-      self._work(claims)
+    return again
 
   def _heading(self, claims: list[Claim]) -> str:
     done = len([r for r in self._study.results() if r.state == 'complete'])

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import errno
 import os
+import subprocess
+import sys
 
 from etils import epath
 import pytest
@@ -16,9 +18,13 @@ from sweeps import points
 from sweeps import study as studies
 from sweeps import worker as workers
 from sweeps.storage import open_storage
+from tests.conftest import ROOT
+from tests.test_workdir_lock import HOLD
+from tests.test_workdir_lock import try_to_hold
 import train
 from vae.errors import UserError
 from vae.errors import WriteError
+import workdir_lock
 
 BETAS = [0.5, 1.0, 2.0]
 GRID = points.grid({'objective.beta': BETAS})
@@ -180,3 +186,67 @@ def test_file_that_cannot_be_replaced_leaves_nothing_beside(tmp_path):
   with pytest.raises(OSError):
     files.replace(epath.Path(tmp_path / 'file'), b'content')
   assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_point_whose_folder_is_in_use_is_done_when_it_is_free(
+  quick, worker, stop, study, tmp_path, monkeypatch, capsys
+):
+  folder = tmp_path / 'points' / 'beta=0.5'
+  folder.mkdir(parents=True)
+  holder = subprocess.Popen(
+    [sys.executable, '-c', HOLD, folder],
+    cwd=ROOT,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert holder.stdout.readline() == 'held\n'
+  naps = []
+
+  def sleep(seconds):
+    assert seconds > 0
+    naps.append(states(study))
+    if len(naps) == 3:
+      holder.communicate('')
+
+  monkeypatch.setattr(stop, 'sleep', sleep)
+  worker.run()
+  # The others were not waited with, and its own worker kept it.
+  assert naps == [['running', 'complete', 'complete']] * 3
+  assert states(study) == ['complete'] * 3
+  said = [s for s in capsys.readouterr().out.splitlines() if 'in use' in s]
+  assert len(said) == 1
+  assert f'beta=0.5: its folder is in use by process {holder.pid}' in said[0]
+
+
+def test_nobody_else_gets_into_a_point_until_it_is_measured(
+  quick, worker, study, monkeypatch
+):
+  tried, measure_run = [], workers.measuring.measure_run
+
+  def train_one(config, workdir, *unused_args):
+    del config
+    with pytest.raises(workdir_lock.InUseError, match=str(os.getpid())):
+      try_to_hold(workdir)
+    tried.append(workdir)
+
+  def measure_one(run, *args):
+    with pytest.raises(workdir_lock.InUseError):
+      try_to_hold(run.workdir)
+    tried.append(run.workdir)
+    return measure_run(run, *args)
+
+  monkeypatch.setattr(train, 'train_and_evaluate', train_one)
+  monkeypatch.setattr(workers.measuring, 'measure_run', measure_one)
+  worker.run()
+  assert states(study) == ['complete'] * 3
+  assert len(tried) == 6 and all(map(try_to_hold, tried))
+
+
+def test_halves_of_a_population_get_into_their_folders(
+  quick, worker, study, monkeypatch
+):
+  worker._plan = dataclasses.replace(worker._plan, population=3)
+  monkeypatch.setattr(train, 'train_population', raises(MemoryError('full')))
+  worker.run()
+  assert states(study) == ['complete'] * 3

@@ -1,4 +1,6 @@
 import datetime
+import errno
+import fcntl
 import os
 import signal
 import socket
@@ -76,3 +78,22 @@ def test_a_note_that_cannot_be_read_neither_blocks_nor_lets_in(
     try_to_hold(tmp_path)
   holder.communicate('')
   assert try_to_hold(tmp_path)
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_system_without_locks_has_none(tmp_path, monkeypatch, number):
+  def flock(*unused_args):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(fcntl, 'flock', flock)
+  assert try_to_hold(tmp_path)
+
+
+def test_full_disk_leaves_a_lock_without_a_note(tmp_path, monkeypatch):
+  def write(*unused_args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, 'write', write)
+  with workdir_lock.hold(epath.Path(tmp_path)):
+    with pytest.raises(UserError, match='in use by another process'):
+      try_to_hold(tmp_path)
