@@ -18,11 +18,13 @@ import pathlib
 from absl import flags
 from etils import epath
 import jax
+import ml_collections
 import numpy as np
 import optuna
 
 import command_line
 from evaluation import measure
+import memory
 import run_config
 import stop_signals
 from sweeps import definition as definitions
@@ -156,9 +158,8 @@ def main() -> None:
   population = _population()
   grid = [] if _NUM_POINTS.value else points.grid(axes)
   configs = [points.configure(base, v) for v in grid or _corners(axes)]
-  if population == 1:
-    for config in configs:
-      run_config.check_devices(config, jax.device_count())
+  for config in configs:
+    _check_devices(config, population)
   workdir = epath.Path(
     command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
   )
@@ -354,6 +355,20 @@ def _population() -> int:
       f'--population={text}: it must be auto, off or a number of points.'
     )
   return int(text)
+
+
+def _check_devices(config: ml_collections.ConfigDict, population: int) -> None:
+  """Checks that the devices hold a point, be it trained alone."""
+  num_devices = jax.device_count()
+  if population == 1:
+    run_config.check_devices(config, num_devices)
+  elif config.train.batch_size % num_devices == 0:
+    # As where the others are done, or it did not fit with them: then it has
+    # all devices.
+    memory.check(config, num_devices)
+  else:
+    # A member of a population has its whole batch on one device.
+    memory.check(config, 1)
 
 
 def _corners(

@@ -351,6 +351,9 @@ def test_search_finds_points(celeba_dir, tmp_path):
     (['--grid=config.model.hidden_channels=8,16'], 'a tuple of whole numbers'),
     (['--beta=1', '--storage=postgresql://u:p@127.0.0.1:1/x'], 'be reached'),
     ([], 'there is nothing to vary'),
+    (['--latent_dim=2,1000000000'], 'model.latent_dim=1000000000'),
+    (['--latent_dim=2:1000000000', '--num_points=2'], 'GB free'),
+    (['--beta=1,2', '--config.train.batch_size=1000000000'], 'GB free'),
   ],
 )
 def test_mistakes_get_one_line(flags, said, tmp_path):
