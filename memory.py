@@ -37,7 +37,7 @@ def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
   Raises:
     UserError: names the keys that make it too large, and the bytes.
   """
-  available, where = _free_on_each_device()
+  available, where = _free_on_each_device(num_devices)
 
   def compare(num_bytes: int, what: str, advice: str) -> None:
     if num_bytes > available:
@@ -81,12 +81,12 @@ def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
     )
 
 
-def _free_on_each_device() -> tuple[float, str]:
+def _free_on_each_device(num_devices: int) -> tuple[float, str]:
   """Bytes, and what has them; the same in all processes."""
   available, where = devices.free_memory(), 'each device'
   if available is None:
-    # A CPU's devices share the host's.
-    num_devices = jax.local_device_count()
+    # A CPU's devices share the host's, those that are used.
+    num_devices = min(num_devices, jax.local_device_count())
     available = free() // num_devices
     where = 'this machine'
     if num_devices > 1:

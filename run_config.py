@@ -23,6 +23,7 @@ from vae import likelihoods
 from vae import model
 from vae import trained
 from vae.errors import UserError
+from vae.errors import WriteError
 
 DATA_FILENAME = 'data.json'
 
@@ -397,7 +398,7 @@ def _writing_errors(folder: epath.Path, flag: str):
     raise
   except Exception as error:
     reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
-    raise UserError(
+    raise WriteError(
       f'{flag}={folder} cannot be written ({reason}); name a folder that can.'
     ) from error
 

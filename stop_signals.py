@@ -9,9 +9,13 @@ import contextlib
 import os
 import signal
 import sys
+import time
 
 import jax
 from jax.experimental import multihost_utils
+
+# A signal that comes while a call sleeps is looked for so often.
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 _ON_INTERRUPT = (
   '\nFinishing the steps under way, then saving; Ctrl-C again stops at once.\n'
@@ -70,6 +74,20 @@ class StopSignals:
       raise KeyboardInterrupt
     if self.received is not None:
       raise TerminatedError
+
+  def sleep(self, seconds: float) -> None:
+    """Sleeps, until a signal comes at the latest.
+
+    Raises:
+      KeyboardInterrupt: after Ctrl-C.
+      TerminatedError: after SIGTERM.
+    """
+    end = time.monotonic() + seconds
+    self.raise_if_received()
+    # Python goes on with a sleep that a signal interrupts.
+    while (left := end - time.monotonic()) > 0:
+      time.sleep(min(left, _SECONDS_BETWEEN_LOOKS))
+      self.raise_if_received()
 
   def _receive(self, number: int, frame: object) -> None:
     del frame

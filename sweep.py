@@ -18,14 +18,17 @@ import pathlib
 from absl import flags
 from etils import epath
 import jax
+import ml_collections
 import numpy as np
 import optuna
 
 import command_line
 from evaluation import measure
+import memory
 import run_config
 import stop_signals
 from sweeps import definition as definitions
+from sweeps import disk
 from sweeps import points
 from sweeps import storage as storages
 from sweeps import study as studies
@@ -155,9 +158,8 @@ def main() -> None:
   population = _population()
   grid = [] if _NUM_POINTS.value else points.grid(axes)
   configs = [points.configure(base, v) for v in grid or _corners(axes)]
-  if population == 1:
-    for config in configs:
-      run_config.check_devices(config, jax.device_count())
+  for config in configs:
+    _check_devices(config, population)
   workdir = epath.Path(
     command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
   )
@@ -206,6 +208,7 @@ def main() -> None:
     ),
   )
   pruner = _PRUNERS.get(_PRUNER.value)
+  stop = stop_signals.StopSignals()
   study = studies.Study(
     storage,
     _STUDY.value or workdir.name,
@@ -214,14 +217,20 @@ def main() -> None:
     _GRACE_SECONDS.value,
     _SAMPLERS[_SAMPLER.value](),
     pruner and pruner(),
+    stop.sleep,
   )
   if study.has_results() and not (workdir / DEFINITION).exists():
     raise UserError(
       f'the study {_STUDY.value or workdir.name} in the storage has another '
       f'workdir than {workdir}; name that one, or another --study.'
     )
-  run_config.write_json(workdir / DEFINITION, definition)
-  with study, stop_signals.StopSignals() as stop:
+  try:
+    run_config.write_json(workdir / DEFINITION, definition)
+  except OSError as error:
+    raise disk.told(
+      error, workdir, 'The same command goes on once it can be.'
+    ) from error
+  with study, stop:
     worker = workers.Worker(
       plan, workdir, study, data, stop, _RETRY_FAILED.value
     )
@@ -346,6 +355,20 @@ def _population() -> int:
       f'--population={text}: it must be auto, off or a number of points.'
     )
   return int(text)
+
+
+def _check_devices(config: ml_collections.ConfigDict, population: int) -> None:
+  """Checks that the devices hold a point, be it trained alone."""
+  num_devices = jax.device_count()
+  if population == 1:
+    run_config.check_devices(config, num_devices)
+  elif config.train.batch_size % num_devices == 0:
+    # As where the others are done, or it did not fit with them: then it has
+    # all devices.
+    memory.check(config, num_devices)
+  else:
+    # A member of a population has its whole batch on one device.
+    memory.check(config, 1)
 
 
 def _corners(

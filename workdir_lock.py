@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -11,8 +12,28 @@ import socket
 from etils import epath
 
 from vae.errors import UserError
+from vae.errors import WriteError
 
 _FILENAME = 'lock.json'
+
+# What file systems say that have no locks.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+class InUseError(UserError):
+  """Another run has a workdir.
+
+  Attributes:
+    holder: that run, in words.
+  """
+
+  def __init__(self, workdir: epath.Path, holder: str):
+    """Says of a workdir who has it."""
+    super().__init__(
+      f'{workdir} is in use by {holder}; wait for its end, or name another '
+      '--workdir.'
+    )
+    self.holder = holder
 
 
 @contextlib.contextmanager
@@ -20,10 +41,10 @@ def hold(workdir: epath.Path) -> Iterator[None]:
   """Keeps other runs out of a workdir, which exists.
 
   The operating system takes the lock off whatever ends the process. On object
-  stores, which have none, nothing is locked.
+  stores and file systems that have none, nothing is locked.
 
   Raises:
-    UserError: if another run has it; names that run.
+    InUseError: if another run has it; names that run.
   """
   if '://' in str(workdir):
     yield
@@ -34,15 +55,13 @@ def hold(workdir: epath.Path) -> Iterator[None]:
       file = stack.enter_context(open(path, 'ab', buffering=0))
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise UserError(
-        f'{workdir} is in use by {_holder(path)}; wait for its end, or name '
-        'another --workdir.'
-      ) from None
+      raise InUseError(workdir, _holder(path)) from None
     except OSError as error:
-      raise UserError(
-        f'{path} cannot be locked ({error.strerror or error}); name another '
-        '--workdir.'
-      ) from error
+      if error.errno not in _NO_LOCKS:
+        raise WriteError(
+          f'{path} cannot be locked ({error.strerror or error}); name another '
+          '--workdir.'
+        ) from error
     now = datetime.datetime.now().astimezone()
     holder = {
       'host': socket.gethostname(),

@@ -9,7 +9,6 @@ import numpy as np
 from evaluation import html_page
 from sweeps import charts
 from sweeps import curves
-from sweeps import files
 from sweeps import kl_panels
 from sweeps import rate_distortion
 from sweeps import variation
@@ -18,6 +17,7 @@ from sweeps.results import Result
 from sweeps.variation import BETA
 from sweeps.variation import LATENT_DIM
 from sweeps.variation import SEED
+from vae import atomic_files
 from vae import figures
 from vae import plots
 
@@ -76,11 +76,11 @@ def write(
     _add_gallery(page, results, galleries, originals, aside)
     chart = aside / RATE_DISTORTION
     if chart.exists():
-      files.replace(folder / RATE_DISTORTION, chart.read_bytes())
+      atomic_files.replace(folder / RATE_DISTORTION, chart.read_bytes())
   _add_points(page, results)
   page.heading('Measured')
   page.table(('', ''), [(name, str(value)) for name, value in facts.items()])
-  files.replace(folder / PAGE, page.html().encode())
+  atomic_files.replace(folder / PAGE, page.html().encode())
   return folder / PAGE
 
 

@@ -34,6 +34,7 @@ from sweeps.points import Range
 from sweeps.points import Values
 from sweeps.results import Result
 from vae.errors import UserError
+from vae.errors import WriteError
 
 # Why a failed trial says nothing about its point.
 _LOST, _SUPERSEDED = 'worker lost', 'superseded'
@@ -85,6 +86,7 @@ class Study:
     grace_seconds: float,
     sampler: optuna.samplers.BaseSampler | None = None,
     pruner: optuna.pruners.BasePruner | None = None,
+    sleep: Callable[[float], None] = time.sleep,
   ):
     """Creates the study, or opens it.
 
@@ -96,12 +98,14 @@ class Study:
       grace_seconds: how long a worker without a sign of life is not dead.
       sampler: of a search.
       pruner: of a search.
+      sleep: waits for so many seconds; what it raises ends the waiting.
 
     Raises:
       UserError: if there is a study of that name that is another sweep.
     """
     self._storage = storage
     self._grace_seconds = grace_seconds
+    self._sleep = sleep
     self.objectives = dict(objectives)
     try:
       self._study = optuna.create_study(
@@ -121,6 +125,7 @@ class Study:
     except (
       sqlalchemy.exc.SQLAlchemyError,
       exceptions.StorageInternalError,
+      OSError,  # Of a journal.
     ) as error:
       raise UserError(
         f'the study {name} cannot be written: {_first_line(error)}'
@@ -168,16 +173,18 @@ class Study:
       except (
         exceptions.StorageInternalError,
         sqlalchemy.exc.OperationalError,
+        OSError,  # Of a journal.
       ) as error:
         if time.monotonic() - start > _PATIENCE:
-          raise UserError(
+          # Without its cause, as it is no file of a point.
+          raise WriteError(
             f'the storage is away: {_first_line(error)} The same command goes '
             'on once it is back.'
-          ) from error
+          ) from None
         print(
           f'the storage is away, trying again in {pause:.0f} s.', flush=True
         )
-        time.sleep(pause)
+        self._sleep(pause)
         pause = min(2 * pause, 30)
         # Nobody could give a sign of life in the meantime.
         self._seen.clear()

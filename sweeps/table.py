@@ -6,9 +6,9 @@ import math
 
 from etils import epath
 
-from sweeps import files
 from sweeps import variation
 from sweeps.results import Result
+from vae import atomic_files
 
 FILENAME = 'results.csv'
 
@@ -42,5 +42,5 @@ def write(folder: epath.Path, results: list[Result]) -> epath.Path:
         result.error,
       ]
     )
-  files.replace(folder / FILENAME, file.getvalue().encode())
+  atomic_files.replace(folder / FILENAME, file.getvalue().encode())
   return folder / FILENAME

@@ -19,6 +19,7 @@ import metric_writer
 import report as reports
 import run_config
 from stop_signals import StopSignals
+from sweeps import disk
 from sweeps import gallery
 from sweeps import hparams
 from sweeps import measuring
@@ -37,6 +38,8 @@ from vae import checkpoints
 from vae import population
 from vae import splits
 from vae.errors import UserError
+from vae.errors import WriteError
+import workdir_lock
 
 POINTS = 'points'
 PAGE, TABLE = page.PAGE, table.FILENAME
@@ -52,6 +55,10 @@ _POLL_SECONDS = 2.0
 # since it was made; that it takes so many seconds is a first guess.
 _SHARE_OF_TIME = 0.01
 _PAGE_SECONDS = 5.0
+
+# At the end a disk that does not take the page is waited for, and tried again.
+_PATIENCE_SECONDS = 300.0
+_SECONDS_TO_RETRY = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +136,10 @@ class Worker:
     self._retry_failed = retry_failed
     self._training_seconds = 0.0
     self._last_page, self._page_seconds = time.monotonic(), _PAGE_SECONDS
+    self._cannot_write = False
+    # Points of this worker whose folders are in use by others.
+    self._in_use: list[Claim] = []
+    self._told_in_use: set[str] = set()
     # Where a point's program is shared, it has room for the largest there is.
     dims = [values.get('model.latent_dim', 0) for values in plan.grid]
     choices = plan.space.get('model.latent_dim', [0])
@@ -153,6 +164,12 @@ class Worker:
           said, others_end_it = '', False
           self._work(claims)
           continue
+        if self._in_use:
+          self._stop.sleep(_POLL_SECONDS)
+          claims, self._in_use = self._in_use, []
+          self._work(claims)
+          said, others_end_it = '', False
+          continue
         running = self._study.num_running()
         if not running and not self._study.num_waiting():
           break
@@ -163,12 +180,12 @@ class Worker:
         if now != said:
           print(now, flush=True)
         said, others_end_it = now, True
-        time.sleep(_POLL_SECONDS)
+        self._stop.sleep(_POLL_SECONDS)
     finally:
       self._study.give_back()
     results = self._study.results()
     if not others_end_it:
-      self._write_page(results)
+      self._write_page_patiently(results)
     self._tell_time()
     return results
 
@@ -223,10 +240,44 @@ class Worker:
     return self._folder / POINTS / claim.name
 
   def _train(self, claims: list[Claim]) -> None:
-    # Before a folder is opened that another worker may write.
-    claims = [claim for claim in claims if self._study.owns(claim)]
-    if not claims:
-      return
+    with contextlib.ExitStack() as locks:
+      # Before a folder is opened that another worker may write.
+      claims = [
+        claim
+        for claim in claims
+        if self._study.owns(claim) and self._lock(claim, locks)
+      ]
+      again = self._try(claims) if claims else []
+    # Not while the error holds on to what filled the memory.
+    for claims in again:
+      self._work(claims)
+
+  def _lock(self, claim: Claim, locks: contextlib.ExitStack) -> bool:
+    """Keeps other runs out of a point's folder, until the stack is left.
+
+    Where one is in it, a user's own or that of a worker that was taken for
+    dead, the point is left for later.
+    """
+    folder = self._folder_of(claim)
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      locks.enter_context(workdir_lock.hold(folder))
+    except workdir_lock.InUseError as error:
+      self._in_use.append(claim)
+      if claim.name not in self._told_in_use:
+        self._told_in_use.add(claim.name)
+        print(
+          f'{claim.name}: its folder is in use by {error.holder}; the point is '
+          'left for later.',
+          flush=True,
+        )
+      return False
+    except OSError as error:
+      raise self._unwritten(claim, error) from error
+    return True
+
+  def _try(self, claims: list[Claim]) -> list[list[Claim]]:
+    """Trains and measures points together; returns what to try by itself."""
     print(f'\n{self._heading(claims)}', flush=True)
     again = []
     try:
@@ -248,6 +299,8 @@ class Worker:
       except PointLostError as error:
         _tell_of_loss(error)
     except Exception as error:
+      if disk.is_at_fault(error):
+        raise self._unwritten(claims[0], error) from error
       if len(claims) > 1:
         # One of them may be at fault, or all be too much for the memory.
         print(f'{_one_line(error)}\nTrying them in two halves.', flush=True)
@@ -263,9 +316,7 @@ class Worker:
         else:
           self._fail(claim, error)
       self._write_page_if_cheap()
-    # Not while the error holds on to what filled the memory.
-    for claims in again:
-      self._work(claims)
+    return again
 
   def _heading(self, claims: list[Claim]) -> str:
     done = len([r for r in self._study.results() if r.state == 'complete'])
@@ -323,6 +374,8 @@ class Worker:
     except PointLostError as error:
       _tell_of_loss(error)
     except Exception as error:
+      if disk.is_at_fault(error):
+        raise self._unwritten(claim, error) from error
       self._fail(claim, error)
     else:
       print(
@@ -331,6 +384,18 @@ class Worker:
         f'{result.metrics["active_units"]:.0f} active units',
         flush=True,
       )
+
+  def _unwritten(self, claim: Claim, error: Exception) -> WriteError:
+    """What ends this worker: its other points would fail alike.
+
+    All that it has wait again.
+    """
+    return disk.told(
+      error,
+      self._folder_of(claim),
+      'Nothing that is saved is lost; once it can be, the same command goes '
+      'on.',
+    )
 
   def _fail(self, claim: Claim, error: Exception) -> None:
     message = _one_line(error)
@@ -342,12 +407,45 @@ class Worker:
 
   def _write_page_if_cheap(self) -> None:
     results = self._study.results()
-    table.write(self._folder, results)
+    try:
+      table.write(self._folder, results)
+      self._cannot_write = False
+    except OSError as error:
+      self._warn(error)
+      return
     since = time.monotonic() - self._last_page
     if self._page_seconds < _SHARE_OF_TIME * since:
       # Another worker may be at it too; at the end one writes it alone.
       with contextlib.suppress(OSError):
         self._write_page(results)
+
+  def _warn(self, error: OSError) -> None:
+    """Tells once of what the disk does not take."""
+    if not self._cannot_write:
+      reports.warn(
+        f'warning: the results cannot be written into {self._folder} '
+        f'({disk.reason(error)}). They are recorded, and writing is tried '
+        'again.'
+      )
+    self._cannot_write = True
+
+  def _write_page_patiently(self, results: list[Result]) -> None:
+    """At the end, when nothing comes after it."""
+    start = time.monotonic()
+    while True:
+      try:
+        self._write_page(results)
+        return
+      except OSError as error:
+        self._warn(error)
+        if time.monotonic() - start > _PATIENCE_SECONDS:
+          raise disk.told(
+            error,
+            self._folder,
+            'All points are done and recorded; once it can be, the same '
+            'command writes their results.',
+          ) from error
+      self._stop.sleep(_SECONDS_TO_RETRY)
 
   def _write_page(self, results: list[Result]) -> None:
     start = time.monotonic()

@@ -60,7 +60,11 @@ def test_a_hosts_devices_share_its_memory(monkeypatch):
   memory.check(config, num_devices=2)
   monkeypatch.setattr(jax, 'local_device_count', lambda: 4)
   with pytest.raises(UserError, match='this machine for each of its 4 devices'):
-    memory.check(config, num_devices=2)
+    memory.check(config, num_devices=4)
+  # One that is used alone has all of it.
+  alone = footprint.state_bytes(config) + footprint.training_bytes(config, 1024)
+  monkeypatch.setattr(memory, 'free', lambda: alone)
+  memory.check(config, num_devices=1)
 
 
 def test_a_containers_limit_counts(tmp_path, monkeypatch):

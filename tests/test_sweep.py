@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import time
 
@@ -18,8 +19,12 @@ from tests.preloaded import run
 from tests.test_main import final_state
 from tests.test_main import finish
 from tests.test_main import metrics
+from tests.test_main import metrics_of_a_killed_run
 from tests.test_main import start
+from tests.test_workdir_lock import try_to_hold
 from vae import trained as trained_models
+from vae.checkpoints import Checkpoints
+from vae.errors import UserError
 
 SMALL = (
   '--config=configs/celeba.py',
@@ -189,33 +194,42 @@ def test_one_by_one_is_the_same_sweep(finished, tmp_path):
       assert found == pytest.approx(float(row[metric]), rel=0.01)
 
 
-def test_interrupted_sweep_goes_on(finished, tmp_path):
-  _, flags, _ = finished
-  flags = (
-    *flags,
-    '--beta=0.05,1',
-    f'--workdir={tmp_path}/sweep',
-    '--population=2',
-    # Long enough to be interrupted within.
-    '--config.train.num_epochs=60',
-  )
-  # Saves at every chance.
+def test_interrupted_and_terminated_sweep_goes_on(finished, tmp_path):
+  undisturbed, flags, _ = finished
+  flags = (*flags, f'--workdir={tmp_path}/sweep')
+  # Saves at every chance, so that there is time to be interrupted.
   often = '--config.checkpoint.every_minutes=1e-9'
-  process = start(*flags, often, script='sweep.py')
   point = tmp_path / 'sweep' / 'points' / 'beta=0.05,latent_dim=2'
-  deadline = time.monotonic() + 200
-  while len(metrics(point)) < 4 and time.monotonic() < deadline:
-    assert process.poll() is None
-    time.sleep(0.005)
-  process.send_signal(signal.SIGINT)
-  _, err = process.communicate(timeout=60)
-  assert process.returncode == 130
-  assert err.endswith('\ninterrupted; the same command goes on.\n')
-  assert 'Traceback' not in err
+  for number, status, said in (
+    (signal.SIGINT, 130, 'interrupted'),
+    (signal.SIGTERM, 0, 'terminated'),
+  ):
+    told = len(metrics_of_a_killed_run(point))
+    process = start(*flags, often, script='sweep.py')
+    deadline = time.monotonic() + 200
+    while len(metrics_of_a_killed_run(point)) < told + 3:
+      assert time.monotonic() < deadline and process.poll() is None
+      time.sleep(0.005)
+    with pytest.raises(UserError, match=f'in use by process {process.pid}'):
+      try_to_hold(point)
+    process.send_signal(number)
+    # Within seconds; the limit is for a busy machine.
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert err.endswith(f'\n{said}; the same command goes on.\n')
+    assert 'Traceback' not in err
+    # All that was told is saved.
+    (step,) = re.findall(r'Stopped at step (\d+), which is saved', out)
+    assert Checkpoints(point).latest_step() == int(step) < 100
+    assert metrics(point)[-1]['step'] <= int(step)
   code, out, err = sweep(*flags)
   assert code == 0, err
-  assert 'goes on from step' in out
-  assert [row['state'] for row in rows(tmp_path / 'sweep')] == ['complete'] * 4
+  assert f'goes on from step {step}' in out
+  # But for how fast it was, the table of a sweep that nothing disturbed.
+  tables = rows(tmp_path / 'sweep'), rows(undisturbed)
+  for row in (*tables[0], *tables[1]):
+    del row['images_per_second'], row['seconds']
+  assert tables[0] == tables[1]
 
 
 def test_three_workers_of_which_one_is_killed(celeba_dir, tmp_path):
@@ -351,6 +365,9 @@ def test_search_finds_points(celeba_dir, tmp_path):
     (['--grid=config.model.hidden_channels=8,16'], 'a tuple of whole numbers'),
     (['--beta=1', '--storage=postgresql://u:p@127.0.0.1:1/x'], 'be reached'),
     ([], 'there is nothing to vary'),
+    (['--latent_dim=2,1000000000'], 'model.latent_dim=1000000000'),
+    (['--latent_dim=2:1000000000', '--num_points=2'], 'GB free'),
+    (['--beta=1,2', '--config.train.batch_size=1000000000'], 'GB free'),
   ],
 )
 def test_mistakes_get_one_line(flags, said, tmp_path):

@@ -1,11 +1,14 @@
 """The record of a sweep, on every storage that workers may share."""
 
 import multiprocessing
+import signal
 import time
 
 import optuna
 import pytest
+import sqlalchemy
 
+import stop_signals
 from sweeps import points
 from sweeps import study as studies
 from sweeps.results import Result
@@ -348,19 +351,41 @@ def test_wrong_password_is_told(database):
     open_storage(f'postgresql://{user}:wrong@{host}')
 
 
-def test_database_that_was_away_is_waited_for(database, monkeypatch):
-  with open_study(database.url, 'away') as study:
+def test_database_that_was_away_is_waited_for(database):
+  naps = []
+
+  def sleep(seconds):
+    naps.append(seconds)
+    if len(naps) == 2:
+      database.start()
+
+  with open_study(database.url, 'away', sleep=sleep) as study:
     study.add(GRID[:1])
     (claim,) = study.claim(1, any_two)
     database.stop()
-    naps = []
-
-    def sleep(seconds):
-      naps.append(seconds)
-      if len(naps) == 2:
-        database.start()
-
-    monkeypatch.setattr(studies.time, 'sleep', sleep)
     study.complete(claim, done(claim))
     assert len(naps) >= 2
     assert study.results()[0].state == 'complete'
+
+
+@pytest.mark.parametrize(
+  ('number', 'raised'),
+  [
+    (signal.SIGTERM, stop_signals.TerminatedError),
+    (signal.SIGINT, KeyboardInterrupt),
+  ],
+)
+def test_signal_ends_the_wait_for_a_database(tmp_path, number, raised):
+  tries = []
+
+  def away():
+    tries.append(number)
+    signal.raise_signal(number)
+    raise sqlalchemy.exc.OperationalError('', {}, Exception('gone'))
+
+  with stop_signals.StopSignals() as stop:
+    stop()  # From here on a signal is only noted.
+    study = open_study(f'sqlite:///{tmp_path}/db', 'x', sleep=stop.sleep)
+    with pytest.raises(raised):
+      study._patiently(away)
+  assert tries == [number]

@@ -1,4 +1,6 @@
 import datetime
+import errno
+import fcntl
 import os
 import resource
 import signal
@@ -106,3 +108,12 @@ def test_what_cannot_be_locked_is_told_in_a_line(tmp_path):
   (tmp_path / 'lock.json').mkdir()
   with pytest.raises(UserError, match='lock.json cannot be locked .Is a dir'):
     try_to_hold(tmp_path)
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_system_without_locks_has_none(tmp_path, monkeypatch, number):
+  def flock(*unused_args):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(fcntl, 'flock', flock)
+  assert try_to_hold(tmp_path)

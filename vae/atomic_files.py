@@ -1,5 +1,6 @@
 """Files that are there as a whole, or not at all."""
 
+import contextlib
 import os
 import uuid
 
@@ -28,5 +29,7 @@ def replace(path: epath.Path, content: bytes) -> None:
         os.fsync(file.fileno())
     partial.replace(path)
   except OSError:
-    partial.unlink(missing_ok=True)
+    # On a full disk each try would leave one.
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
     raise

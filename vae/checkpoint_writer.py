@@ -22,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vae import checkpoints
 from vae.checkpoints import Checkpoints
-from vae.errors import UserError
+from vae.errors import WriteError
 from vae.training import TrainState
 
 # Between two tries to write what could not be written.
@@ -112,7 +112,7 @@ class CheckpointWriter:
         self._changed.wait(min(left, _SECONDS_TO_ASK))
       else:
         return
-      raise UserError(
+      raise WriteError(
         f'the checkpoint of step {self._job[0]:,} could not be written into '
         f'{self._directory} ({_reason(self._error)}). Once it can be, the same '
         'command goes on from the last one that was written.'

@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""The exceptions that users are meant to read."""
 
 
 class UserError(Exception):
@@ -7,6 +7,14 @@ class UserError(Exception):
   The message is complete by itself: it names the key or the file, what is
   wrong with it and what is accepted. The scripts print it as it is, without a
   traceback, and exit with status 2.
+  """
+
+
+class WriteError(UserError):
+  """Something cannot be written, as on a full disk.
+
+  No mistake in what was to be written, which is worth another try once it can
+  be.
   """
 
 
