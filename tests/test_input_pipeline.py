@@ -1,9 +1,11 @@
+import contextlib
 import csv
 import errno
 import os
 import re
 import shutil
 import socket
+import sys
 import time
 
 from etils import epath
@@ -745,6 +747,34 @@ def test_corrupt_images_are_looked_for_once(kept_config, monkeypatch):
     np.testing.assert_array_equal(
       everything(getattr(second, name)), everything(getattr(first, name))
     )
+
+
+@pytest.mark.parametrize('source', ['celeba', 'cartoon_faces'])
+def test_a_log_that_cannot_be_written_stops_no_data(
+  kept_config, monkeypatch, tmp_path, source
+):
+  """As where the disk that it lies on is full, or its reader has gone."""
+  if source == 'cartoon_faces':
+    sizes = {'train': 20, 'validation': 6, 'test': 5}
+    monkeypatch.setattr(cartoon_faces, '_SPLIT_SIZES', sizes)
+    kept_config.data.dir = str(tmp_path / 'rendered')
+    (tmp_path / 'rendered').mkdir()
+  else:
+    images = epath.Path(kept_config.data.dir) / 'img_align_celeba'
+    (images / '000004.jpg').write_bytes(b'')
+  kept_config.data.source = source
+  kept_config.data.skip_corrupt = True
+  # Where nothing can be kept, which is told too.
+  kept_config.data.decoded_dir = '/dev/null/decoded'
+  with open('/dev/full', 'w') as full:
+    monkeypatch.setattr(sys, 'stdout', full)
+    monkeypatch.setattr(sys, 'stderr', full)
+    train = input_pipeline.load(kept_config).train
+    images = everything(train)
+    monkeypatch.undo()
+    with contextlib.suppress(OSError):
+      full.close()
+  assert len(images) == (39 if source == 'celeba' else 20)
 
 
 def test_without_network_the_message_comes_at_once(
