@@ -88,6 +88,10 @@ class StreamedSplit:
     """See `splits.Split`."""
     return self._labels
 
+  def names_digest(self) -> str:
+    """See `splits.Split`."""
+    return self._encoded.names_digest(self._indices)
+
   @functools.cached_property
   def _labels(self) -> splits.Labels | None:
     labels = self._encoded.labels()
@@ -138,6 +142,10 @@ class CachedSplit:
   def labels(self) -> splits.Labels | None:
     """See `splits.Split`."""
     return self._streamed.labels()
+
+  def names_digest(self) -> str:
+    """See `splits.Split`."""
+    return self._streamed.names_digest()
 
   def _decode(self) -> np.ndarray:
     images = np.empty((self.num_examples, *self.image_shape), np.uint8)

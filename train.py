@@ -138,13 +138,10 @@ def _train(
   # Read now, so that a picture that cannot be is told before training.
   pairs = min(GRID * GRID // 2, data.validation.num_examples)
   originals = next(data.validation.batches(np.arange(pairs), pairs))
-  num_examples = {
-    'train': data.train.num_examples,
-    'validation': data.validation.num_examples,
-  }
+  identity = data.identity()
   for run in runs:
     if topology.process_index == 0:
-      run_config.claim_workdir(run.config, run.workdir, num_examples)
+      run_config.claim_workdir(run.config, run.workdir, identity)
     run.writer.rewind(step)
     if not step:
       run.writer.write_hparams(run_config.flatten(run.config))

@@ -256,8 +256,8 @@ def _list_folder(folder: epath.Path) -> dict[str, EncodedSplit]:
   classes = _classes(paths)
 
   def make_split(part):
-    files = [str(folder / path) for path in part]
-    return FileSplit(files, functools.partial(_class_labels, part, classes))
+    labels = functools.partial(_class_labels, part, classes)
+    return FileSplit(folder, part, labels)
 
   return {split: make_split(sorted(part)) for split, part in parts.items()}
 
