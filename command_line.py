@@ -78,9 +78,11 @@ def run(
 
   _mind_destructors()
   _keep_compiled_programs()
-  for stream in (sys.stdout, sys.stderr):
+  for name in ('stdout', 'stderr'):
+    if getattr(sys, name) is None:  # As after `2>&-`.
+      setattr(sys, name, open(os.devnull, 'w'))
     # σ and ‖ are not in every encoding.
-    stream.reconfigure(errors='replace')
+    getattr(sys, name).reconfigure(errors='replace')
   app.run(guarded, flags_parser=_parse)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import dataclasses
 import functools
 import os
-import sys
 import time
 
 import numpy as np
@@ -29,6 +28,7 @@ from datasets.decoded import digest
 from datasets.encoded import EncodedSplit
 from datasets.encoded import SPLITS
 import memory
+import report
 from vae import devices
 from vae import splits
 from vae.errors import UserError
@@ -88,6 +88,10 @@ class StreamedSplit:
     """See `splits.Split`."""
     return self._labels
 
+  def names_digest(self) -> str:
+    """See `splits.Split`."""
+    return self._encoded.names_digest(self._indices)
+
   @functools.cached_property
   def _labels(self) -> splits.Labels | None:
     labels = self._encoded.labels()
@@ -121,10 +125,9 @@ class CachedSplit:
     kept = self._store.read(self._name)
     whole = kept is not None and (kept.shape, kept.dtype) == (shape, np.uint8)
     images = kept if whole else self._decode()
-    print(
+    report.say(
       f'{self._label}: {"read" if whole else "decoded"} {len(images):,} images '
-      f'in {time.monotonic() - start:.1f}s, {images.nbytes / 1e6:,.0f} MB',
-      flush=True,
+      f'in {time.monotonic() - start:.1f}s, {images.nbytes / 1e6:,.0f} MB'
     )
     if not whole:
       self._store.write(self._name, images)
@@ -139,6 +142,10 @@ class CachedSplit:
   def labels(self) -> splits.Labels | None:
     """See `splits.Split`."""
     return self._streamed.labels()
+
+  def names_digest(self) -> str:
+    """See `splits.Split`."""
+    return self._streamed.names_digest()
 
   def _decode(self) -> np.ndarray:
     images = np.empty((self.num_examples, *self.image_shape), np.uint8)
@@ -236,10 +243,9 @@ def _make_split(
   if skip_corrupt and len(indices):
     corrupt = _known_corrupt(label, encoded, crop, store, identity)
     if len(corrupt):
-      print(
+      report.warn(
         f'{label}: skipped {len(corrupt)} of {len(indices)} images that cannot '
-        f'be decoded: {corrupt_images.some_names(encoded, corrupt)}',
-        file=sys.stderr,
+        f'be decoded: {corrupt_images.some_names(encoded, corrupt)}'
       )
       indices = np.delete(indices, corrupt)
   streamed = StreamedSplit(encoded, indices, crop)

@@ -1,5 +1,9 @@
 """What memory there is, and whether a run can do with it."""
 
+import contextlib
+import math
+import pathlib
+
 from etils import epath
 import jax
 import ml_collections
@@ -9,19 +13,44 @@ from vae import devices
 from vae import footprint
 from vae.errors import UserError
 
-# Where Linux tells a container its limits.
-_CGROUP = epath.Path('/sys/fs/cgroup')
+# Where Linux tells containers and services their limits, and a process which
+# of them it is in.
+_CGROUPS = epath.Path('/sys/fs/cgroup')
+_OWN_CGROUP = epath.Path('/proc/self/cgroup')
+
+# What a cgroup counts as used, and the kernel gives back when it is asked for
+# more: the files that were read, above all.
+_RECLAIMABLE = ('inactive_file', 'active_file', 'slab_reclaimable')
 
 
 def free() -> int:
-  """Bytes that this process may still take: the machine's, or its cgroup's."""
+  """Bytes that this process may still take: of the machine, and its cgroups."""
   available = psutil.virtual_memory().available
+  return max(0, min([available, *map(_left_in, _cgroups())]))
+
+
+def _cgroups() -> list[epath.Path]:
+  """The process's own, and all that this one lies in, up to the root."""
+  names = ()
+  with contextlib.suppress(OSError, ValueError):
+    for line in _OWN_CGROUP.read_text().splitlines():
+      if line.startswith('0::/'):
+        names = pathlib.PurePosixPath(line.removeprefix('0::/')).parts
+  return [_CGROUPS.joinpath(*names[:i]) for i in range(len(names) + 1)]
+
+
+def _left_in(cgroup: epath.Path) -> float:
+  """Bytes until a cgroup's limit; without one, or a cgroup, infinitely many."""
   try:
-    limit = int(_CGROUP.joinpath('memory.max').read_text())
-    used = int(_CGROUP.joinpath('memory.current').read_text())
-  except (OSError, ValueError):  # No cgroup, or 'max'.
-    return available
-  return min(available, limit - used)
+    limit = int((cgroup / 'memory.max').read_text())
+    used = int((cgroup / 'memory.current').read_text())
+  except (OSError, ValueError):  # 'max' is no number.
+    return math.inf
+  with contextlib.suppress(OSError, ValueError):
+    lines = (cgroup / 'memory.stat').read_text().splitlines()
+    stat = dict(line.split(maxsplit=1) for line in lines)
+    used -= sum(int(stat.get(name, 0)) for name in _RECLAIMABLE)
+  return limit - used
 
 
 def check(config: ml_collections.ConfigDict, num_devices: int) -> None:

@@ -347,46 +347,81 @@ def check_writable(folder: epath.Path, flag: str) -> None:
 def claim_workdir(
   config: ml_collections.ConfigDict,
   workdir: epath.Path,
-  num_examples: dict[str, int],
+  data: dict[str, int | str],
 ) -> None:
-  """Writes into a workdir which config, on how much data, trains in it.
+  """Writes into a workdir which config, on which data, trains in it.
 
   Args:
     config: as `check_workdir` found it fitting.
     workdir: of the run.
-    num_examples: of each split.
+    data: its `splits.DataSet.identity`.
 
   Raises:
     UserError: if the workdir cannot be written, or holds checkpoints that
-      were trained on another number of examples.
+      were trained on other data.
   """
   with _writing_errors(workdir, '--workdir'):
     workdir.mkdir(parents=True, exist_ok=True)
+    found = {}
     if checkpoints.exist(workdir):
-      check_data(workdir, num_examples)
-    write_json(workdir / DATA_FILENAME, num_examples)
+      found = _read_data(workdir)
+      _check_same_data(data, found, workdir)
+    if found != found | data:
+      write_json(workdir / DATA_FILENAME, found | data)
     write_json(workdir / trained.CONFIG, config.to_dict())
 
 
-def check_data(workdir: epath.Path, num_examples: dict[str, int]) -> None:
+def check_data(workdir: epath.Path, data: dict[str, int | str]) -> None:
   """Checks that a run was trained on this data, as far as can be told.
 
   Args:
     workdir: of the run.
-    num_examples: of the train and validation split.
+    data: its `splits.DataSet.identity`.
 
   Raises:
-    UserError: if it was trained on another number of examples.
+    UserError: if it was trained on other data.
   """
+  _check_same_data(data, _read_data(workdir), workdir)
+
+
+def _read_data(workdir: epath.Path) -> dict[str, int | str]:
+  """What a workdir says of its data; empty where that is not there."""
   path = workdir / DATA_FILENAME
-  if not path.exists():
-    return
-  found = json.loads(path.read_text())
-  if found != num_examples:
+  try:
+    if not path.exists():
+      return {}
+    found = json.loads(path.read_text())
+    if not isinstance(found, dict) or not found:
+      raise ValueError('there is nothing of data in it')
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or error
     raise UserError(
-      f'{workdir} holds a run on other data: {found} images, and now '
-      f'{num_examples}. Name another --workdir, or give it its data.'
+      f'{path} cannot be read ({reason}). Delete it, and the data is taken as '
+      "it is; so make sure that it is the run's own."
+    ) from error
+  return found
+
+
+def _check_same_data(
+  given: dict[str, int | str], found: dict[str, int | str], workdir: epath.Path
+) -> None:
+  # Workdirs that are older than the digests have numbers alone.
+  changed = [key for key in given if given[key] != found.get(key, given[key])]
+  if not changed:
+    return
+  advice = 'Name another --workdir, or give it its data.'
+  counts = [key for key in given if not key.endswith('_names')]
+  if set(changed) & set(counts):
+    was, now = ({key: d.get(key) for key in counts} for d in (found, given))
+    raise UserError(
+      f'{workdir} holds a run on other data: {was} images, and now {now}. '
+      f'{advice}'
     )
+  splits = ' and '.join(key.removesuffix('_names') for key in changed)
+  raise UserError(
+    f'{workdir} holds a run on other data: there are as many images as then, '
+    f'but those of {splits} have other names, or another order. {advice}'
+  )
 
 
 @contextlib.contextmanager

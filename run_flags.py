@@ -56,12 +56,8 @@ def check_data(data: splits.DataSet) -> None:
   Raises:
     UserError: if the run's own data is no longer what it was.
   """
-  num_examples = {
-    'train': data.train.num_examples,
-    'validation': data.validation.num_examples,
-  }
   try:
-    run_config.check_data(workdir(), num_examples)
+    run_config.check_data(workdir(), data.identity())
   except UserError as error:
     if DATA_DIR.value is None:
       raise

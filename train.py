@@ -8,6 +8,8 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import hashlib
+import json
 
 from etils import epath
 import jax
@@ -138,18 +140,16 @@ def _train(
   # Read now, so that a picture that cannot be is told before training.
   pairs = min(GRID * GRID // 2, data.validation.num_examples)
   originals = next(data.validation.batches(np.arange(pairs), pairs))
-  num_examples = {
-    'train': data.train.num_examples,
-    'validation': data.validation.num_examples,
-  }
-  if not devices.all_have(np.array(list(num_examples.values()))):
+  identity = data.identity()
+  digest = hashlib.sha256(json.dumps(identity).encode()).digest()
+  if not devices.all_have(np.frombuffer(digest, np.uint8)):
     raise UserError(
-      f'this process has {num_examples} images, and another has others; give '
-      'all processes of the run the same data.'
+      f'this process has other images ({identity}) than another of this run; '
+      'give all the same data.'
     )
   for run in runs:
     if topology.process_index == 0:
-      run_config.claim_workdir(run.config, run.workdir, num_examples)
+      run_config.claim_workdir(run.config, run.workdir, identity)
     run.writer.rewind(step, validated=not validate_first)
     if not step:
       run.writer.write_hparams(run_config.flatten(run.config))

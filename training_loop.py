@@ -152,11 +152,15 @@ class Loop:
         self._train_epoch()
         if self._goes_on() and self._schedule.validates(self._trainer.step):
           self._validate()
-      if self.is_stopped and self._trainer.step != self._saved_step:
-        self._under_way.append(_UnderWay(self._trainer.step))
-        self._snapshot()
+      if self.is_stopped:
+        self._snapshot_last()
       self._settle_all()
       self._check_last()
+    except UserError:
+      # Of the data, as an image that cannot be decoded. The snapshot needs no
+      # other process, which may wait for this one.
+      self._snapshot_last()
+      raise
     finally:
       # Also where the data, or Ctrl-C, ends the loop: what was computed counts.
       self._settle_all()
@@ -229,6 +233,12 @@ class Loop:
     self._saved_step = self._trainer.step
     if self._writers:
       self._under_way[-1].snapshot = self._trainer.snapshot()
+
+  def _snapshot_last(self) -> None:
+    """Has the state saved that the loop ends with."""
+    if self._trainer.step != self._saved_step:
+      self._under_way.append(_UnderWay(self._trainer.step))
+      self._snapshot()
 
   def _settle_all(self) -> None:
     while self._under_way and self._in_order:

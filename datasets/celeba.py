@@ -60,7 +60,8 @@ def find(folder: epath.Path) -> dict[str, EncodedSplit] | None:
   files = _list_images(images[0], partitions[0])
   return {
     split: FileSplit(
-      [str(images[0] / name) for name in names],
+      images[0],
+      names,
       functools.partial(_find_attributes, folder, partitions[0].parent, names),
     )
     for split, names in files.items()

@@ -45,11 +45,15 @@ def as_user_error(
   encoded: EncodedSplit, corrupt: list[int], crop: Crop
 ) -> UserError:
   """What to say of images that cannot be decoded, and were not skipped."""
+  several = len(corrupt) > 1
   return UserError(
     f'{some_names(encoded, corrupt)} cannot be decoded '
-    f'({"the first: " if len(corrupt) > 1 else ""}'
-    f'{_reason(encoded, corrupt[0], crop)}); replace it, or skip such images '
-    'with --config.data.skip_corrupt=True.'
+    f'({"the first: " if several else ""}'
+    f'{_reason(encoded, corrupt[0], crop)}); put '
+    f'{"sound ones in their places" if several else "a sound one in its place"}'
+    ', and the same command goes on. Or leave such images out with '
+    '--config.data.skip_corrupt=True; a run with checkpoints has to begin anew '
+    'for that, in another --workdir.'
   )
 
 

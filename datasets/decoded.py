@@ -6,13 +6,13 @@ import hashlib
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 import time
 import zlib
 
 import numpy as np
 
+import report
 from vae import ordinary_files
 
 # Left free on the disk, whatever is kept.
@@ -79,11 +79,10 @@ class DecodedStore:
       finally:
         pathlib.Path(partial.name).unlink(missing_ok=True)
     except OSError as error:
-      print(
+      report.warn(
         f'note: decoded images are not kept in {self._directory} '
         f'({error.strerror or error}); name another folder with '
-        '--config.data.decoded_dir, or none.',
-        file=sys.stderr,
+        '--config.data.decoded_dir, or none.'
       )
 
   def _clear_away(self) -> None:

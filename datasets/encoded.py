@@ -5,6 +5,7 @@ Labels, where there are any, lie beside the images and are read on demand.
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Sequence
 import errno
 import hashlib
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from datasets.decoded import digest
 from vae import ordinary_files
 from vae.errors import shown
 from vae.errors import UserError
@@ -74,21 +76,35 @@ class EncodedSplit(Protocol):
   def fingerprint(self) -> str | None:
     """Changes when an image does; None where that cannot be told quickly."""
 
+  def names_digest(self, indices: np.ndarray) -> str:
+    """Says which images are at `indices`, wherever the data lies."""
+
 
 class FileSplit:
   """Images that are a file each."""
 
   def __init__(
     self,
-    paths: list[str],
+    folder: epath.PathLike,
+    names: Sequence[str],
     read_labels: Callable[[], Labels | None] = lambda: None,
   ):
-    """Takes the images' files and what reads their labels."""
+    """Takes the images' files and what reads their labels.
+
+    Args:
+      folder: that they are in.
+      names: of the files, relative to it.
+      read_labels: as of `labels`.
+    """
     # Bytes, as some file systems' names are no UTF-8.
-    self._paths = np.array([os.fsencode(path) for path in paths], dtype=object)
+    names = [os.fsencode(name) for name in names]
+    folder = os.fsencode(str(folder))
+    paths = [os.path.join(folder, name) for name in names]
+    self._names = np.array(names, dtype=object)
+    self._paths = np.array(paths, dtype=object)
     self._read_labels = read_labels
-    self._remote = any('://' in path for path in paths[:1])
-    self.num_examples = len(paths)
+    self._remote = b'://' in folder
+    self.num_examples = len(names)
 
   def read(
     self, indices: np.ndarray, decode: Callable[[tf.Tensor], tf.Tensor]
@@ -136,6 +152,10 @@ class FileSplit:
     if self._remote:
       return None
     return _of_files(self._paths)
+
+  def names_digest(self, indices: np.ndarray) -> str:
+    """See `EncodedSplit`: of the names in the folder, in order."""
+    return digest(*self._names[indices])
 
 
 class TfdsSplit:
@@ -240,6 +260,10 @@ class TfdsSplit:
     if any('://' in str(path) for path in files):
       return None
     return _of_files([os.fsencode(path) for path in files])
+
+  def names_digest(self, indices: np.ndarray) -> str:
+    """See `EncodedSplit`: of the data set's name and version, and positions."""
+    return digest(self._builder.info.full_name, self._split, *indices.tolist())
 
 
 def _only_files(paths: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from datasets.encoded import EncodedSplit
 from datasets.encoded import FileSplit
 from datasets.encoded import SPLITS
 from datasets.encoded import TfdsSplit
+import report
 from vae import ordinary_files
 from vae.errors import shown
 from vae.errors import UserError
@@ -140,7 +141,7 @@ def _prepare_cartoon_faces(directory: str) -> dict[str, EncodedSplit]:
   builder = _find_prepared('cartoon_faces', directory)
   if builder is None:
     root = directory or tfds.core.constants.DATA_DIR
-    print(f'Rendering the cartoon faces into {root} …', flush=True)
+    report.say(f'Rendering the cartoon faces into {root} …')
     tfds.disable_progress_bar()
     try:
       builder = cartoon_faces.CartoonFaces(data_dir=directory or None)
@@ -255,8 +256,8 @@ def _list_folder(folder: epath.Path) -> dict[str, EncodedSplit]:
   classes = _classes(paths)
 
   def make_split(part):
-    files = [str(folder / path) for path in part]
-    return FileSplit(files, functools.partial(_class_labels, part, classes))
+    labels = functools.partial(_class_labels, part, classes)
+    return FileSplit(folder, part, labels)
 
   return {split: make_split(sorted(part)) for split, part in parts.items()}
 

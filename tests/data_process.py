@@ -36,7 +36,7 @@ def memory(key):
 
 def read_image(path, channels, image_size):
   """One file as the train split reads it."""
-  split = FileSplit([os.fsdecode(bytes.fromhex(path))])
+  split = FileSplit('', [os.fsdecode(bytes.fromhex(path))])
   crop = crops.Crop(148, image_size, channels)
   streamed = input_pipeline.StreamedSplit(split, np.arange(1), crop)
   [images] = streamed.batches(np.arange(1), 1)

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 
@@ -76,3 +78,18 @@ def test_compiled_programs_are_kept_by_default(tmp_path, monkeypatch):
   assert run_script(PRINT_CACHE)[:2] == (0, 'None\n')
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'own'))
   assert run_script(PRINT_CACHE)[1] == f'{tmp_path}/own\n'
+
+
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '>&- 2>&-'])
+def test_mistake_is_one_where_nobody_can_be_told(closed):
+  result = subprocess.run(
+    f'exec {sys.executable} main.py --process_id=1 {closed}',
+    shell=True,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 2
+  told = '2>' not in closed
+  assert ('--process_id go with' in result.stderr) is told
+  assert result.stderr.count('\n') == told and not result.stdout

@@ -188,6 +188,16 @@ def other_data(run):
   (run / 'data.json').write_text('{"train": 41, "validation": 11}')
 
 
+def other_names(run):
+  data = json.loads((run / 'data.json').read_text())
+  data['validation_names'] = data['train_names']
+  (run / 'data.json').write_text(json.dumps(data))
+
+
+def damaged_data_json(run):
+  (run / 'data.json').write_text('{')
+
+
 @pytest.mark.parametrize(
   ('spoil', 'flags', 'says'),
   [
@@ -200,6 +210,8 @@ def other_data(run):
     (None, ('--split=best',), '--split=best'),
     (None, ('--seed=4294967296',), 'seed=4294967296'),
     (other_data, (), 'a run on other data'),
+    (other_names, (), 'other data: .* as many images .* those of validation'),
+    (damaged_data_json, (), r'data\.json cannot be read .* Delete it'),
     (None, ('--metrics=elbo',), 'no elbo; there are bounds, reconstruction'),
     (None, ('--inception_weights=gone.tgz',), 'gone.tgz cannot be read'),
     (None, ('--data_dir=gone',), 'gone; there is no such folder'),
@@ -225,6 +237,29 @@ def test_without_a_workdir_the_flag_is_named():
 def copy_data(celeba_dir, folder):
   shutil.copytree(celeba_dir, folder)
   return folder
+
+
+def rename_image(data, number):
+  """In the folder and in the lists."""
+  old, new = f'{number:06d}.jpg', 'renamed.jpg'
+  (data / 'img_align_celeba' / old).rename(data / 'img_align_celeba' / new)
+  for path in data.glob('list_*.txt'):
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_other_data_that_is_named_is_remarked_on(
+  trained_run, celeba_dir, tmp_path
+):
+  data = copy_data(celeba_dir, tmp_path / 'data')
+  flags = (f'--workdir={trained_run}', f'--data_dir={data}', '--metrics=labels')
+  (data / 'list_attr_celeba.txt').unlink()
+  # Where it is as it was, but elsewhere, there is nothing to say.
+  code, out, _ = evaluate(*flags)
+  assert code == 2 and 'note: ' not in out
+  rename_image(data, 3)
+  code, out, err = evaluate(*flags)
+  assert re.search('note: .* other data: .* those of train have', out), out
+  assert code == 2 and 'has no labels' in err
 
 
 def test_labels_of_data_without_labels_are_refused(

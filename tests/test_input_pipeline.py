@@ -1,9 +1,11 @@
+import contextlib
 import csv
 import errno
 import os
 import re
 import shutil
 import socket
+import sys
 import time
 
 from etils import epath
@@ -379,6 +381,97 @@ def test_folder_is_split_by_the_names_alone(tmp_path, small_config):
   assert input_pipeline.load(small_config).train.num_examples == 40
 
 
+# Which images they are.
+
+
+def test_names_say_which_images_a_run_sees(tmp_path, small_config):
+  folder = tmp_path / 'a'
+  (folder / 'b').mkdir(parents=True)
+  write_faces(folder / 'b', [f'{i}.jpg' for i in range(50)])
+  small_config.data.source = 'folder'
+  small_config.train.batch_size = 1
+
+  def identity(folder=folder, **settings):
+    config = small_config.copy_and_resolve_references()
+    config.data.dir = str(folder)
+    config.data.update(settings)
+    return input_pipeline.load(config).identity()
+
+  first = identity()
+  assert (first['train'], first['validation']) == (40, 5)
+  assert first['train_names'] != first['validation_names']
+  # Wherever they lie and are kept, and whenever they were written.
+  shutil.copytree(folder, tmp_path / 'elsewhere', copy_function=shutil.copy)
+  assert identity(tmp_path / 'elsewhere') == first
+  for cache in ('none', 'host', 'device'):
+    assert identity(cache=cache) == first
+  # Another name changes what there is, and its place may be in any split.
+  encoded = sources.find('folder', str(folder))
+  for split in ('train', 'validation'):
+    path = encoded[split].name(0)
+    os.rename(path, path + '.png')
+    changed = identity()
+    assert changed != first
+    assert (changed['train'], changed['validation']) == (40, 5)
+    os.rename(path + '.png', path)
+  # One is added where one was removed.
+  shutil.copy(encoded['train'].name(0), folder / 'b' / 'new.jpg')
+  os.remove(encoded['train'].name(0))
+  changed = identity()
+  assert (changed['train'], changed['validation']) == (40, 5)
+  assert changed['train_names'] != first['train_names']
+
+
+def test_names_and_their_order_count_with_lists(
+  small_config, celeba_dir, tmp_path
+):
+  folder = copy(celeba_dir, tmp_path)
+  first = input_pipeline.load(small_config).identity()
+  small_config.data.dir = str(folder)
+  assert input_pipeline.load(small_config).identity() == first
+  partition = folder / 'list_eval_partition.txt'
+  lines = partition.read_text().splitlines(keepends=True)
+  partition.write_text(''.join([lines[1], lines[0], *lines[2:]]))
+  changed = input_pipeline.load(small_config).identity()
+  assert changed == first | {'train_names': changed['train_names']} != first
+
+
+def test_images_that_are_skipped_do_not_count(
+  small_config, celeba_dir, tmp_path
+):
+  small_config.data.skip_corrupt = True
+  small_config.data.dir = str(copy(celeba_dir, tmp_path))
+  images = epath.Path(small_config.data.dir) / 'img_align_celeba'
+  found = []
+  for name in ('000004.jpg', '000005.jpg'):
+    whole = (images / name).read_bytes()
+    (images / name).write_bytes(b'')
+    found.append(input_pipeline.load(small_config).identity())
+    (images / name).write_bytes(whole)
+  assert [each['train'] for each in found] == [39, 39]
+  assert found[0]['train_names'] != found[1]['train_names']
+  assert found[0]['validation_names'] == found[1]['validation_names']
+
+
+def test_records_are_told_by_the_name_and_version_of_their_data_set(
+  small_config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    cartoon_faces, '_SPLIT_SIZES', {'train': 20, 'validation': 6, 'test': 5}
+  )
+  small_config.data.source = 'cartoon_faces'
+  found = []
+  for folder, version in (('a', '1.0.0'), ('b', '1.0.0'), ('c', '1.1.0')):
+    (tmp_path / folder).mkdir()
+    small_config.data.dir = str(tmp_path / folder)
+    version = tfds.core.Version(version)
+    monkeypatch.setattr(cartoon_faces.CartoonFaces, 'VERSION', version)
+    found.append(input_pipeline.load(small_config).identity())
+  assert found[0] == found[1] and found[0]['train'] == 20
+  changed = {key for key in found[0] if found[0][key] != found[2][key]}
+  assert changed == {'train_names', 'validation_names'}
+
+
 # Labels.
 
 
@@ -745,6 +838,34 @@ def test_corrupt_images_are_looked_for_once(kept_config, monkeypatch):
     np.testing.assert_array_equal(
       everything(getattr(second, name)), everything(getattr(first, name))
     )
+
+
+@pytest.mark.parametrize('source', ['celeba', 'cartoon_faces'])
+def test_a_log_that_cannot_be_written_stops_no_data(
+  kept_config, monkeypatch, tmp_path, source
+):
+  """As where the disk that it lies on is full, or its reader has gone."""
+  if source == 'cartoon_faces':
+    sizes = {'train': 20, 'validation': 6, 'test': 5}
+    monkeypatch.setattr(cartoon_faces, '_SPLIT_SIZES', sizes)
+    kept_config.data.dir = str(tmp_path / 'rendered')
+    (tmp_path / 'rendered').mkdir()
+  else:
+    images = epath.Path(kept_config.data.dir) / 'img_align_celeba'
+    (images / '000004.jpg').write_bytes(b'')
+  kept_config.data.source = source
+  kept_config.data.skip_corrupt = True
+  # Where nothing can be kept, which is told too.
+  kept_config.data.decoded_dir = '/dev/null/decoded'
+  with open('/dev/full', 'w') as full:
+    monkeypatch.setattr(sys, 'stdout', full)
+    monkeypatch.setattr(sys, 'stderr', full)
+    train = input_pipeline.load(kept_config).train
+    images = everything(train)
+    monkeypatch.undo()
+    with contextlib.suppress(OSError):
+      full.close()
+  assert len(images) == (39 if source == 'celeba' else 20)
 
 
 def test_without_network_the_message_comes_at_once(

@@ -494,7 +494,7 @@ def test_corrupt_image_gets_one_line(celeba_dir, tmp_path):
   code, _, err = finish(start(*flags))
   assert code == 2 and err.startswith('error: ') and err.count('\n') == 1
   assert '000003.jpg cannot be decoded' in err
-  # The advice can be followed in the same workdir.
+  # The advice can be followed, without checkpoints in the same workdir.
   code, out, err = finish(start(*flags, '--config.data.skip_corrupt=True'))
   assert code == 0 and 'Trained steps 1 to 12' in out
   assert err.startswith('train: skipped 1 of 40') and err.count('\n') == 1

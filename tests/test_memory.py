@@ -1,3 +1,4 @@
+from etils import epath
 import jax
 import pytest
 
@@ -67,12 +68,59 @@ def test_a_hosts_devices_share_its_memory(monkeypatch):
   memory.check(config, num_devices=1)
 
 
-def test_a_containers_limit_counts(tmp_path, monkeypatch):
-  monkeypatch.setattr(memory, '_CGROUP', tmp_path)
-  whole = memory.free()
-  assert whole > 10**8
-  (tmp_path / 'memory.max').write_text('100000000\n')
-  (tmp_path / 'memory.current').write_text('40000000\n')
-  assert memory.free() == 60_000_000
-  (tmp_path / 'memory.max').write_text('max\n')
+@pytest.fixture
+def cgroups(tmp_path, monkeypatch):
+  """A folder in the place of /sys/fs/cgroup; this process is in the root."""
+  monkeypatch.setattr(memory, '_CGROUPS', epath.Path(tmp_path))
+  monkeypatch.setattr(memory, '_OWN_CGROUP', epath.Path(tmp_path) / 'own')
+  return tmp_path
+
+
+def limit(cgroup, max_bytes, used, **stat):
+  cgroup.mkdir(parents=True, exist_ok=True)
+  (cgroup / 'memory.max').write_text(f'{max_bytes}\n')
+  (cgroup / 'memory.current').write_text(f'{used}\n')
+  rows = [f'{name} {num_bytes}\n' for name, num_bytes in stat.items()]
+  (cgroup / 'memory.stat').write_text(''.join(rows))
+
+
+def test_a_containers_limit_counts(cgroups):
   assert memory.free() > 10**8
+  limit(cgroups, 100_000_000, 40_000_000)
+  assert memory.free() == 60_000_000
+  (cgroups / 'memory.stat').unlink()
+  assert memory.free() == 60_000_000
+  limit(cgroups, 'max', 40_000_000)
+  assert memory.free() > 10**8
+  # A limit may be lowered below what is used.
+  limit(cgroups, 10_000_000, 40_000_000)
+  assert memory.free() == 0
+
+
+def test_the_files_that_a_container_has_read_are_no_used_memory(cgroups):
+  stat = {'anon': 2, 'file': 95, 'active_file': 30, 'inactive_file': 60}
+  stat |= {'shmem': 5, 'slab_reclaimable': 2, 'slab_unreclaimable': 1}
+  stat = {name: millions * 1_000_000 for name, millions in stat.items()}
+  limit(cgroups, 100_000_000, 100_000_000, **stat)
+  # 8 MB stay: anonymous, shared, and what the kernel holds for itself.
+  assert memory.free() == 92_000_000
+
+
+@pytest.mark.parametrize('least', ['', 'a', 'a/b.slice'])
+def test_the_narrowest_of_the_cgroups_around_a_process_counts(cgroups, least):
+  (cgroups / 'own').write_text('4:memory:/other\n0::/a/b.slice\n')
+  for name in ('', 'a', 'a/b.slice'):
+    limit(cgroups / name, 90_000_000, 10_000_000, active_file=5_000_000)
+  limit(cgroups / least, 50_000_000, 40_000_000, active_file=20_000_000)
+  # Not around this process.
+  limit(cgroups / 'other', 100, 99)
+  assert memory.free() == 30_000_000
+
+
+@pytest.mark.parametrize(
+  'own', ['0::/not/mounted/here\n', '0::/../b\n', '\xff']
+)
+def test_the_root_counts_where_the_own_cgroup_is_not_seen(cgroups, own):
+  (cgroups / 'own').write_text(own, encoding='latin-1')
+  limit(cgroups, 100_000_000, 40_000_000)
+  assert memory.free() == 60_000_000

@@ -1,3 +1,5 @@
+import json
+
 from etils import epath
 import ml_collections
 from ml_collections import config_dict
@@ -238,6 +240,73 @@ def test_workdir_of_other_data_is_refused(tmp_path):
   with pytest.raises(UserError, match="'train': 40.*now.*'train': 48"):
     claim(config, tmp_path, counts={'train': 48, 'validation': 10})
   assert (tmp_path / 'config.json').read_text() == before
+
+
+NAMES = {'train_names': '1a', 'validation_names': '2b'}
+
+
+def test_workdir_of_as_many_other_images_is_refused(tmp_path):
+  config, workdir = celeba.get_config(), epath.Path(tmp_path)
+  claim(config, workdir, COUNTS | NAMES)
+  before = (workdir / 'data.json').read_text()
+  for other, said in (
+    ({'train_names': '3c'}, 'those of train have'),
+    ({'train_names': '3c', 'validation_names': '3c'}, 'train and validation'),
+  ):
+    for check in (
+      lambda data: claim(config, workdir, data),
+      lambda data: run_config.check_data(workdir, data),
+    ):
+      with pytest.raises(UserError, match='other data: .*as many') as caught:
+        check(COUNTS | NAMES | other)
+      assert said in str(caught.value) and '\n' not in str(caught.value)
+  # The numbers come first, as they say more.
+  with pytest.raises(UserError, match=r"'validation': 10} images, and now"):
+    run_config.check_data(workdir, COUNTS | {'train': 48, 'train_names': '3c'})
+  assert (workdir / 'data.json').read_text() == before
+
+
+def test_workdir_that_knows_numbers_alone_learns_the_names(tmp_path):
+  config, workdir = celeba.get_config(), epath.Path(tmp_path)
+  claim(config, workdir, COUNTS)
+  run_config.check_data(workdir, COUNTS | NAMES)
+  claim(config, workdir, COUNTS | NAMES)
+  assert json.loads((workdir / 'data.json').read_text()) == COUNTS | NAMES
+  # And keeps them, where images have none.
+  claim(config, workdir, COUNTS)
+  assert json.loads((workdir / 'data.json').read_text()) == COUNTS | NAMES
+
+
+def test_what_is_known_of_the_data_is_written_when_it_changes(tmp_path):
+  config, workdir = celeba.get_config(), epath.Path(tmp_path)
+  claim(config, workdir, COUNTS | NAMES)
+  (tmp_path / 'kept').hardlink_to(tmp_path / 'data.json')
+  claim(config, workdir, COUNTS | NAMES)
+  assert (tmp_path / 'kept').samefile(tmp_path / 'data.json')
+
+
+@pytest.mark.parametrize(
+  'content', [b'', b'{"train": 4', b'[]', b'{}', b'null', b'\xff']
+)
+def test_damaged_data_json_is_a_clear_error(tmp_path, content):
+  config, workdir = celeba.get_config(), epath.Path(tmp_path)
+  # Of a run that came to nothing it says nothing.
+  (workdir / 'data.json').write_bytes(content)
+  claim(config, workdir)
+  (workdir / 'data.json').write_bytes(content)
+  for check in (
+    lambda: claim(config, workdir),
+    lambda: run_config.check_data(workdir, COUNTS),
+  ):
+    with pytest.raises(UserError, match=r'data\.json cannot be read') as caught:
+      check()
+    message = str(caught.value)
+    assert 'Delete it' in message and '--workdir' not in message
+    assert '\n' not in message
+  # What it says can be done.
+  (workdir / 'data.json').unlink()
+  claim(config, workdir, COUNTS)
+  assert json.loads((workdir / 'data.json').read_text()) == COUNTS
 
 
 @pytest.mark.parametrize('workdir', ['taken', 'taken/below'])

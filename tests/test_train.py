@@ -1,5 +1,6 @@
 """The loop in this process, and what stops it at a certain step."""
 
+import dataclasses
 import shutil
 
 from etils import epath
@@ -142,6 +143,51 @@ def test_what_was_dispatched_counts_when_the_data_ends(setting, tmp_path):
     train.train_and_evaluate(config, tmp_path, data, writer)
   assert [row['step'] for row in writer.rows] == [2, 4]
   assert checkpoints.Checkpoints(tmp_path).latest_step() == 4
+
+
+class Spoilt(splits.ArraySplit):
+  """Cannot decode the images of its n-th chunk, from 0, until mended."""
+
+  def __init__(self, images, n):
+    super().__init__(images)
+    self.left = n
+
+  def batches(self, indices, batch_size):
+    for batch in super().batches(indices, batch_size):
+      self.left -= 1
+      if self.left == -1:
+        raise UserError('a.jpg cannot be decoded')
+      yield batch
+
+
+@pytest.mark.parametrize(
+  ('spoilt', 'n', 'saved'),
+  [
+    # Dispatches end at steps 2, 4, 5, 7, …; 5, an epoch's, is validated and
+    # saved with that. What is drawn of the validation split is read first.
+    ('train', 1, 2),
+    ('train', 3, 5),
+    ('train', 4, 7),
+    ('validation', 1, 5),
+    ('train', 0, None),
+  ],
+)
+def test_what_was_trained_is_saved_when_an_image_cannot_be_decoded(
+  setting, undisturbed, tmp_path, spoilt, n, saved
+):
+  config, data = setting
+  config = config.copy_and_resolve_references()
+  config.checkpoint.every_minutes = 1e9
+  split = Spoilt(getattr(data, spoilt).images, n)
+  data = dataclasses.replace(data, **{spoilt: split})
+  writer = Stopper()
+  with pytest.raises(UserError, match='a.jpg cannot be decoded'):
+    train.train_and_evaluate(config, tmp_path, data, writer)
+  assert checkpoints.latest_step(tmp_path) == saved
+  # And with a sound image it goes on.
+  state = train.train_and_evaluate(config, tmp_path, data, writer)
+  jax.tree.map(np.testing.assert_array_equal, state, undisturbed[0])
+  assert writer.rows == undisturbed[1]
 
 
 class StopAt:

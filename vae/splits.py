@@ -1,9 +1,9 @@
 """Splits of a data set, and the order in which training sees their examples.
 
 A split is anything with `num_examples`, `image_shape`,
-`batches(indices, batch_size)` and `labels()`, as `ArraySplit` has them. The
-order depends on the seed and the epoch alone, not on where the images are
-kept, on the devices or on when the run was last started.
+`batches(indices, batch_size)`, `labels()` and `names_digest()`, as `ArraySplit`
+has them. The order depends on the seed and the epoch alone, not on where the
+images are kept, on the devices or on when the run was last started.
 
 Training and validation go through a split in chunks of several batches, each
 a dispatch. A chunk holds the images; of a `DeviceSplit`, whose images are on
@@ -71,6 +71,9 @@ class Split(Protocol):
       UserError: what is wrong with the labels' file.
     """
 
+  def names_digest(self) -> str | None:
+    """Says which images these are, in their order; None without names."""
+
 
 @dataclasses.dataclass
 class DataSet:
@@ -79,6 +82,20 @@ class DataSet:
   train: Split
   validation: Split
   test: Split
+
+  def identity(self) -> dict[str, int | str]:
+    """What tells the images that a run sees from others, wherever they lie.
+
+    Returns:
+      How many images each split has, by its name, and under `SPLIT_names`,
+      where they have names, the digest of these.
+    """
+    seen = {'train': self.train, 'validation': self.validation}
+    digests = {f'{k}_names': split.names_digest() for k, split in seen.items()}
+    return {
+      **{name: split.num_examples for name, split in seen.items()},
+      **{key: digest for key, digest in digests.items() if digest is not None},
+    }
 
 
 class ArraySplit:
@@ -105,6 +122,9 @@ class ArraySplit:
   def labels(self) -> Labels | None:
     """See `Split`."""
     return self._labels
+
+  def names_digest(self) -> None:
+    """See `Split`: there are no names."""
 
 
 class DeviceSplit:
@@ -133,6 +153,10 @@ class DeviceSplit:
   def labels(self) -> Labels | None:
     """See `Split`."""
     return self._split.labels()
+
+  def names_digest(self) -> str | None:
+    """See `Split`."""
+    return self._split.names_digest()
 
 
 def stored_images(split: Split) -> jax.Array | None:
