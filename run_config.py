@@ -409,7 +409,10 @@ def _check_same_data(
   changed = [key for key in given if given[key] != found.get(key, given[key])]
   if not changed:
     return
-  advice = 'Name another --workdir, or give it its data.'
+  advice = (
+    'Name another --workdir, give it its data, or delete '
+    f'{workdir / DATA_FILENAME} to have it go on with these.'
+  )
   counts = [key for key in given if not key.endswith('_names')]
   if set(changed) & set(counts):
     was, now = ({key: d.get(key) for key in counts} for d in (found, given))

@@ -2,8 +2,8 @@
 
 What was dispatched is settled when the devices have the next steps to do, so
 that they do not wait for the host: only then its metrics are told and its
-checkpoint is written. That waits for one step more, as only the loss and the
-gradient of the next step say whether a state is any good.
+checkpoint is written. Without a validation that waits for one step more, as
+only the loss and the gradient of the next say whether a state is any good.
 """
 
 import collections
@@ -292,6 +292,8 @@ class Loop:
         for name, values in checked.items()
         if not np.isfinite(values[run, index])
       )
+      if self._skipped[run] > 1:
+        what += f', and {self._skipped[run]} steps in a row were skipped'
       step = first_step + index + 1
       self._end(run, step, what, bad_since=step + 1 - self._skipped[run])
 
@@ -336,6 +338,8 @@ class Loop:
         self._unproved[run].append(
           (done.step, state, metrics, self._report.untold(run))
         )
+        if checkpoints.loss(metrics) < math.inf:
+          self._save(run)
 
   def _save(self, run: int) -> None:
     """Has a run's writer write what was kept."""

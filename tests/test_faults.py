@@ -171,8 +171,9 @@ def test_full_disk(undisturbed, small_disk, record_property):
     wait_until_said('cannot be written into', filling)
     before = checkpoints.Checkpoints(run).all_steps()
     time.sleep(seconds / 60)
-    # Nothing takes their place, so that they stay.
-    assert checkpoints.Checkpoints(run).all_steps() == before
+    after = checkpoints.Checkpoints(run).all_steps()
+    # None is deleted, unless what a failed try let go of had room for a later.
+    assert set(before) <= set(after) or max(after) > max(before)
     ballast.unlink()
     wait_until_said('could be written', filling)
   process.wait(timeout=900)

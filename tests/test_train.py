@@ -14,6 +14,7 @@ import train
 import training_loop
 from vae import checkpoints
 from vae import splits
+from vae.checkpoint_writer import CheckpointWriter
 from vae.errors import UserError
 
 
@@ -281,6 +282,34 @@ def test_state_that_leads_to_what_is_not_finite_is_named(diverging, tmp_path):
   config.optimizer.learning_rate = 1e-3
   state = train.train_and_evaluate(config, tmp_path, data, Stopper())
   assert state.step == 15
+
+
+def test_what_is_validated_is_saved_before_the_next_step_is_looked_at(
+  setting, tmp_path, monkeypatch
+):
+  """Other states only after it; the loss of a validation speaks for itself."""
+  config, data = setting
+  events = []
+  save, check = CheckpointWriter.save, training_loop.Loop._check_finite
+  monkeypatch.setattr(
+    CheckpointWriter,
+    'save',
+    lambda *args: events.append(('saved', args[1])) or save(*args),
+  )
+  monkeypatch.setattr(
+    training_loop.Loop,
+    '_check_finite',
+    lambda loop, step, metrics: (
+      events.append(('looked at', step + 1)) or check(loop, step, metrics)
+    ),
+  )
+  config = config.copy_and_resolve_references()
+  config.train.steps_per_dispatch = 1
+  train.train_and_evaluate(config, tmp_path, data, Stopper())
+  assert sorted(events) == sorted(set(events)) and len(events) == 30
+  for step in range(1, 15):
+    saved = events.index(('saved', step))
+    assert (saved < events.index(('looked at', step + 1))) == (step % 5 == 0)
 
 
 def test_last_update_is_looked_at_too(setting, tmp_path):

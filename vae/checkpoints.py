@@ -190,8 +190,8 @@ class Checkpoints:
     step, error = next(iter(damaged.items()))
     raise UserError(
       f'no checkpoint in {self.directory} can be restored; that of step {step} '
-      f'is damaged: {error} Name another --workdir, or delete the folder to '
-      'train anew.'
+      f'is damaged: {error} Nothing was moved. Name another --workdir, or '
+      f'delete {self._workdir} to train anew.'
     )
 
   def _unranked(self) -> dict[int, DamagedError]:
@@ -256,7 +256,7 @@ class Checkpoints:
       raise
     except Exception as error:  # Whatever comes of bytes that make no sense.
       self._check_readable(step)
-      raise DamagedError(_in_a_sentence(error)) from error
+      raise DamagedError(f'it cannot be read: {_brief(error)}.') from error
     found = describe(state)
     if contents is None:
       # Written before there were digests.
@@ -412,7 +412,7 @@ def _digest_of_json(content: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _in_a_sentence(error: Exception) -> str:
+def _brief(error: Exception) -> str:
   """What an error says first; TensorStore goes on with all its settings."""
   line = (str(error).strip() or type(error).__name__).split('\n')[0]
-  return line if len(line) < 200 else line[:200] + ' …'
+  return line.rstrip('.') if len(line) < 200 else line[:200] + ' …'
