@@ -1,4 +1,6 @@
+import asyncio
 import errno
+import gc
 import math
 import os
 import shutil
@@ -327,3 +329,25 @@ def test_waiting_for_a_disk_ends_when_told_to(tmp_path, monkeypatch):
     writer.save(1, state_at(1))
     with pytest.raises(UserError, match='step 1 could not be written'):
       writer.finish(patience=1e9, stop=stop)
+
+
+def test_task_that_orbax_forgot_is_not_told_of(tmp_path, caplog):
+  """Its disk was full, which is told in a line; asyncio has a traceback."""
+  with CheckpointWriter(tmp_path):
+    pass
+  loop = asyncio.new_event_loop()
+
+  def forget(filename):
+    program = compile('async def write(): raise OSError', filename, 'exec')
+    namespace = {}
+    exec(program, namespace)
+    task = loop.create_task(namespace['write']())
+    loop.run_until_complete(asyncio.wait([task]))
+
+  forget('/site-packages/orbax/checkpoint/handler.py')
+  gc.collect()
+  assert 'never retrieved' not in caplog.text
+  forget('/home/user/my_own.py')
+  gc.collect()
+  loop.close()
+  assert 'never retrieved' in caplog.text

@@ -28,6 +28,9 @@ from vae.training import TrainState
 # Between two tries to write what could not be written.
 _SECONDS_TO_RETRY = 10.0
 
+# In the path of its files.
+_ORBAX = f'{os.sep}orbax{os.sep}'
+
 # Between two questions whether to go on trying.
 _SECONDS_TO_ASK = 0.5
 
@@ -68,11 +71,11 @@ class CheckpointWriter:
     self._failed, self._error = None, None
     self._closing = False
     self._changed = threading.Condition()
-    # Orbax has tracebacks logged, by each of its threads and by their event
-    # loops, of what is told in a line.
-    self._loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
-    for logger in self._loggers:
-      logger.addFilter(_is_not_orbax)
+    # Orbax logs a traceback, in each of its threads, of what is told in a line;
+    # and its event loops do, at any time later, of tasks that it forgot.
+    self._absl = logging.getLogger('absl')
+    self._absl.addFilter(_is_not_orbax)
+    logging.getLogger('asyncio').addFilter(_is_no_task_of_orbax)
     self._thread = threading.Thread(
       target=self._write_jobs, name='checkpoints', daemon=True
     )
@@ -87,8 +90,7 @@ class CheckpointWriter:
       self._job, self._closing = None, True
       self._changed.notify_all()
     self._thread.join()
-    for logger in self._loggers:
-      logger.removeFilter(_is_not_orbax)
+    self._absl.removeFilter(_is_not_orbax)
 
   def finish(
     self, patience: float = 0.0, stop: Callable[[], bool] = lambda: False
@@ -274,7 +276,8 @@ def _reason(error: Exception) -> str:
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
-  own = f'{os.sep}orbax{os.sep}'
-  # Of a task that failed, when the task is forgotten.
-  about_tasks = record.name == 'asyncio' and 'orbax' in record.getMessage()
-  return own not in record.pathname and not about_tasks
+  return _ORBAX not in record.pathname
+
+
+def _is_no_task_of_orbax(record: logging.LogRecord) -> bool:
+  return _ORBAX not in record.getMessage()
