@@ -22,6 +22,7 @@ import run_config
 import stop_signals
 from vae.errors import UserError
 import workdir_lock
+import workdirs
 
 command_line.define_config('configs/faces.py')
 flags.adopt_module_key_flags(command_line)
@@ -63,9 +64,9 @@ def main() -> None:
     run_config.check_devices(config, jax.device_count())
     stop = stack.enter_context(stop_signals.StopSignals())
     if jax.process_index() == 0:
-      run_config.check_writable(workdir, '--workdir')
+      workdirs.check_writable(workdir, '--workdir')
       stack.enter_context(workdir_lock.hold(workdir))
-      run_config.check_workdir(config, workdir)
+      workdirs.check(config, workdir)
     else:
       # One process speaks for all.
       sys.stdout = open(os.devnull, 'w')

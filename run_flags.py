@@ -9,6 +9,7 @@ from vae import splits
 from vae import trained as trained_models
 from vae.errors import UserError
 from vae.trained import TrainedVAE
+import workdirs
 
 SPLITS = ('train', 'validation', 'test')
 
@@ -41,7 +42,7 @@ def restore() -> TrainedVAE:
   """
   if command_line.WORKDIR.value is None:
     raise UserError('name the run with --workdir=FOLDER (--help lists all).')
-  config = run_config.load(workdir())
+  config = workdirs.load_config(workdir())
   if DATA_DIR.value is not None:
     config.data.dir = DATA_DIR.value
     run_config.validate(config)
@@ -57,7 +58,7 @@ def check_data(data: splits.DataSet) -> None:
     UserError: if the run's own data is no longer what it was.
   """
   try:
-    run_config.check_data(workdir(), data.identity())
+    workdirs.check_data(workdir(), data.identity())
   except UserError as error:
     if DATA_DIR.value is None:
       raise
@@ -79,5 +80,5 @@ def output(*default: str) -> epath.Path:
     UserError: if it cannot be written.
   """
   folder = epath.Path(OUTPUT.value or workdir().joinpath(*default))
-  run_config.check_writable(folder, '--output')
+  workdirs.check_writable(folder, '--output')
   return folder

@@ -35,6 +35,7 @@ from sweeps import study as studies
 from sweeps.points import Range
 from vae import checkpoints
 from vae.errors import UserError
+import workdirs
 
 DEFINITION = 'sweep.json'
 
@@ -225,7 +226,7 @@ def main() -> None:
       f'workdir than {workdir}; name that one, or another --study.'
     )
   try:
-    run_config.write_json(workdir / DEFINITION, definition)
+    workdirs.write_json(workdir / DEFINITION, definition)
   except OSError as error:
     raise disk.told(
       error, workdir, 'The same command goes on once it can be.'
@@ -388,7 +389,7 @@ def _corners(
 
 def _check_workdir(workdir: epath.Path, definition: dict[str, object]) -> None:
   """Checks that the sweep can live, or go on, in a workdir."""
-  run_config.check_writable(workdir, '--workdir')
+  workdirs.check_writable(workdir, '--workdir')
   if checkpoints.exist(workdir):
     raise UserError(f'{workdir} holds a run; name another --workdir.')
   path = workdir / DEFINITION

@@ -31,6 +31,7 @@ from vae.errors import UserError
 from vae.population import Population
 from vae.single import SingleRun
 from vae.trainer import Trainer
+import workdirs
 
 # For so long a run that is finished waits for a disk that takes its last state.
 _PATIENCE_SECONDS = 600.0
@@ -149,7 +150,7 @@ def _train(
     )
   for run in runs:
     if topology.process_index == 0:
-      run_config.claim_workdir(run.config, run.workdir, identity)
+      workdirs.claim(run.config, run.workdir, identity)
     run.writer.rewind(step, validated=not validate_first)
     if not step:
       run.writer.write_hparams(run_config.flatten(run.config))

@@ -40,6 +40,7 @@ from vae import splits
 from vae.errors import UserError
 from vae.errors import WriteError
 import workdir_lock
+import workdirs
 
 POINTS = 'points'
 PAGE, TABLE = page.PAGE, table.FILENAME
@@ -329,7 +330,8 @@ class Worker:
     """The run of a point, whose writer the stack closes."""
     config = points.configure(self._plan.base, claim.values)
     folder = self._folder_of(claim)
-    run_config.check_workdir(config, folder)
+    workdirs.check_writable(folder, '--workdir')
+    workdirs.check(config, folder)
     writer = metric_writer.MetricWriter(folder)
     stack.callback(writer.close)
     return train.Run(config, folder, PointWriter(writer, self._study, claim))

@@ -18,7 +18,6 @@ from PIL import Image
 import pytest
 
 import input_pipeline
-import run_config
 from tests.conftest import ROOT
 from tests.conftest import SPLIT_SIZES
 from tests.ports import free_port
@@ -26,6 +25,7 @@ from tests.preloaded import run
 from vae import checkpoints
 from vae import model as models
 from vae import randomness
+import workdirs
 
 SMALL = (
   '--config=configs/celeba.py',
@@ -141,7 +141,7 @@ def test_validation_is_that_of_the_checkpoint(finished):
   In one batch and without pmap; z is drawn by each example's own key.
   """
   workdir, _, _ = finished
-  config = run_config.load(epath.Path(workdir))
+  config = workdirs.load_config(epath.Path(workdir))
   _, state = final_state(workdir)
   model = models.from_config(config)
   split = input_pipeline.load(config).validation

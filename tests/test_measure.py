@@ -10,6 +10,7 @@ from evaluation.measurements import Measurements
 import input_pipeline
 from tests.conftest import make_small_config
 import vae
+from vae import aggregate_posterior
 from vae import model as models
 from vae import splits
 from vae.trained import TrainedVAE
@@ -187,9 +188,9 @@ def test_what_is_fitted_has_other_noise_than_what_it_is_compared_with(
   celeba_dir, data, monkeypatch
 ):
   draws = []
-  draw = measuring.aggregate_posterior.draw
+  draw = aggregate_posterior.draw
   monkeypatch.setattr(
-    measuring.aggregate_posterior,
+    aggregate_posterior,
     'draw',
     lambda *args: draws.append(draw(*args)) or draws[-1],
   )
@@ -205,7 +206,7 @@ def test_what_is_known_shows_before_all_is(celeba_dir, data, monkeypatch):
   def fail(*_):
     raise MemoryError
 
-  monkeypatch.setattr(measuring.aggregate_posterior, 'split_rate', fail)
+  monkeypatch.setattr(aggregate_posterior, 'split_rate', fail)
   results = measuring.Measurements(11)
   with pytest.raises(MemoryError):
     measuring.measure(

@@ -1,0 +1,158 @@
+import json
+
+from etils import epath
+import pytest
+
+from configs import celeba
+import run_config
+from vae.errors import UserError
+import workdirs
+
+COUNTS = {'train': 40, 'validation': 10}
+
+
+def claim(config, workdir, counts=COUNTS, begun=True):
+  """A run that is started, and perhaps comes as far as a checkpoint."""
+  workdir = epath.Path(workdir)
+  workdirs.check(config, workdir)
+  workdirs.claim(config, workdir, counts)
+  if begun:
+    (workdir / 'checkpoints' / '5').mkdir(parents=True, exist_ok=True)
+
+
+def test_workdir_remembers_its_config(tmp_path):
+  workdir = epath.Path(tmp_path) / 'a' / 'b'
+  config = celeba.get_config()
+  claim(config, workdir)
+  assert run_config.flatten(workdirs.load_config(workdir)) == (
+    run_config.flatten(config)
+  )
+  # Longer, or told otherwise where the data is: the same run.
+  config.train.num_epochs = 200
+  config.data.dir = '/elsewhere'
+  claim(config, workdir)
+  assert workdirs.load_config(workdir).train.num_epochs == 200
+
+
+def test_workdir_in_which_nothing_was_trained_is_free(tmp_path):
+  config = celeba.get_config()
+  claim(config, tmp_path, begun=False)
+  (tmp_path / 'checkpoints').mkdir()
+  config.objective.beta = 4.0
+  claim(config, tmp_path)
+  assert workdirs.load_config(epath.Path(tmp_path)).objective.beta == 4.0
+
+
+def test_workdir_of_a_contradicting_config_is_refused(tmp_path):
+  config = celeba.get_config()
+  claim(config, tmp_path)
+  before = (tmp_path / 'config.json').read_text()
+  config.objective.beta = 4.0
+  config.model.hidden_channels = (512, 256, 128, 64, 32)
+  with pytest.raises(UserError) as caught:
+    workdirs.check(config, epath.Path(tmp_path))
+  message = str(caught.value)
+  assert 'config.objective.beta was 1.536 and is now 4.0' in message
+  assert 'config.model.hidden_channels' in message
+  assert 'config.seed' not in message
+  assert (tmp_path / 'config.json').read_text() == before
+
+
+def test_workdir_of_other_data_is_refused(tmp_path):
+  config = celeba.get_config()
+  claim(config, tmp_path)
+  before = (tmp_path / 'config.json').read_text()
+  config.train.num_epochs = 7
+  with pytest.raises(UserError, match="'train': 40.*now.*'train': 48"):
+    claim(config, tmp_path, counts={'train': 48, 'validation': 10})
+  assert (tmp_path / 'config.json').read_text() == before
+
+
+NAMES = {'train_names': '1a', 'validation_names': '2b'}
+
+
+def test_workdir_of_as_many_other_images_is_refused(tmp_path):
+  config, workdir = celeba.get_config(), epath.Path(tmp_path)
+  claim(config, workdir, COUNTS | NAMES)
+  before = (workdir / 'data.json').read_text()
+  for other, said in (
+    ({'train_names': '3c'}, 'those of train have'),
+    ({'train_names': '3c', 'validation_names': '3c'}, 'train and validation'),
+  ):
+    for check in (
+      lambda data: claim(config, workdir, data),
+      lambda data: workdirs.check_data(workdir, data),
+    ):
+      with pytest.raises(UserError, match='other data: .*as many') as caught:
+        check(COUNTS | NAMES | other)
+      assert said in str(caught.value) and '\n' not in str(caught.value)
+  # The numbers come first, as they say more.
+  with pytest.raises(UserError, match=r"'validation': 10} images, and now"):
+    workdirs.check_data(workdir, COUNTS | {'train': 48, 'train_names': '3c'})
+  assert (workdir / 'data.json').read_text() == before
+
+
+def test_workdir_that_knows_numbers_alone_learns_the_names(tmp_path):
+  config, workdir = celeba.get_config(), epath.Path(tmp_path)
+  claim(config, workdir, COUNTS)
+  workdirs.check_data(workdir, COUNTS | NAMES)
+  claim(config, workdir, COUNTS | NAMES)
+  assert json.loads((workdir / 'data.json').read_text()) == COUNTS | NAMES
+  # And keeps them, where images have none.
+  claim(config, workdir, COUNTS)
+  assert json.loads((workdir / 'data.json').read_text()) == COUNTS | NAMES
+
+
+def test_what_is_known_of_the_data_is_written_when_it_changes(tmp_path):
+  config, workdir = celeba.get_config(), epath.Path(tmp_path)
+  claim(config, workdir, COUNTS | NAMES)
+  (tmp_path / 'kept').hardlink_to(tmp_path / 'data.json')
+  claim(config, workdir, COUNTS | NAMES)
+  assert (tmp_path / 'kept').samefile(tmp_path / 'data.json')
+
+
+@pytest.mark.parametrize(
+  'content', [b'', b'{"train": 4', b'[]', b'{}', b'null', b'\xff']
+)
+def test_damaged_data_json_is_a_clear_error(tmp_path, content):
+  config, workdir = celeba.get_config(), epath.Path(tmp_path)
+  # Of a run that came to nothing it says nothing.
+  (workdir / 'data.json').write_bytes(content)
+  claim(config, workdir)
+  (workdir / 'data.json').write_bytes(content)
+  for check in (
+    lambda: claim(config, workdir),
+    lambda: workdirs.check_data(workdir, COUNTS),
+  ):
+    with pytest.raises(UserError, match=r'data\.json cannot be read') as caught:
+      check()
+    message = str(caught.value)
+    assert 'Delete it' in message and '--workdir' not in message
+    assert '\n' not in message
+  # What it says can be done.
+  (workdir / 'data.json').unlink()
+  claim(config, workdir, COUNTS)
+  assert json.loads((workdir / 'data.json').read_text()) == COUNTS
+
+
+@pytest.mark.parametrize('workdir', ['taken', 'taken/below'])
+def test_workdir_that_is_a_file_is_refused(tmp_path, workdir):
+  (tmp_path / 'taken').write_text('')
+  with pytest.raises(UserError, match='taken.* cannot be written'):
+    workdirs.check_writable(epath.Path(tmp_path / workdir), '--workdir')
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '',
+    '{',
+    '[]',
+    '{"model": 3}',
+    '{"objective": {"beta": 1' + '0' * 400 + '}}',
+  ],
+)
+def test_damaged_config_is_a_clear_error(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(UserError, match='config.json'):
+    workdirs.load_config(epath.Path(tmp_path))

@@ -1,0 +1,190 @@
+"""Whose a workdir is: which config made it, and on which data.
+
+So that no run goes on there as another than it began.
+"""
+
+import contextlib
+import json
+import uuid
+
+from etils import epath
+import ml_collections
+
+from configs import default
+import run_config
+from vae import atomic_files
+from vae import checkpoints
+from vae import trained
+from vae.errors import UserError
+from vae.errors import WriteError
+
+_DATA = 'data.json'
+
+
+def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+  """Checks that a run of this config can live, or go on, in a workdir.
+
+  Keys of `run_config.FREE_KEYS` may differ from those of the run that is there;
+  all may where that run came to nothing, as when its data was missing.
+
+  Raises:
+    UserError: if the workdir holds checkpoints of a config that contradicts
+      this one.
+  """
+  if not checkpoints.exist(workdir):
+    return
+  given = run_config.flatten(config)
+  found = run_config.flatten(load_config(workdir))
+  changed = [
+    f'config.{key} was {found[key]!r} and is now {given[key]!r}'
+    for key in given
+    if key not in run_config.FREE_KEYS
+    and _plain(given[key]) != _plain(found[key])
+  ]
+  if changed:
+    raise UserError(
+      f'{workdir} holds a run of another config: {"; ".join(changed)}. '
+      'Name another --workdir, or give the old values.'
+    )
+
+
+def check_writable(folder: epath.Path, flag: str) -> None:
+  """Makes a folder, if it is not there, and tries to write into it.
+
+  Args:
+    folder: for results.
+    flag: that names the folder.
+
+  Raises:
+    UserError: if that fails.
+  """
+  with _writing_errors(folder, flag):
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f'.probe.{uuid.uuid4().hex}'
+    probe.write_text('')
+    probe.unlink()
+
+
+def claim(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  data: dict[str, int | str],
+) -> None:
+  """Writes into a workdir which config, on which data, trains in it.
+
+  Args:
+    config: as `check` found it fitting.
+    workdir: of the run.
+    data: its `splits.DataSet.identity`.
+
+  Raises:
+    UserError: if the workdir cannot be written, or holds checkpoints that
+      were trained on other data.
+  """
+  with _writing_errors(workdir, '--workdir'):
+    workdir.mkdir(parents=True, exist_ok=True)
+    found = {}
+    if checkpoints.exist(workdir):
+      found = _read_data(workdir)
+      _check_same_data(data, found, workdir)
+    if found != found | data:
+      write_json(workdir / _DATA, found | data)
+    write_json(workdir / trained.CONFIG, config.to_dict())
+
+
+def check_data(workdir: epath.Path, data: dict[str, int | str]) -> None:
+  """Checks that a run was trained on this data, as far as can be told.
+
+  Args:
+    workdir: of the run.
+    data: its `splits.DataSet.identity`.
+
+  Raises:
+    UserError: if it was trained on other data.
+  """
+  _check_same_data(data, _read_data(workdir), workdir)
+
+
+def _read_data(workdir: epath.Path) -> dict[str, int | str]:
+  """What a workdir says of its data; empty where that is not there."""
+  path = workdir / _DATA
+  try:
+    if not path.exists():
+      return {}
+    found = json.loads(path.read_text())
+    if not isinstance(found, dict) or not found:
+      raise ValueError('there is nothing of data in it')
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise UserError(
+      f'{path} cannot be read ({reason}). Delete it, and the data is taken as '
+      "it is; so make sure that it is the run's own."
+    ) from error
+  return found
+
+
+def _check_same_data(
+  given: dict[str, int | str], found: dict[str, int | str], workdir: epath.Path
+) -> None:
+  # Workdirs that are older than the digests have numbers alone.
+  changed = [key for key in given if given[key] != found.get(key, given[key])]
+  if not changed:
+    return
+  advice = (
+    'Name another --workdir, give it its data, or delete '
+    f'{workdir / _DATA} to have it go on with these.'
+  )
+  counts = [key for key in given if not key.endswith('_names')]
+  if set(changed) & set(counts):
+    was, now = ({key: d.get(key) for key in counts} for d in (found, given))
+    raise UserError(
+      f'{workdir} holds a run on other data: {was} images, and now {now}. '
+      f'{advice}'
+    )
+  splits = ' and '.join(key.removesuffix('_names') for key in changed)
+  raise UserError(
+    f'{workdir} holds a run on other data: there are as many images as then, '
+    f'but those of {splits} have other names, or another order. {advice}'
+  )
+
+
+@contextlib.contextmanager
+def _writing_errors(folder: epath.Path, flag: str):
+  """Turns what a file system may raise, gs:// included, into a UserError."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
+    raise WriteError(
+      f'{flag}={folder} cannot be written ({reason}); name a folder that can.'
+    ) from error
+
+
+def write_json(path: epath.Path, content: object) -> None:
+  """Writes a file of JSON."""
+  text = json.dumps(content, indent=2) + '\n'
+  atomic_files.replace(path, text.encode())
+
+
+def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
+  """The config that made a workdir, complete and valid.
+
+  Raises:
+    UserError: if the workdir holds no config, or one that cannot be used.
+  """
+  config = default.get_config()
+  try:
+    config.update(trained.read_config(workdir))
+  except (
+    *(ValueError, TypeError, KeyError, AttributeError, OverflowError),
+  ) as error:
+    path = epath.Path(workdir) / trained.CONFIG
+    raise UserError(f'{path} cannot be read as a config: {error}') from error
+  run_config.validate(config)
+  return config
+
+
+def _plain(value: object) -> object:
+  return list(value) if isinstance(value, tuple) else value
