@@ -183,6 +183,8 @@ def main() -> None:
   # TensorFlow takes seconds to load; a mistake above is told before.
   from evaluation import inception_weights
   import input_pipeline
+  from sweeps import page
+  from sweeps import table
   from sweeps import worker as workers
 
   if not any(key.startswith('data.') for key in axes):
@@ -241,7 +243,7 @@ def main() -> None:
     print(f'failed: {result.name}: {result.error}')
   if failed and grid:
     print('The same command with --retry_failed tries them again.')
-  for name in (workers.TABLE, workers.PAGE):
+  for name in (table.FILENAME, page.PAGE):
     print(f'  {workdir / name}')
 
 

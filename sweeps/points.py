@@ -18,6 +18,9 @@ from vae.errors import UserError
 # Settings by config key, such as `objective.beta`.
 Values = dict[str, object]
 
+# In the folder of a sweep: a folder for each point, a run like any other.
+FOLDER = 'points'
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:

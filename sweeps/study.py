@@ -28,7 +28,7 @@ import sqlalchemy
 from sweeps import definition as definitions
 from sweeps import liveness
 from sweeps import points
-from sweeps import variation
+from sweeps import trials
 from sweeps.heart import Heart
 from sweeps.points import Range
 from sweeps.points import Values
@@ -104,7 +104,6 @@ class Study:
       UserError: if there is a study of that name that is another sweep.
     """
     self._storage = storage
-    self._grace_seconds = grace_seconds
     self._sleep = sleep
     self.objectives = dict(objectives)
     try:
@@ -134,8 +133,7 @@ class Study:
     self._begun = time.time()
     # `None` prunes nothing, and need not be told how a point is doing.
     self._prunes = pruner is not None
-    # The last sign of life of other workers, and when it was seen first.
-    self._seen: dict[int, tuple[object, float]] = {}
+    self._watch = liveness.Watch(grace_seconds)
     self._heart = Heart(storage, grace_seconds)
 
   def __enter__(self):
@@ -187,7 +185,7 @@ class Study:
         self._sleep(pause)
         pause = min(2 * pause, 30)
         # Nobody could give a sign of life in the meantime.
-        self._seen.clear()
+        self._watch.forget()
 
   def report(self, claim: Claim, scalars: Mapping[str, float]) -> None:
     """Tells the pruner of a search how a point is doing.
@@ -217,7 +215,7 @@ class Study:
     known = self._by_name()
     distributions = {
       key: CategoricalDistribution(
-        list(dict.fromkeys(_plain(values[key]) for values in grid))
+        list(dict.fromkeys(trials.plain(values[key]) for values in grid))
       )
       for key in grid[0]
     }
@@ -235,7 +233,7 @@ class Study:
         self._study.add_trial,
         optuna.create_trial(
           state=TrialState.WAITING,
-          params={key: _plain(value) for key, value in values.items()},
+          params={key: trials.plain(value) for key, value in values.items()},
           distributions=distributions,
           user_attrs=attrs,
         ),
@@ -246,7 +244,7 @@ class Study:
     return [
       trial
       for trial in self._patiently(self._study.get_trials, deepcopy=False)
-      if not _is_void(trial)
+      if not trials.is_void(trial)
       # Being made by a worker's sampler at this moment.
       and 'name' in trial.user_attrs
     ]
@@ -275,7 +273,7 @@ class Study:
         break
       if trial.state != TrialState.WAITING:
         continue
-      values = _values(trial)
+      values = trials.values(trial)
       if claims and not together(claims[0].values, values):
         continue
       name = trial.user_attrs['name']
@@ -321,7 +319,7 @@ class Study:
       return None
     trial = self._patiently(self._study.ask)
     values = {
-      key: self._patiently(_suggest, trial, key, choices)
+      key: self._patiently(trials.suggest, trial, key, choices)
       for key, choices in space.items()
     }
     # One that was begun before has its name already.
@@ -426,19 +424,12 @@ class Study:
     return names
 
   def _is_dead(self, trial: optuna.trial.FrozenTrial) -> bool:
-    if trial._trial_id in self._heart.trial_ids():
-      return False
-    worker = trial.user_attrs.get('worker')
-    if worker is not None and worker['machine'] == liveness.this_machine():
-      return not liveness.is_alive(worker)
-    sign = (worker, trial.user_attrs.get('heartbeat'))
-    seen, since = self._seen.get(trial._trial_id, (None, None))
-    now = time.monotonic()
-    if since is None or seen != sign:
-      # By this worker's own clock: others' may be wrong.
-      self._seen[trial._trial_id] = (sign, now)
-      return False
-    return now - since > self._grace_seconds
+    attrs = trial.user_attrs
+    return trial._trial_id not in self._heart.trial_ids() and (
+      self._watch.is_dead(
+        trial._trial_id, attrs.get('worker'), attrs.get('heartbeat')
+      )
+    )
 
   def has_results(self) -> bool:
     """Whether some point is complete."""
@@ -468,57 +459,10 @@ class Study:
 
   def results(self) -> list[Result]:
     """What is known of each point, in the order of the points."""
-    return [
-      Result(
-        name,
-        _values(trial),
-        'failed'
-        if trial.state == TrialState.FAIL
-        else trial.state.name.lower(),
-        **(trial.user_attrs.get('result', {}) if _is_over(trial) else {}),
-        error=trial.user_attrs.get('error', '') if _is_over(trial) else '',
-      )
-      for name, trial in self._by_name().items()
-    ]
+    return [trials.result(name, t) for name, t in self._by_name().items()]
 
 
 def _first_line(error: Exception) -> str:
   cause = error.__cause__ or error
   text = str(getattr(cause, 'orig', None) or cause)
   return text.strip().split('\n')[0]
-
-
-def _is_over(trial: optuna.trial.FrozenTrial) -> bool:
-  return trial.state not in (TrialState.RUNNING, TrialState.WAITING)
-
-
-def _is_void(trial: optuna.trial.FrozenTrial) -> bool:
-  """Whether it failed without saying anything of its point."""
-  attrs = trial.user_attrs
-  return (
-    trial.state == TrialState.FAIL and 'void' in attrs and 'error' not in attrs
-  )
-
-
-def _suggest(
-  trial: optuna.Trial, key: str, choices: list[object] | Range
-) -> object:
-  if isinstance(choices, Range):
-    suggest = (
-      trial.suggest_int if isinstance(choices.low, int) else trial.suggest_float
-    )
-    return suggest(key, choices.low, choices.high, log=choices.log)
-  texts = {_plain(choice): choice for choice in choices}
-  return texts[trial.suggest_categorical(key, list(texts))]
-
-
-def _plain(value: object) -> object:
-  """As Optuna has it, which knows no tuples."""
-  return variation.text(value) if isinstance(value, (tuple, list)) else value
-
-
-def _values(trial: optuna.trial.FrozenTrial) -> Values:
-  return {
-    key: tuple(value) if isinstance(value, list) else value
-    for key, value in trial.user_attrs['values'].items()
-  }

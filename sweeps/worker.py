@@ -20,16 +20,13 @@ import report as reports
 import run_config
 from stop_signals import StopSignals
 from sweeps import disk
-from sweeps import gallery
-from sweeps import hparams
 from sweeps import measuring
-from sweeps import page
 from sweeps import points
-from sweeps import table
 from sweeps.point_writer import PointWriter
 from sweeps.points import Range
 from sweeps.points import Values
 from sweeps.results import Result
+from sweeps.results_writer import ResultsWriter
 from sweeps.study import Claim
 from sweeps.study import PointLostError
 from sweeps.study import Study
@@ -42,24 +39,12 @@ from vae.errors import WriteError
 import workdir_lock
 import workdirs
 
-POINTS = 'points'
-PAGE, TABLE = page.PAGE, table.FILENAME
-
 # Members of a population on each device, at most, where the user leaves it to
 # the program.
 _MEMBERS_PER_DEVICE = 8
 
 # Between two looks at what other workers do.
 _POLL_SECONDS = 2.0
-
-# A page with pictures is made again when that takes less than this of the time
-# since it was made; that it takes so many seconds is a first guess.
-_SHARE_OF_TIME = 0.01
-_PAGE_SECONDS = 5.0
-
-# At the end a disk that does not take the page is waited for, and tried again.
-_PATIENCE_SECONDS = 300.0
-_SECONDS_TO_RETRY = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +121,7 @@ class Worker:
     self._data, self._stop = data, stop
     self._retry_failed = retry_failed
     self._training_seconds = 0.0
-    self._last_page, self._page_seconds = time.monotonic(), _PAGE_SECONDS
-    self._cannot_write = False
+    self._writer = ResultsWriter(folder, plan.base, plan.split)
     # Points of this worker whose folders are in use by others.
     self._in_use: list[Claim] = []
     self._told_in_use: set[str] = set()
@@ -186,7 +170,7 @@ class Worker:
       self._study.give_back()
     results = self._study.results()
     if not others_end_it:
-      self._write_page_patiently(results)
+      self._writer.write_patiently(results, self._stop.sleep)
     self._tell_time()
     return results
 
@@ -238,7 +222,7 @@ class Worker:
       self._train(group)
 
   def _folder_of(self, claim: Claim) -> epath.Path:
-    return self._folder / POINTS / claim.name
+    return self._folder / points.FOLDER / claim.name
 
   def _train(self, claims: list[Claim]) -> None:
     with contextlib.ExitStack() as locks:
@@ -316,7 +300,7 @@ class Worker:
           self._finish(claim, run, data)
         else:
           self._fail(claim, error)
-      self._write_page_if_cheap()
+      self._writer.write_if_cheap(self._study.results())
     return again
 
   def _heading(self, claims: list[Claim]) -> str:
@@ -406,69 +390,6 @@ class Worker:
       self._study.fail(claim, message)
     except PointLostError as lost:
       _tell_of_loss(lost)
-
-  def _write_page_if_cheap(self) -> None:
-    results = self._study.results()
-    try:
-      table.write(self._folder, results)
-      self._cannot_write = False
-    except OSError as error:
-      self._warn(error)
-      return
-    since = time.monotonic() - self._last_page
-    if self._page_seconds < _SHARE_OF_TIME * since:
-      # Another worker may be at it too; at the end one writes it alone.
-      with contextlib.suppress(OSError):
-        self._write_page(results)
-
-  def _warn(self, error: OSError) -> None:
-    """Tells once of what the disk does not take."""
-    if not self._cannot_write:
-      reports.warn(
-        f'warning: the results cannot be written into {self._folder} '
-        f'({disk.reason(error)}). They are recorded, and writing is tried '
-        'again.'
-      )
-    self._cannot_write = True
-
-  def _write_page_patiently(self, results: list[Result]) -> None:
-    """At the end, when nothing comes after it."""
-    start = time.monotonic()
-    while True:
-      try:
-        self._write_page(results)
-        return
-      except OSError as error:
-        self._warn(error)
-        if time.monotonic() - start > _PATIENCE_SECONDS:
-          raise disk.told(
-            error,
-            self._folder,
-            'All points are done and recorded; once it can be, the same '
-            'command writes their results.',
-          ) from error
-      self._stop.sleep(_SECONDS_TO_RETRY)
-
-  def _write_page(self, results: list[Result]) -> None:
-    start = time.monotonic()
-    table.write(self._folder, results)
-    hparams.write(self._folder / 'tensorboard', results)
-    galleries, originals = gallery.load(
-      self._folder / POINTS, [result.name for result in results]
-    )
-    base = self._plan.base
-    facts = {
-      'data': f'{base.data.source} {base.data.dir}'.strip(),
-      'split': self._plan.split,
-      'images': f'{base.data.image_size}×{base.data.image_size}',
-      'epochs': base.train.num_epochs,
-      'jax': jax.__version__,
-      'device': jax.devices()[0].device_kind,
-    }
-    title = f'{self._folder.name}: {len(results)} points'
-    page.write(self._folder, title, results, galleries, originals, facts)
-    self._last_page = time.monotonic()
-    self._page_seconds = self._last_page - start
 
   def _tell_time(self) -> None:
     # All of it: the time that it took to start, too.

@@ -14,6 +14,7 @@ from evaluation import measure
 from evaluation.measurements import Metric
 import stop_signals
 from sweeps import points
+from sweeps import results_writer
 from sweeps import study as studies
 from sweeps import worker as workers
 from sweeps.storage import open_storage
@@ -173,7 +174,7 @@ def test_disk_that_never_takes_the_page_gets_one_line(
   quick, worker, study, tmp_path, monkeypatch
 ):
   (tmp_path / 'report.html').mkdir()
-  monkeypatch.setattr(workers, '_PATIENCE_SECONDS', 0.0)
+  monkeypatch.setattr(results_writer, '_PATIENCE_SECONDS', 0.0)
   with pytest.raises(WriteError) as caught:
     worker.run()
   assert f'{tmp_path} cannot be written (' in str(caught.value)
