@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import logging
 import os
 import re
-import sys
 import threading
 import time
 
@@ -38,10 +37,6 @@ _SECONDS_TO_ASK = 0.5
 _KEEP_LAST = 2
 
 
-def _warn(message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
-
-
 class CheckpointWriter:
   """Writes into `workdir/checkpoints`; a context manager.
 
@@ -53,7 +48,7 @@ class CheckpointWriter:
     self,
     workdir: epath.PathLike,
     keep_best: int = 2,
-    warn: Callable[[str], None] = _warn,
+    warn: Callable[[str], None] = checkpoints.warn,
   ):
     """Writes nothing yet.
 

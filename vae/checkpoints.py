@@ -7,6 +7,7 @@ of every array, by which damage is noticed: a flipped bit, a file cut short.
 """
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -51,6 +52,12 @@ class Restored:
   state: TrainState
   metrics: Mapping[str, float]
   untold: Mapping[str, list[float]]
+
+
+def warn(message: str) -> None:
+  """Says a line on standard error, whose reader may have gone."""
+  with contextlib.suppress(OSError):
+    print(message, file=sys.stderr, flush=True)
 
 
 def loss(metrics: Mapping[str, float]) -> float:
@@ -222,10 +229,9 @@ class Checkpoints:
           f'({error}), and cannot be moved to {place} '
           f'({reason.strerror or reason}); delete it.'
         ) from reason
-      print(
+      warn(
         f'warning: the checkpoint of step {other} is damaged: {error} It was '
-        f'moved to {place}; the run goes on from that of step {step}.',
-        file=sys.stderr,
+        f'moved to {place}; the run goes on from that of step {step}.'
       )
 
   def _restore(self, shapes: TrainState, step: int) -> Restored:
