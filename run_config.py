@@ -84,6 +84,10 @@ RULES = {
     lambda v: all(1 <= channels <= _MAX_COUNT for channels in v),
     f'channels of at least 1 each and at most {_MAX_COUNT:,}',
   ),
+  'model.decoder_channels': (
+    lambda v: all(1 <= channels <= _MAX_COUNT for channels in v),
+    f'channels of at least 1 each and at most {_MAX_COUNT:,}, or ()',
+  ),
   'model.activation': _one_of(*model.ACTIVATIONS),
   'model.likelihood': _one_of(*likelihoods.LIKELIHOODS),
   # The gradient has 1/σ², and Adam that squared, in float32.
@@ -262,6 +266,12 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f'config.data.image_size is {size}; with {strides} hidden_channels it '
       f'must be a multiple of {2**strides}.'
+    )
+  if len(config.model.decoder_channels) not in (0, strides):
+    raise UserError(
+      f'config.model.decoder_channels has {len(config.model.decoder_channels)} '
+      f'entries; with {strides} hidden_channels it must have {strides}, or '
+      'none for their mirror image.'
     )
   if config.data.source == 'folder' and not config.data.dir:
     raise UserError(

@@ -1,4 +1,8 @@
-"""The article's VAE on CelebA, with the article's schedule.
+"""PyTorch-VAE's VanillaVAE on CelebA, with the schedule that the article uses.
+
+The article takes its model from PyTorch-VAE, and lists it with the channels
+reversed and ReLU; `configs/article.py` is that listing. Here are PyTorch-VAE's
+channels and its LeakyReLU, but not the Tanh behind its last layer.
 
 The article minimises MSE + kld_weight · KL with kld_weight = 0.00025 and the
 MSE a mean over pixels. Here losses are in nats per image; multiplied by D/2,
@@ -7,7 +11,8 @@ Gaussian likelihood with σ = 1 and
 
   beta = kld_weight · D / 2 = 0.00025 · 12,288 / 2 = 1.536.
 
-For another image size, another beta stands for the same kld_weight. The
+For another image size, another beta stands for the same kld_weight. In the
+same way PyTorch-VAE's weight_decay is D/2 = 6,144 times as much here. The
 article's loss is val/mse + 0.00025 · val/kl.
 
 On 2,400 real grey faces in CelebA's layout it reaches 0.0129 in the
@@ -27,8 +32,6 @@ def get_config():
   config.data.image_size = 64
 
   config.model.latent_dim = 128
-  # The reference implementation's order. The article's listing has it
-  # reversed: --config.model.hidden_channels='(512,256,128,64,32)'.
   config.model.hidden_channels = (32, 64, 128, 256, 512)
   config.model.likelihood = 'gaussian'
   config.model.sigma = 1.0

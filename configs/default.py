@@ -40,8 +40,11 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.model = model = ml_collections.ConfigDict()
   model.latent_dim = 128
-  # Channels of the encoder's stride-2 convolutions; the decoder mirrors them.
+  # Output channels of the encoder's stride-2 convolutions.
   model.hidden_channels = (32, 64, 128, 256, 512)
+  # Output channels of the decoder's transposed convolutions. Empty: the mirror
+  # image, (256, 128, 64, 32, 32).
+  model.decoder_channels = ()
   # leaky_relu | relu.
   model.activation = 'leaky_relu'
   # gaussian | bernoulli.
@@ -69,7 +72,9 @@ def get_config() -> ml_collections.ConfigDict:
   optimizer.learning_rate = 0.001
   # The learning rate is multiplied by this after each epoch.
   optimizer.decay_per_epoch = 1.0
-  # Of an L2 penalty in the gradient.
+  # Weight of the L2 penalty ½‖θ‖² beside a loss in nats per image. PyTorch-VAE
+  # has a mean over D pixel values as its loss, so that its `weight_decay` is
+  # D/2 times as much here.
   optimizer.weight_decay = 0.0
   # Of the gradient's norm over all parameters, at most. 0: it is not clipped.
   optimizer.clip_norm = 0.0

@@ -2,7 +2,8 @@
 
   python sweep.py --config=configs/faces_sweep.py
 
-24 points of 18 epochs each, on images of 32×32: eleven minutes on two cores.
+Four β × three latent dimensions × three seeds: 36 runs of 18 epochs each, on
+images of 32×32.
 """
 
 from configs import faces
@@ -22,6 +23,7 @@ def get_config():
 def sweep():
   """The settings that vary, each with its values."""
   return {
-    'objective.beta': (0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
-    'model.latent_dim': (8, 16, 32, 64),
+    'objective.beta': (0.5, 1.0, 2.0, 4.0),
+    'model.latent_dim': (8, 16, 32),
+    'seed': (0, 1, 2),
   }

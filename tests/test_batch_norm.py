@@ -61,6 +61,15 @@ def test_values_statistics_and_gradients_are_flax_layers(negative_slope, train):
   plain = results(
     Plain(negative_slope), lambda tree: {'norm': tree}, train, *inputs()
   )
+  if train:
+    # PyTorch's running variance is the unbiased estimate, Flax's is not.
+    x, *_, stats = inputs()
+    for (_, running, _), ddof in ((ours, 1), (plain, 0)):
+      np.testing.assert_allclose(
+        running.pop('var'),
+        0.9 * stats['var'] + 0.1 * x.var((0, 1, 2), ddof=ddof),
+        rtol=1e-5,
+      )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
     ours,
@@ -97,5 +106,5 @@ def test_bfloat16_takes_its_statistics_in_float32():
   assert y.dtype == jnp.bfloat16
   np.testing.assert_allclose(updates['batch_stats']['mean'], 0.15, rtol=1e-6)
   np.testing.assert_allclose(
-    updates['batch_stats']['var'], 0.9 + 0.1 * 0.25, rtol=1e-6
+    updates['batch_stats']['var'], 0.9 + 0.1 * 0.25 * 4096 / 4095, rtol=1e-6
   )

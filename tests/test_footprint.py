@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import article
 from configs import celeba
 from configs import default
 import training_loop
@@ -24,6 +25,7 @@ def small(size, hidden_channels, **settings):
   'config',
   [
     celeba.get_config(),
+    article.get_config(),
     small(5, ()),
     small(8, (7,), **{'data.channels': 1}),
     small(16, (4, 8), **{'model.learn_sigma': True}),

@@ -6,10 +6,17 @@ from vae import layers
 
 
 def test_parameters_start_within_the_fan_in_bound():
-  params = layers.Conv(64).init(
-    jax.random.key(0), np.ones((1, 4, 4, 32), np.float32)
-  )
-  bound = (9 * 32) ** -0.5
+  bound_holds(layers.Conv(64), bound=(9 * 32) ** -0.5)
+
+
+def test_transposed_convolutions_take_their_outputs_for_the_fan_in():
+  # PyTorch keeps their kernel as [inputs, outputs, 3, 3], and counts the fan-in
+  # of any kernel as the numbers in its second and later dimensions.
+  bound_holds(layers.ConvTranspose(64), bound=(9 * 64) ** -0.5)
+
+
+def bound_holds(layer, bound):
+  params = layer.init(jax.random.key(0), np.ones((1, 4, 4, 32), np.float32))
   for values in jax.tree.leaves(params):
     assert np.abs(values).max() <= bound
   kernel = params['params']['kernel']

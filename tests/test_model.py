@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import article
 from configs import celeba
 from vae import model as models
 from vae.model import VAE
@@ -33,6 +34,31 @@ def count_by_hand(channels, image_channels, side, latent_dim):
 
 def test_default_has_as_many_parameters_as_the_reference():
   assert count(models.from_config(celeba.get_config())) == 3_937_635
+
+
+def test_article_is_its_listing_layer_by_layer():
+  # Inputs and outputs of each convolution, as the article's classes say.
+  encoder = [(3, 512), (512, 256), (256, 128), (128, 64), (64, 32)]
+  decoder = [(32, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 3)]
+  flat = 32 * 2 * 2
+  config = article.get_config()
+  model = models.from_config(config)
+  images = jnp.zeros((1, 64, 64, 3))
+  params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+
+  def shapes(layers, kind):
+    return [layers[f'{kind}_{i}']['kernel'].shape for i in range(5)]
+
+  assert shapes(params['encoder'], 'Conv') == [(3, 3, *c) for c in encoder]
+  assert shapes(params['decoder'], 'ConvTranspose') == [
+    (3, 3, *c) for c in decoder[:-1]
+  ]
+  assert params['decoder']['Conv_0']['kernel'].shape == (3, 3, *decoder[-1])
+  for head in ('mean', 'logvar'):
+    assert params['encoder'][head]['kernel'].shape == (flat, 128)
+  assert params['decoder']['Dense_0']['kernel'].shape == (128, flat)
+  assert count(model) == 3_225_795
+  assert config.model.activation == 'relu'
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,23 @@ def test_weight_decay_is_the_gradient_of_an_l2_penalty():
   np.testing.assert_allclose(*(u['w'] for u in updates), rtol=1e-6)
 
 
+def test_weight_decay_is_half_the_dimensions_times_pytorch_vaes():
+  # Its loss is a mean over D pixel values, 2/D of the nats here, and Adam is
+  # blind to a factor on loss and penalty together.
+  half_d, theirs = 6144, 0.01
+  assert half_d == 64 * 64 * 3 / 2
+  params = {'w': jnp.array([1.0, -2.0, 3.0])}
+  updates = []
+  for weight_decay, unit in ((theirs * half_d, 1.0), (theirs, 1 / half_d)):
+    optimizer = optimizers.Optimizer(weight_decay=weight_decay)(0.01)
+    state = optimizer.init(params)
+    for nats in ([300.0, 400.0, -5.0], [-20.0, 500.0, 70.0]):
+      grads = {'w': unit * jnp.array(nats)}
+      update, state = optimizer.update(grads, state, params)
+    updates.append(update['w'])
+  np.testing.assert_allclose(*updates, rtol=1e-4)
+
+
 def test_gradient_is_clipped_before_the_penalty_is_added():
   params = {'a': jnp.array([1.0, -2.0]), 'b': jnp.array([0.5])}
   grads = {'a': jnp.array([3.0, 0.0]), 'b': jnp.array([4.0])}

@@ -139,7 +139,29 @@ def test_step_is_the_gradient_step_of_the_objective(setting):
   )
 
 
-def test_step_that_is_skipped_changes_nothing_but_the_count(setting):
+def test_schedule_counts_the_steps_that_are_skipped(setting):
+  model, _, pixels = setting
+  optimizer = optimizers.Optimizer(steps_per_epoch=1, decay_per_epoch=0.5)
+  run = training.make_train_steps(model, optimizer, False, True)
+  objective = objectives.Objective(1.0)
+  state = training.create_state(model, optimizer, seed=0)
+  before = jax.device_get(state.params)
+  for beta in (float('nan'), float('nan'), 1.0):
+    settings = training.Settings(objective.replace(beta=beta), 0.01)
+    state, _ = run(
+      *(state, settings, randomness.train_key(0), None),
+      *(pixels[:8][None, None], 1),
+    )
+  # Adam's first update moves a parameter by the learning rate, which in the
+  # third epoch is a quarter of the first one's.
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), before, jax.device_get(state.params)
+  )
+  moved = max(jax.tree.leaves(moved))
+  assert moved == pytest.approx(0.01 / 4, rel=1e-3)
+
+
+def test_step_that_is_skipped_changes_nothing_but_the_counts(setting):
   model, optimizer, pixels = setting
   key, chunk = randomness.train_key(0), pixels[:8][None, None]
   objective = objectives.Objective(1.0)
@@ -156,10 +178,13 @@ def test_step_that_is_skipped_changes_nothing_but_the_count(setting):
   before = jax.device_get(states[0])
   state, metrics = skipping(states[0], bad, key, None, chunk, 1)
   assert metrics['skipped'][0] == 1 and np.isnan(metrics['loss'][0])
-  assert state.step == 2
-  jax.tree.map(
-    np.testing.assert_array_equal, state.replace(step=before.step), before
+  clip, (adam, schedule) = state.opt_state
+  assert (state.step, schedule.count) == (2, 2)
+  state = state.replace(
+    step=before.step,
+    opt_state=(clip, (adam, schedule._replace(count=np.int32(1)))),
   )
+  jax.tree.map(np.testing.assert_array_equal, state, before)
 
 
 def first_losses(setting, steps=2, **options):

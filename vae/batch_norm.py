@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from vae import devices
 from vae.likelihoods import at_least_float32
 
-# As of PyTorch's layer, which the article uses.
+# PyTorch's defaults, which the article uses.
 _MOMENTUM = 0.9
 _EPSILON = 1e-5
 
@@ -24,7 +24,9 @@ _EPSILON = 1e-5
 class BatchNormRectify(nn.Module):
   """Normalises each channel, scales and shifts it, and rectifies it.
 
-  Its parameters and running statistics are those of `nn.BatchNorm`.
+  Its parameters and running statistics are those of `nn.BatchNorm`, but for
+  the running variance: PyTorch's, n/(n - 1) of Flax's for the n numbers of a
+  channel in the global batch.
 
   Attributes:
     negative_slope: of the rectifier: 0 is the ReLU.
@@ -64,9 +66,13 @@ class BatchNormRectify(nn.Module):
       x, scale, shift, self.negative_slope, self.axis_name
     )
     if not self.is_initializing():
+      count = x.size // x.shape[-1] * devices.axis_size(self.axis_name)
+      # As in PyTorch the batch is normalised with its own variance, and the
+      # running one is the unbiased estimate of the data's.
+      unbiased = var * (count / max(count - 1, 1))
       for running, value in (
         (running_mean, mean + bias),
-        (running_var, var),
+        (running_var, unbiased),
       ):
         running.value = _MOMENTUM * running.value + (1 - _MOMENTUM) * value
     return y

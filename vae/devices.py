@@ -78,6 +78,11 @@ def mean_over(tree: Any, axis_name: str | None) -> Any:
   return tree if axis_name is None else lax.pmean(tree, axis_name)
 
 
+def axis_size(axis_name: str | None) -> int:
+  """The number of devices of a pmap axis; 1 without one."""
+  return 1 if axis_name is None else lax.axis_size(axis_name)
+
+
 def as_first_process(tree: Any) -> Any:
   """The tree of host arrays that the first process has, told to all.
 

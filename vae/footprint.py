@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from vae.model import mirrored
+
 # Samples of the prior that a validation draws at a time, one grid of them.
 NUM_SAMPLES_DRAWN = 144
 
@@ -101,13 +103,13 @@ def _encoder(config) -> list[_Layer]:
 
 def _decoder(config) -> list[_Layer]:
   """The layers from z to the parameters of p(x|z)."""
-  hidden = tuple(config.model.hidden_channels)[::-1]
+  hidden = tuple(config.model.hidden_channels)
   size = config.data.image_size // 2 ** len(hidden)
-  channels = (*hidden, config.data.channels)[0]
+  channels = (config.data.channels, *hidden)[-1]
   layers = [_dense(config.model.latent_dim, size**2 * channels)]
   if not hidden:
     return layers
-  for features in (*hidden[1:], hidden[-1]):
+  for features in config.model.decoder_channels or mirrored(hidden):
     layers.append(_convolution(size, channels, 2 * size, features))
     size, channels = 2 * size, features
   last = _convolution(

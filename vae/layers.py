@@ -14,10 +14,13 @@ from vae import convolutions
 
 METHODS = ('auto', 'native', 'matmul')
 
-# Uniform in ±1/sqrt(fan_in) for kernels and biases alike: what the article's
-# own framework starts from (PyTorch's default for convolutions and dense
-# layers), and with it the schedule's learning rate.
+# Uniform in ±1/sqrt(fan_in) for kernels and biases alike: PyTorch's default,
+# which the article's learning rate goes with. PyTorch takes the outputs of a
+# transposed convolution for its inputs (the fan-in is 9 × output channels).
 kernel_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+transpose_kernel_init = nn.initializers.variance_scaling(
+  1 / 3, 'fan_in', 'uniform', in_axis=-1, out_axis=-2
+)
 
 
 def bias_init(fan_in: int) -> nn.initializers.Initializer:
@@ -54,7 +57,8 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the result without the bias, and the bias [features]."""
-    kernel, bias = _parameters(self, x.shape[-1])
+    channels = x.shape[-1]
+    kernel, bias = _parameters(self, channels, kernel_init, 9 * channels)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     if not use_matmul(self.method):
       return convolutions.conv_native(x, kernel, self.stride), bias
@@ -76,19 +80,26 @@ class ConvTranspose(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the result without the bias, and the bias [features]."""
-    kernel, bias = _parameters(self, x.shape[-1])
+    kernel, bias = _parameters(
+      self, x.shape[-1], transpose_kernel_init, 9 * self.features
+    )
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     if use_matmul(self.method):
       return convolutions.conv_transpose_matmul(x, kernel), bias
     return convolutions.conv_transpose_native(x, kernel), bias
 
 
-def _parameters(module: nn.Module, channels: int) -> tuple[jax.Array, ...]:
+def _parameters(
+  module: nn.Module,
+  channels: int,
+  kernel_init: nn.initializers.Initializer,
+  fan_in: int,
+) -> tuple[jax.Array, jax.Array]:
   param_dtype = jnp.promote_types(module.dtype, jnp.float32)
   shape = (3, 3, channels, module.features)
   kernel = module.param('kernel', kernel_init, shape, param_dtype)
   bias = module.param(
-    'bias', bias_init(9 * channels), (module.features,), param_dtype
+    'bias', bias_init(fan_in), (module.features,), param_dtype
   )
   return kernel, bias
 

@@ -1,12 +1,14 @@
-"""The article's network: a convolutional encoder and its mirror image.
+"""The convolutional VAE of the article and of PyTorch-VAE.
 
 Encoder: stride-2 3×3 convolutions, each with BatchNorm and a rectifier, then
 two dense heads for the mean and the log variance of q(z|x). Decoder: a dense
-layer, mirrored stride-2 transposed convolutions, and a last convolution to
-the image's channels. With the default channels (32, 64, 128, 256, 512), 64×64
-colour images and 128 latent dimensions it has 3,937,635 parameters.
+layer, stride-2 transposed convolutions, and a last convolution to the image's
+channels. For 64×64 colour images and 128 latent dimensions PyTorch-VAE's
+channels (`configs/celeba.py`) make 3,937,635 parameters, and those of the
+article's listing (`configs/article.py`) 3,225,795.
 """
 
+from collections.abc import Sequence
 import math
 from typing import Any
 
@@ -33,8 +35,11 @@ class VAE(nn.Module):
     image_shape: (height, width, channels); height and width are multiples of
       2 ** len(hidden_channels).
     latent_dim: size of z.
-    hidden_channels: output channels of the encoder's convolutions, in order;
-      the decoder mirrors them. With none, both are linear.
+    hidden_channels: output channels of the encoder's convolutions, in order.
+      With none, encoder and decoder are linear.
+    decoder_channels: output channels of the decoder's transposed convolutions,
+      as many as `hidden_channels`; empty for the mirror image of the encoder
+      (`mirrored`).
     activation: one of `ACTIVATIONS`.
     likelihood: one of `likelihoods.LIKELIHOODS`.
     sigma: standard deviation of the Gaussian likelihood, or where it starts.
@@ -48,6 +53,7 @@ class VAE(nn.Module):
   image_shape: tuple[int, int, int]
   latent_dim: int
   hidden_channels: tuple[int, ...] = (32, 64, 128, 256, 512)
+  decoder_channels: tuple[int, ...] = ()
   activation: str = 'leaky_relu'
   likelihood: str = 'gaussian'
   sigma: float = 1.0
@@ -71,10 +77,13 @@ class VAE(nn.Module):
       axis_name=self.axis_name,
     )
     self.encoder = Encoder(self.latent_dim, self.hidden_channels, **block)
+    # The decoder starts with the channels that the encoder ends with; without
+    # convolutions its dense layer makes the image itself.
+    start_channels = (channels, *self.hidden_channels)[-1]
     self.decoder = Decoder(
-      (height // stride, width // stride),
+      (height // stride, width // stride, start_channels),
       channels,
-      self.hidden_channels[::-1],
+      self.decoder_channels or mirrored(self.hidden_channels),
       **block,
     )
     if self.learn_sigma:
@@ -163,7 +172,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
   """Latents [batch, latent_dim] to the parameters of p(x|z)."""
 
-  start_size: tuple[int, int]
+  start_shape: tuple[int, int, int]
   image_channels: int
   hidden_channels: tuple[int, ...]
   negative_slope: float
@@ -174,17 +183,11 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, z, train):
     z = z.astype(self.dtype)
-    # With no convolutions, the image itself.
-    channels = (*self.hidden_channels, self.image_channels)[0]
-    shape = (*self.start_size, channels)
-    x = layers.dense(math.prod(shape), z.shape[-1], self.dtype)(z)
-    x = x.reshape(-1, *shape)
+    x = layers.dense(math.prod(self.start_shape), z.shape[-1], self.dtype)(z)
+    x = x.reshape(-1, *self.start_shape)
     if not self.hidden_channels:
       return x
-    # One transposed convolution for each stride of the encoder; the last
-    # keeps its channels, and a plain convolution makes the image of them.
-    widths = (*self.hidden_channels[1:], self.hidden_channels[-1])
-    for index, features in enumerate(widths):
+    for index, features in enumerate(self.hidden_channels):
       x, bias = layers.ConvTranspose(
         features, dtype=self.dtype, method=self.convolution
       )(x)
@@ -193,6 +196,16 @@ class Decoder(nn.Module):
       self.image_channels, dtype=self.dtype, method=self.convolution
     )(x)
     return x + bias.astype(self.dtype)
+
+
+def mirrored(hidden_channels: Sequence[int]) -> tuple[int, ...]:
+  """The decoder's channels in the reference implementation (PyTorch-VAE).
+
+  The encoder's in reverse, from the second on; the last transposed convolution
+  keeps its channels: (32, 64, 128) gives (64, 32, 32).
+  """
+  backwards = tuple(hidden_channels)[::-1]
+  return (*backwards[1:], *backwards[-1:])
 
 
 def _batch_norm(module: Encoder | Decoder, index: int) -> BatchNormRectify:
@@ -206,7 +219,8 @@ def from_config(config, axis_name: str | None = None) -> VAE:
   size = config.data.image_size
   settings = dict(config.model)
   settings['dtype'] = jnp.dtype(settings['dtype'])
-  settings['hidden_channels'] = tuple(settings['hidden_channels'])
+  for name in ('hidden_channels', 'decoder_channels'):
+    settings[name] = tuple(settings[name])
   return VAE(
     image_shape=(size, size, config.data.channels),
     axis_name=axis_name,

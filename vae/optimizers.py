@@ -19,7 +19,9 @@ class Optimizer:
   Attributes:
     steps_per_epoch: number of updates between two decays.
     decay_per_epoch: factor on the learning rate.
-    weight_decay: of the L2 penalty.
+    weight_decay: factor on the parameters that is added to the gradient of the
+      loss in nats per image. PyTorch-VAE's loss is 2/D of that (D pixel
+      values), so that its `weight_decay` is D/2 times as much here.
     clip_norm: of the gradient over all parameters, at most, before the penalty
       is added (Pascanu et al. 2013); 0 leaves it as it is.
   """
@@ -54,6 +56,26 @@ class Optimizer:
       decay_rate=self.decay_per_epoch,
       staircase=True,
     )
+
+
+def advance_schedule(
+  state: optax.OptState, updated: optax.OptState
+) -> optax.OptState:
+  """The state with the step count of `updated` in its schedules alone.
+
+  A step that is left out so changes no moment of Adam, nor its bias
+  correction, and the learning rate stays a function of the run's step.
+  """
+
+  def is_schedule(part):
+    return isinstance(part, optax.ScaleByScheduleState)
+
+  return jax.tree.map(
+    lambda old, new: new if is_schedule(new) else old,
+    state,
+    updated,
+    is_leaf=is_schedule,
+  )
 
 
 # Of any optimiser, as `Optimizer` is one, by its learning rate.

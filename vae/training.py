@@ -22,6 +22,7 @@ import optax
 
 from vae import devices
 from vae import objective as objectives
+from vae import optimizers
 from vae import randomness
 from vae.model import VAE
 from vae.objective import Objective
@@ -143,7 +144,8 @@ def train_step(
     optimizer: that `state.opt_state` belongs to.
     flip: whether each image is mirrored with probability ½.
     skip_nonfinite: whether a step whose loss or gradient is not finite is left
-      out: it counts, and changes nothing else.
+      out: it counts, for the learning rate's schedule too, and changes nothing
+      else.
     state: the same on every device.
     settings: likewise.
     key: `randomness.train_key`, the same on every device.
@@ -196,10 +198,12 @@ def train_step(
   if skip_nonfinite:
     is_finite = jnp.isfinite(metrics['loss'] + metrics['grad_norm'])
     metrics['skipped'] = 1 - is_finite.astype(metrics['loss'].dtype)
+    skipped = state.replace(
+      step=new_state.step,
+      opt_state=optimizers.advance_schedule(state.opt_state, opt_state),
+    )
     new_state = jax.tree.map(
-      lambda new, old: jnp.where(is_finite, new, old),
-      new_state,
-      state.replace(step=new_state.step),
+      lambda new, old: jnp.where(is_finite, new, old), new_state, skipped
     )
   return new_state, metrics
 
@@ -317,8 +321,7 @@ def eval_loop(
     in the split.
   """
   axis_name = model.axis_name
-  num_devices = 1 if axis_name is None else lax.axis_size(axis_name)
-  batch_size = batches.shape[1] * num_devices
+  batch_size = batches.shape[1] * devices.axis_size(axis_name)
 
   def step(index):
     images = _images(stored, batches, index)
