@@ -21,6 +21,7 @@ import input_pipeline
 from tests.conftest import ROOT
 from tests.conftest import SPLIT_SIZES
 from tests.ports import free_port
+from tests.preloaded import program_lines
 from tests.preloaded import run
 from vae import checkpoints
 from vae import model as models
@@ -61,7 +62,7 @@ def start(*flags, script='main.py', devices=1, **environment):
 
 def finish(process):
   out, err = process.communicate(timeout=600)
-  return process.returncode, out, err
+  return process.returncode, out, program_lines(err)
 
 
 def metrics(workdir):
@@ -283,8 +284,8 @@ def test_processes_of_other_configs_do_not_train_together(finished, tmp_path):
   for process, said in zip(
     processes, ('another config;', 'config.objective.beta is 2.0'), strict=True
   ):
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 2, err
+    code, _, err = finish(process)
+    assert code == 2, err
     assert err.count('\n') == 1 and said in err
   assert not (tmp_path / 'w').exists()
 
