@@ -142,6 +142,7 @@ def test_leaves_page_and_figures_and_says_where(evaluated):
     }
     assert str(folder / 'report.html') in out
     assert re.search(r'importance-weighted bound, K = 50: 11 images in', out)
+    assert 'fitting the mixture …\n' in out
 
 
 def test_page_shows_numbers_and_figures_in_a_browser(evaluated):

@@ -108,6 +108,13 @@ def finished(celeba_dir, tmp_path_factory):
   return workdir, flags, out
 
 
+def test_compilation_is_announced_once_before_the_first_steps(finished):
+  _, _, out = finished
+  assert out.count('Compiling …\n') == 1
+  order = ('Training ', 'Compiling …', 'step ')
+  assert sorted(order, key=out.index) == list(order)
+
+
 def test_metrics_are_complete(finished):
   workdir, _, _ = finished
   rows = metrics(workdir)
