@@ -34,6 +34,7 @@ from sweeps import storage as storages
 from sweeps import study as studies
 from sweeps.points import Range
 from vae import checkpoints
+from vae import paths
 from vae.errors import UserError
 import workdirs
 
@@ -161,7 +162,7 @@ def main() -> None:
   configs = [points.configure(base, v) for v in grid or _corners(axes)]
   for config in configs:
     _check_devices(config, population)
-  workdir = epath.Path(
+  workdir = paths.expand(
     command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
   )
   definition = definitions.define(

@@ -14,6 +14,7 @@ from configs import default
 import run_config
 from vae import atomic_files
 from vae import checkpoints
+from vae import paths
 from vae import trained
 from vae.errors import UserError
 from vae.errors import WriteError
@@ -180,7 +181,7 @@ def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
   except (
     *(ValueError, TypeError, KeyError, AttributeError, OverflowError),
   ) as error:
-    path = epath.Path(workdir) / trained.CONFIG
+    path = paths.expand(workdir) / trained.CONFIG
     raise UserError(f'{path} cannot be read as a config: {error}') from error
   run_config.validate(config)
   return config

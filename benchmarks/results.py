@@ -12,6 +12,8 @@ import sys
 
 import jax
 
+from vae import paths
+
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch')
 # They change how fast a step is.
 _VARIABLES = (
@@ -95,7 +97,7 @@ def significant(number: float) -> str:
 def write(path: str | None, content: dict[str, object]) -> None:
   """Writes it as JSON, where a path is given."""
   if path:
-    pathlib.Path(path).write_text(json.dumps(content, indent=2) + '\n')
+    paths.expand(path).write_text(json.dumps(content, indent=2) + '\n')
     print(f'\n{path}: all rounds.')
 
 
