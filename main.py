@@ -20,6 +20,7 @@ import command_line
 import processes
 import run_config
 import stop_signals
+from vae import devices
 from vae import paths
 from vae.errors import UserError
 import workdir_lock
@@ -56,6 +57,7 @@ def main() -> None:
   elif any(flag.value is not None for flag in explicit):
     names = ', '.join(f'--{flag.name}' for flag in explicit)
     raise UserError(f'{names} go with --distributed; add it, or drop them.')
+  devices.check()
   workdir = paths.expand(
     command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
   )

@@ -5,6 +5,7 @@ from etils import epath
 
 import command_line
 import run_config
+from vae import devices
 from vae import paths
 from vae import splits
 from vae import trained as trained_models
@@ -47,6 +48,7 @@ def restore() -> TrainedVAE:
   if DATA_DIR.value is not None:
     config.data.dir = DATA_DIR.value
     run_config.validate(config)
+  devices.check()
   return trained_models.restore(config, workdir(), CHECKPOINT.value)
 
 

@@ -34,6 +34,7 @@ from sweeps import storage as storages
 from sweeps import study as studies
 from sweeps.points import Range
 from vae import checkpoints
+from vae import devices
 from vae import paths
 from vae.errors import UserError
 import workdirs
@@ -155,6 +156,7 @@ def main() -> None:
   path = command_line.config_path()
   base = flags.FLAGS.config
   run_config.validate(base)
+  devices.check()
   axes = _axes(path)
   _check_search(axes)
   population = _population()

@@ -12,7 +12,9 @@ import sys
 
 import jax
 
+from vae import devices
 from vae import paths
+from vae.errors import UserError
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch')
 # They change how fast a step is.
@@ -32,8 +34,18 @@ def compile_quickly() -> None:
   os.environ['XLA_FLAGS'] = f'{flags} --xla_backend_optimization_level=0'
 
 
+def check_devices() -> None:
+  """Ends the program if JAX has not the devices that it is told to use."""
+  try:
+    devices.check()
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
 def machine() -> dict[str, object]:
   """Where and when, and with which versions."""
+  check_devices()
   return {
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'commit': _commit(),

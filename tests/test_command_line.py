@@ -2,9 +2,11 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from tests.conftest import ROOT
+from tests.preloaded import program_lines
 
 
 def run_script(body, *arguments, cwd=ROOT):
@@ -140,6 +142,41 @@ def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
   code, _, err = run_script(PRINT_CONFIG, '--config=gone.py', cwd=elsewhere)
   assert code == 2 and err.count('\n') == 1
   assert f'in {elsewhere} or {ROOT}' in err and f'{ROOT}/configs has' in err
+
+
+# No machine has the first, and only those with an accelerator the others.
+PLATFORMS = ('typo', 'cuda', 'gpu', 'tpu')
+
+
+@pytest.mark.parametrize(
+  ('script', 'words', 'platforms'),
+  [
+    ('main.py', (), PLATFORMS),
+    ('evaluate.py', (), PLATFORMS[:2]),
+    ('generate.py', ('sample',), PLATFORMS[:2]),
+    ('sweep.py', ('--beta=1,2',), PLATFORMS[:2]),
+  ],
+)
+def test_platform_that_is_not_there_gets_one_line(
+  trained_run, tmp_path, script, words, platforms
+):
+  uses = script in ('evaluate.py', 'generate.py')
+  workdir = trained_run if uses else tmp_path / 'new'
+  for platform in platforms:
+    if platform != 'typo' and jax.default_backend() != 'cpu':
+      continue
+    result = subprocess.run(
+      [sys.executable, script, *words, f'--workdir={workdir}'],
+      cwd=ROOT,
+      env=os.environ | {'JAX_PLATFORMS': platform},
+      capture_output=True,
+      text=True,
+    )
+    err = program_lines(result.stderr)
+    assert result.returncode == 2 and not result.stdout
+    assert err.startswith(f"error: JAX_PLATFORMS is '{platform}'; ")
+    assert err.count('\n') == 1
+  assert not (tmp_path / 'new').exists()
 
 
 @pytest.mark.parametrize('closed', ['>&-', '2>&-', '>&- 2>&-'])
