@@ -418,6 +418,7 @@ def test_config_that_fails_gets_one_line(tmp_path, body, said):
   [
     (signal.SIGINT, 130, 'interrupted; the same command goes on.\n'),
     (signal.SIGTERM, 0, 'terminated; the same command goes on.\n'),
+    (signal.SIGUSR1, 0, 'terminated; the same command goes on.\n'),
   ],
 )
 def test_signal_ends_in_order_with_all_that_was_done(
@@ -453,6 +454,42 @@ def test_interrupt_counts_where_nobody_reads_what_is_said(finished, tmp_path):
   process.stderr.close()
   process.send_signal(signal.SIGINT)
   assert process.wait(timeout=60) == 130
+  rows = [row['step'] for row in metrics(tmp_path)]
+  assert checkpoints.latest_step(tmp_path) >= max(rows) > 0
+
+
+# Runs a program in a terminal of its own, its standard input.
+IN_TERMINAL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_closed_terminal_loses_nothing(finished, tmp_path):
+  _, flags, _ = finished
+  flags = (
+    *flags,
+    f'--workdir={tmp_path}',
+    '--config.train.num_epochs=10000',
+  )
+  here, there = os.openpty()
+  process = subprocess.Popen(
+    [sys.executable, '-c', IN_TERMINAL, 'main.py', *flags],
+    cwd=ROOT,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    stdin=there,
+    stdout=there,
+    stderr=there,
+    start_new_session=True,
+  )
+  os.close(there)
+  shown = b''
+  while b'images/s' not in shown:
+    shown += os.read(here, 4096)
+  os.close(here)
+  assert process.wait(timeout=60) == 0
   rows = [row['step'] for row in metrics(tmp_path)]
   assert checkpoints.latest_step(tmp_path) >= max(rows) > 0
 
