@@ -231,7 +231,9 @@ def main() -> None:
       f'workdir than {workdir}; name that one, or another --study.'
     )
   try:
-    workdirs.write_json(workdir / DEFINITION, definition)
+    # It is kept as it is: code that knows fewer keys must find its own.
+    if not (workdir / DEFINITION).exists():
+      workdirs.write_json(workdir / DEFINITION, definition)
   except OSError as error:
     raise disk.told(
       error, workdir, 'The same command goes on once it can be.'

@@ -64,7 +64,13 @@ def restore(
       f'{workdir} holds a float64 model; that needs JAX_ENABLE_X64=1 in the '
       'environment.'
     )
-  model = models.from_config(config)
+  try:
+    model = models.from_config(config)
+  except TypeError as error:
+    raise UserError(
+      f'{workdir / CONFIG} does not fit this code ({error}); use the code that '
+      'wrote it.'
+    ) from error
   # The optimiser's state is part of a checkpoint; its schedule is not.
   optimizer = optimizers.Optimizer()
   state = training.abstract_state(model, optimizer)
