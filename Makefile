@@ -28,11 +28,13 @@ $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo 'Needs Python 3.11 to 3.13: make demo PYTHON=python3.11' >&2; \
 	  exit 1; }
+	@echo 'Installing (2.6 GB) …'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
 	touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed tests/requirements.txt
+	@echo 'Installing the requirements of the tests …'
 	$(VENV)/bin/python -m pip install --quiet -r tests/requirements.txt
 	touch $@

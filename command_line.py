@@ -24,7 +24,10 @@ import jax
 from ml_collections import config_flags
 
 from stop_signals import TerminatedError
+from vae import paths
 from vae.errors import UserError
+
+_SCRIPTS = os.path.dirname(os.path.abspath(__file__))
 
 WORKDIR = flags.DEFINE_string(
   'workdir',
@@ -161,24 +164,26 @@ def define_config(default: str) -> None:
   config_flags.DEFINE_config_file(
     'config',
     None,
-    f'The experiment; configs/ has several. By default {default}.',
+    f'The experiment; configs/ has several. By default {default}. '
+    'FILE:ARGUMENT calls get_config(ARGUMENT) in FILE.',
     # It fails where a value is still to be given, and does not say which.
     lock_config=False,
   )
   global _default_config
-  _default_config = os.path.join(os.path.dirname(__file__), default)
+  _default_config = os.path.join(_SCRIPTS, default)
 
 
 def config_path() -> str:
-  """The file that `--config` names.
+  """The file that `--config=FILE[:ARGUMENT]` names.
 
   Raises:
     UserError: if there is no such file, or it could not open another.
   """
-  path = config_flags.get_config_filename(flags.FLAGS['config'])
+  path, *_ = config_flags.get_config_filename(flags.FLAGS['config']).split(':')
   if not os.path.isfile(path):
     raise UserError(
-      f'--config={path}: there is no such file; configs/ has the configs.'
+      f'--config={path}: there is no such file in {os.getcwd()} or {_SCRIPTS}; '
+      f'{_SCRIPTS}/configs has the configs.'
     )
   try:
     # Where the config could not open a file, ml_collections keeps that to
@@ -196,10 +201,39 @@ def config_path() -> str:
 _default_config = None
 
 
-def _parse(argv: list[str]) -> list[str]:
-  given = any(arg.split('=')[0] in ('--config', '-config') for arg in argv)
+def _find_config(argv: list[str]) -> list[str]:
+  """Has `--config` name a file that is there, if one is meant.
+
+  `~` is expanded, and configs/ is found from any folder. Without the flag the
+  default is added.
+  """
+  argv, given = argv.copy(), False
+  for i, arg in enumerate(argv[1:], start=1):
+    flag, equals, value = arg.partition('=')
+    if flag not in ('--config', '-config'):
+      continue
+    given = True
+    if equals:
+      argv[i] = f'{flag}={_locate(value)}'
+    elif i + 1 < len(argv):
+      argv[i + 1] = _locate(argv[i + 1])
   if _default_config is not None and not given:
-    argv = [argv[0], f'--config={_default_config}', *argv[1:]]
+    argv.insert(1, f'--config={_default_config}')
+  return argv
+
+
+def _locate(config: str) -> str:
+  """FILE[:ARGUMENT], with the FILE beside the scripts if it is not here."""
+  file, *argument = config.split(':', 1)
+  path = paths.expand(file)
+  beside = os.path.join(_SCRIPTS, path)
+  if not os.path.exists(path) and os.path.isfile(beside):
+    path = beside
+  return ':'.join([str(path), *argument])
+
+
+def _parse(argv: list[str]) -> list[str]:
+  argv = _find_config(argv)
   # ml_collections' own remarks on a config come beside the error in it.
   logging.set_verbosity(logging.ERROR)
   try:

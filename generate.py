@@ -137,6 +137,7 @@ def sample(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
         f'--components={_COMPONENTS.value}: there are only {len(latents)} '
         'images to fit them to.'
       )
+    print('fitting the mixture …', flush=True)
     mixture = aggregate_posterior.fit_mixture(latents, seed, _COMPONENTS.value)
     images = trained.decode(mixture.sample(count)[0])
   return _save_each(images, folder, columns=int(np.ceil(np.sqrt(count))))

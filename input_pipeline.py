@@ -9,14 +9,12 @@ happens in the training step.
 from collections.abc import Iterator
 import dataclasses
 import functools
-import os
 import time
 
-import numpy as np
+import datasets  # noqa: F401 (Sets the environment of TensorFlow.)
 
-# What TensorFlow's C++ side has to say comes as exceptions too. It reads this
-# once, while it is imported; JAX has set another level.
-os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+# isort: split
+import numpy as np
 import tensorflow as tf
 
 from datasets import corrupt_images

@@ -20,6 +20,8 @@ import command_line
 import processes
 import run_config
 import stop_signals
+from vae import devices
+from vae import paths
 from vae.errors import UserError
 import workdir_lock
 import workdirs
@@ -55,7 +57,8 @@ def main() -> None:
   elif any(flag.value is not None for flag in explicit):
     names = ', '.join(f'--{flag.name}' for flag in explicit)
     raise UserError(f'{names} go with --distributed; add it, or drop them.')
-  workdir = epath.Path(
+  devices.check()
+  workdir = paths.expand(
     command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
   )
   with contextlib.ExitStack() as stack:

@@ -5,6 +5,9 @@ import contextlib
 import json
 import os
 
+import datasets  # noqa: F401 (Sets the environment of TensorFlow.)
+
+# isort: split
 from clu import metric_writers
 from etils import epath
 import numpy as np

@@ -9,6 +9,7 @@ import contextlib
 import math
 import shutil
 import sys
+import threading
 import time
 from typing import Protocol
 
@@ -19,6 +20,9 @@ from vae import figures
 
 # Of `progress`, where the output is no terminal.
 _SECONDS_BETWEEN_LINES = 10
+
+# After which `progress` says that its first batch is being compiled.
+_SECONDS_IN_SILENCE = 2
 
 
 class Writer(Protocol):
@@ -123,6 +127,11 @@ class Report:
     self._painter = futures.ThreadPoolExecutor(1, 'pictures')
     self._painting = None
     self._last_pictures = []
+
+  def dispatching(self) -> None:
+    """To be called before each dispatch; the first compiles."""
+    if self._start_time is None:
+      say('Compiling …')
 
   def dispatched(self) -> None:
     """To be called after each dispatch; the first starts the clock."""
@@ -342,9 +351,14 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     To be called with the number of images done.
   """
   start = last_told = time.monotonic()
+  compiling = threading.Timer(
+    _SECONDS_IN_SILENCE, _progress_line, (f'{label}: compiling …',)
+  )
+  compiling.daemon = True
 
   def tell(done):
     nonlocal last_told
+    compiling.cancel()
     now = time.monotonic()
     # What is not a terminal keeps every line.
     if sys.stdout.isatty() or now - last_told > _SECONDS_BETWEEN_LINES:
@@ -352,7 +366,11 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
       left = duration((now - start) / max(done, 1) * (total - done))
       _progress_line(f'{label}: {done:,} of {total:,} images, {left} left')
 
-  yield tell
+  compiling.start()
+  try:
+    yield tell
+  finally:
+    compiling.cancel()
   seconds = time.monotonic() - start
   _lasting_line(
     f'{label}: {total:,} images in {duration(seconds)} '

@@ -62,7 +62,8 @@ _SIDE = _between(1, 2**_SIDE_BITS - 1)
 # Each epoch's learning rate is kept.
 _MAX_EPOCHS = 1_000_000
 
-# Key: whether a value is accepted, and what is, in words.
+# Key: whether a value is accepted, and what is, in words. A key that is not
+# here is checked by its default's type alone.
 RULES = {
   'seed': (lambda v: 0 <= v < 2**32, 'from 0 to 2**32 - 1'),
   'data.source': _one_of(*SOURCES),
@@ -204,7 +205,7 @@ def _check_group(
       _check_group(value, example, f'{key}.')
       continue
     _check_type(key, value, example)
-    accepts, accepted = RULES[key]
+    accepts, accepted = RULES.get(key, _ANY)
     if not accepts(value):
       raise UserError(
         f'config.{key} is {_shown(value)}; it must be {accepted}.'
@@ -231,11 +232,15 @@ def _check_type(key: str, value: object, example: object) -> None:
     fits, wanted = _is_int(value), 'a whole number'
   elif isinstance(example, float):
     fits, wanted = _is_finite(value), 'a finite number'
-  elif isinstance(example, tuple):
-    fits = isinstance(value, (tuple, list)) and all(map(_is_int, value))
-    wanted = 'a tuple of whole numbers'
-  else:
+  elif isinstance(example, (tuple, list)):
+    fits, wanted = isinstance(value, (tuple, list)), 'a tuple'
+    if example and all(map(_is_int, example)):
+      fits = fits and all(map(_is_int, value))
+      wanted = 'a tuple of whole numbers'
+  elif isinstance(example, str):
     fits, wanted = isinstance(value, str), 'a string'
+  else:  # No default, or of a type of its own.
+    return
   if not fits:
     raise UserError(f'config.{key} is {_shown(value)}; it must be {wanted}.')
 

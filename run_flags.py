@@ -5,6 +5,8 @@ from etils import epath
 
 import command_line
 import run_config
+from vae import devices
+from vae import paths
 from vae import splits
 from vae import trained as trained_models
 from vae.errors import UserError
@@ -46,6 +48,7 @@ def restore() -> TrainedVAE:
   if DATA_DIR.value is not None:
     config.data.dir = DATA_DIR.value
     run_config.validate(config)
+  devices.check()
   return trained_models.restore(config, workdir(), CHECKPOINT.value)
 
 
@@ -67,7 +70,7 @@ def check_data(data: splits.DataSet) -> None:
 
 def workdir() -> epath.Path:
   """Of the run."""
-  return epath.Path(command_line.WORKDIR.value)
+  return paths.expand(command_line.WORKDIR.value)
 
 
 def output(*default: str) -> epath.Path:
@@ -79,6 +82,6 @@ def output(*default: str) -> epath.Path:
   Raises:
     UserError: if it cannot be written.
   """
-  folder = epath.Path(OUTPUT.value or workdir().joinpath(*default))
+  folder = paths.expand(OUTPUT.value or workdir().joinpath(*default))
   workdirs.check_writable(folder, '--output')
   return folder

@@ -1,8 +1,10 @@
 """Ctrl-C and SIGTERM, as something to ask for between two steps.
 
-Schedulers send SIGTERM to what they are about to take the machine from. Until
-training asks for the first time, either ends the program at once: nothing is
-lost yet. From then on it says that training should stop, where it can.
+Schedulers send SIGTERM to what they are about to take the machine from. Slurm's
+early warning, SIGUSR1 (`--signal=USR1@120`), and SIGHUP, of a terminal that is
+closed, count as SIGTERM. Until training asks for the first time, a signal ends
+the program at once: nothing is lost yet. From then on it says that training
+should stop, where it can.
 """
 
 import contextlib
@@ -23,7 +25,7 @@ _ON_INTERRUPT = (
 
 
 class TerminatedError(BaseException):
-  """SIGTERM, where nothing is to be saved first; as KeyboardInterrupt is."""
+  """SIGTERM, or a signal that counts as it; as KeyboardInterrupt is Ctrl-C."""
 
 
 class StopSignals:
@@ -44,7 +46,10 @@ class StopSignals:
     self._previous = {}
 
   def __enter__(self):
-    caught = [signal.SIGINT]
+    caught = [signal.SIGINT, signal.SIGUSR1]
+    # Else the program was started by nohup.
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+      caught.append(signal.SIGHUP)
     if not jax.distributed.is_initialized():
       caught.append(signal.SIGTERM)
     # Else JAX's own service has it, which tells the other processes.
@@ -68,7 +73,7 @@ class StopSignals:
 
     Raises:
       KeyboardInterrupt: after Ctrl-C.
-      TerminatedError: after SIGTERM.
+      TerminatedError: after another signal.
     """
     if self.received == signal.SIGINT:
       raise KeyboardInterrupt
@@ -80,7 +85,7 @@ class StopSignals:
 
     Raises:
       KeyboardInterrupt: after Ctrl-C.
-      TerminatedError: after SIGTERM.
+      TerminatedError: after another signal.
     """
     end = time.monotonic() + seconds
     self.raise_if_received()
@@ -95,9 +100,12 @@ class StopSignals:
     self.received = signal.Signals(number)
     if not self._num_calls or (again and number == signal.SIGINT):
       self.raise_if_received()
-    if number == signal.SIGINT and not again:
-      if jax.distributed.is_initialized():
-        os.kill(os.getpid(), signal.SIGTERM)
+    if again:
+      return
+    if jax.distributed.is_initialized():
+      # JAX's service listens to no other.
+      os.kill(os.getpid(), signal.SIGTERM)
+    if number == signal.SIGINT:
       # Ctrl-C may have ended who reads it, too. And not by `print`, which may
       # be what was interrupted.
       with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -34,6 +34,8 @@ from sweeps import storage as storages
 from sweeps import study as studies
 from sweeps.points import Range
 from vae import checkpoints
+from vae import devices
+from vae import paths
 from vae.errors import UserError
 import workdirs
 
@@ -154,6 +156,7 @@ def main() -> None:
   path = command_line.config_path()
   base = flags.FLAGS.config
   run_config.validate(base)
+  devices.check()
   axes = _axes(path)
   _check_search(axes)
   population = _population()
@@ -161,7 +164,7 @@ def main() -> None:
   configs = [points.configure(base, v) for v in grid or _corners(axes)]
   for config in configs:
     _check_devices(config, population)
-  workdir = epath.Path(
+  workdir = paths.expand(
     command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
   )
   definition = definitions.define(
@@ -228,7 +231,9 @@ def main() -> None:
       f'workdir than {workdir}; name that one, or another --study.'
     )
   try:
-    workdirs.write_json(workdir / DEFINITION, definition)
+    # It is kept as it is: code that knows fewer keys must find its own.
+    if not (workdir / DEFINITION).exists():
+      workdirs.write_json(workdir / DEFINITION, definition)
   except OSError as error:
     raise disk.told(
       error, workdir, 'The same command goes on once it can be.'

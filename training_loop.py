@@ -180,6 +180,7 @@ class Loop:
     for chunk in self._trainer.train_chunks(
       epoch, first_step, self._steps_per_dispatch
     ):
+      self._report.dispatching()
       metrics = self._trainer.train(chunk)
       self._report.dispatched()
       step = self._trainer.step

@@ -14,6 +14,7 @@ from configs import default
 import run_config
 from vae import atomic_files
 from vae import checkpoints
+from vae import paths
 from vae import trained
 from vae.errors import UserError
 from vae.errors import WriteError
@@ -87,9 +88,32 @@ def claim(
     if checkpoints.exist(workdir):
       found = _read_data(workdir)
       _check_same_data(data, found, workdir)
+      _update_config(config, workdir)
+    else:
+      write_json(workdir / trained.CONFIG, config.to_dict())
     if found != found | data:
       write_json(workdir / _DATA, found | data)
-    write_json(workdir / trained.CONFIG, config.to_dict())
+
+
+def _update_config(
+  config: ml_collections.ConfigDict, workdir: epath.Path
+) -> None:
+  """Writes what a run that goes on has changed into its config.
+
+  Keys that the config lacks, as the code that began the run had none such,
+  stay out: that code could not load it any more.
+  """
+  kept = trained.read_config(workdir)
+  given, found = run_config.flatten(config), run_config.flatten(kept)
+  changed = {
+    key: given[key]
+    for key in run_config.FREE_KEYS & found.keys()
+    if _plain(given[key]) != _plain(found[key])
+  }
+  if changed:
+    with kept.ignore_type():
+      kept.update_from_flattened_dict(changed)
+    write_json(workdir / trained.CONFIG, kept.to_dict())
 
 
 def check_data(workdir: epath.Path, data: dict[str, int | str]) -> None:
@@ -174,15 +198,25 @@ def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
   Raises:
     UserError: if the workdir holds no config, or one that cannot be used.
   """
-  config = default.get_config()
+  path = paths.expand(workdir) / trained.CONFIG
+  config, found = default.get_config(), trained.read_config(workdir)
+  known = run_config.flatten(config).keys()
   try:
-    config.update(trained.read_config(workdir))
+    config.update(found)
   except (
     *(ValueError, TypeError, KeyError, AttributeError, OverflowError),
   ) as error:
-    path = epath.Path(workdir) / trained.CONFIG
     raise UserError(f'{path} cannot be read as a config: {error}') from error
-  run_config.validate(config)
+  for key in run_config.flatten(found):
+    if key not in known:
+      raise UserError(
+        f'{path} has config.{key}, which this code does not know; use the code '
+        'that wrote it, or delete the key there if it changed nothing.'
+      )
+  try:
+    run_config.validate(config)
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from error
   return config
 
 

@@ -214,6 +214,7 @@ def complete_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_child(args: argparse.Namespace) -> None:
   """Measures one thing, and leaves it in a file for the parent."""
+  results.check_devices()
   settings = complete_settings(args)
   measure = {'loop': measure_loop, 'first_step': measure_first_step}[args.only]
   with tempfile.TemporaryDirectory(prefix='end_to_end_') as workdir:

@@ -12,6 +12,10 @@ import sys
 
 import jax
 
+from vae import devices
+from vae import paths
+from vae.errors import UserError
+
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch')
 # They change how fast a step is.
 _VARIABLES = (
@@ -30,8 +34,18 @@ def compile_quickly() -> None:
   os.environ['XLA_FLAGS'] = f'{flags} --xla_backend_optimization_level=0'
 
 
+def check_devices() -> None:
+  """Ends the program if JAX has not the devices that it is told to use."""
+  try:
+    devices.check()
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
 def machine() -> dict[str, object]:
   """Where and when, and with which versions."""
+  check_devices()
   return {
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'commit': _commit(),
@@ -95,7 +109,7 @@ def significant(number: float) -> str:
 def write(path: str | None, content: dict[str, object]) -> None:
   """Writes it as JSON, where a path is given."""
   if path:
-    pathlib.Path(path).write_text(json.dumps(content, indent=2) + '\n')
+    paths.expand(path).write_text(json.dumps(content, indent=2) + '\n')
     print(f'\n{path}: all rounds.')
 
 

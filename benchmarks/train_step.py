@@ -46,6 +46,7 @@ _OURS = 'this codebase'
 def main() -> None:
   """Measures, prints a table for each batch size, and writes JSON."""
   args = _arguments()
+  results.check_devices()
   on_gpu = jax.default_backend() == 'gpu'
   _check(args, on_gpu)
   config = celeba.get_config()

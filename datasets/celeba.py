@@ -36,8 +36,8 @@ _ATTRIBUTES = ('list_attr_celeba.txt', 'list_attr_celeba.csv')
 
 _CSV_HEADER = ['image_id', 'partition']
 
-# How the list of attributes says no and yes, and the class of each.
-_CLASSES = {'-1': 0, '1': 1}
+# How lists of attributes say no and yes, and the class of each.
+_CLASSES = {'-1': 0, '0': 0, '1': 1}
 
 
 def find(folder: epath.Path) -> dict[str, EncodedSplit] | None:
@@ -162,8 +162,8 @@ def _read_attributes(path: epath.Path, images: list[str]) -> Labels:
       classes = b''
     if len(classes) != len(names):
       raise UserError(
-        f'{shown(path)}, line {number}: it must be a file name and -1 or 1 '
-        f'for each of {len(names)} attributes; get the list anew.'
+        f'{shown(path)}, line {number}: it must be a file name and -1, 0 '
+        f'or 1 for each of {len(names)} attributes; get the list anew.'
       )
     _check_new(row[0], lines, path, number)
     values[row[0]] = classes

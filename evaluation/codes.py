@@ -107,6 +107,7 @@ def _add_holes(results, latents, fitted_latents, seed):
   latents = latents[at_most]
   generator = np.random.default_rng([seed, 2])
   prior = generator.standard_normal(latents.shape).astype(np.float32)
+  print('fitting the mixture …', flush=True)
   mixture = aggregate_posterior.fit_mixture(fitted_latents, seed)
   for name, candidates, what in (
     ('prior_in_holes', prior, 'the prior'),

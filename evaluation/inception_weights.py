@@ -26,6 +26,7 @@ from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 
 from vae import inception
 from vae import ordinary_files
+from vae import paths
 from vae.errors import UserError
 
 URL = (
@@ -54,7 +55,7 @@ def load(path: str | None, cache: pathlib.Path | None = None) -> dict[str, Any]:
     UserError: what is wrong with the file or the network, and what to do.
   """
   if path:
-    return _read(pathlib.Path(path).expanduser())
+    return _read(paths.expand(path))
   cache = cache or _default_cache()
   if cache.exists():
     return _read(cache)

@@ -5,6 +5,7 @@ import json
 
 import ml_collections
 
+from configs import default
 import run_config
 from sweeps.points import Range
 from vae.errors import UserError
@@ -50,6 +51,11 @@ def check_same(
   Raises:
     UserError: if it is another, with the first difference.
   """
+  # Sweeps that are older than a key had its default.
+  defaults = json.loads(json.dumps(run_config.flatten(default.get_config())))
+  missing = defaults.keys() & given.get('config', {}).keys()
+  config = {key: defaults[key] for key in missing} | found.get('config', {})
+  given, found = {'config': {}} | given, found | {'config': config}
   for key in {**given, **found}:
     if given.get(key) == found.get(key):
       continue

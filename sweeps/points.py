@@ -74,7 +74,7 @@ def parse(key: str, text: str, flag: str) -> list[object] | Range:
 def _converter(example: object) -> Callable[[str], object]:
   if isinstance(example, bool):
     return {'True': True, 'true': True, 'False': False, 'false': False}.get
-  if isinstance(example, tuple):
+  if example is None or isinstance(example, (tuple, list)):
     return ast.literal_eval
   return type(example)
 

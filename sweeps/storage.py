@@ -8,6 +8,7 @@ from optuna import exceptions
 from optuna.storages import journal
 import sqlalchemy
 
+from vae import paths
 from vae.errors import UserError
 
 
@@ -19,8 +20,9 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
   """
   if '://' not in url:
     _quiet_optuna()
+    path = str(paths.expand(url))
     try:
-      return optuna.storages.JournalStorage(journal.JournalFileBackend(url))
+      return optuna.storages.JournalStorage(journal.JournalFileBackend(path))
     except OSError as error:
       raise UserError(
         f'--storage={url} cannot be opened ({error.strerror}); name the file '
@@ -28,12 +30,16 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
       ) from error
   _quiet_optuna()
   try:
-    shown = sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    parsed = sqlalchemy.make_url(url)
+    shown = parsed.render_as_string(hide_password=True)
   except sqlalchemy.exc.ArgumentError as error:
     raise UserError(
       '--storage is not the URL of a database, such as '
       'postgresql://USER:PASSWORD@HOST/DATABASE.'
     ) from error
+  if parsed.get_backend_name() == 'sqlite' and parsed.database:
+    parsed = parsed.set(database=str(paths.expand(parsed.database)))
+    url = parsed.render_as_string(hide_password=False)
   try:
     return _open_database(url)
   except Exception as error:  # Of any driver.

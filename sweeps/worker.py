@@ -144,7 +144,7 @@ class Worker:
       while True:
         self._stop.raise_if_received()
         for name in self._study.give_back_those_of_the_dead():
-          print(f'{name}: its worker is no more; the point waits again.')
+          reports.say(f'{name}: its worker is no more; the point waits again.')
         if claims := self._take():
           said, others_end_it = '', False
           self._work(claims)
@@ -163,7 +163,7 @@ class Worker:
           self._study.add(self._plan.grid)
         now = f'waiting for {running} points that other workers have.'
         if now != said:
-          print(now, flush=True)
+          reports.say(now)
         said, others_end_it = now, True
         self._stop.sleep(_POLL_SECONDS)
     finally:
@@ -251,10 +251,9 @@ class Worker:
       self._in_use.append(claim)
       if claim.name not in self._told_in_use:
         self._told_in_use.add(claim.name)
-        print(
+        reports.say(
           f'{claim.name}: its folder is in use by {error.holder}; the point is '
           'left for later.',
-          flush=True,
         )
       return False
     except OSError as error:
@@ -263,7 +262,7 @@ class Worker:
 
   def _try(self, claims: list[Claim]) -> list[list[Claim]]:
     """Trains and measures points together; returns what to try by itself."""
-    print(f'\n{self._heading(claims)}', flush=True)
+    reports.say(f'\n{self._heading(claims)}')
     again = []
     try:
       with contextlib.ExitStack() as stack:
@@ -278,7 +277,7 @@ class Worker:
       _tell_of_loss(error)
       again = [claims]
     except optuna.TrialPruned as pruned:
-      print(f'{claims[0].name}: pruned, {pruned}')
+      reports.say(f'{claims[0].name}: pruned, {pruned}')
       try:
         self._study.prune(claims[0], str(pruned))
       except PointLostError as error:
@@ -288,7 +287,7 @@ class Worker:
         raise self._unwritten(claims[0], error) from error
       if len(claims) > 1:
         # One of them may be at fault, or all be too much for the memory.
-        print(f'{_one_line(error)}\nTrying them in two halves.', flush=True)
+        reports.say(f'{_one_line(error)}\nTrying them in two halves.')
         half = len(claims) // 2
         again = [claims[:half], claims[half:]]
       else:
@@ -364,11 +363,10 @@ class Worker:
         raise self._unwritten(claim, error) from error
       self._fail(claim, error)
     else:
-      print(
+      reports.say(
         f'{claim.name}: rate {result.metrics["rate"]:.2f}, distortion '
         f'{result.metrics["distortion"]:,.1f} nats, '
         f'{result.metrics["active_units"]:.0f} active units',
-        flush=True,
       )
 
   def _unwritten(self, claim: Claim, error: Exception) -> WriteError:
@@ -385,7 +383,7 @@ class Worker:
 
   def _fail(self, claim: Claim, error: Exception) -> None:
     message = _one_line(error)
-    print(f'{claim.name}: failed, {message}', flush=True)
+    reports.say(f'{claim.name}: failed, {message}')
     try:
       self._study.fail(claim, message)
     except PointLostError as lost:
@@ -395,14 +393,14 @@ class Worker:
     # All of it: the time that it took to start, too.
     seconds = time.time() - psutil.Process().create_time()
     if self._training_seconds:
-      print(
+      reports.say(
         f'This worker took {reports.duration(seconds)}, '
         f'{self._training_seconds / seconds:.0%} of it in training steps.'
       )
 
 
 def _tell_of_loss(lost: PointLostError) -> None:
-  print(f'{lost}: another worker has taken this point over.', flush=True)
+  reports.say(f'{lost}: another worker has taken this point over.')
 
 
 def _one_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 import os
 import pathlib
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 # Many tests, and the processes that they start, compile the same programs.
 os.environ.setdefault(
   'JAX_COMPILATION_CACHE_DIR',

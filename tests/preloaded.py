@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import runpy
 import subprocess
 import sys
@@ -34,6 +35,13 @@ _LIBRARIES = (
 
 _TIMEOUT_SECONDS = 600
 
+# How the C++ sides of TensorFlow and JAX begin a line of their logs.
+_LOGGED = re.compile(
+  r'[IWEF]\d{4} |\d{4}-\d\d-\d\d .*: [IWEF] |'
+  'WARNING: All log messages before absl::InitializeLog|'
+  'To enable the following instructions:'
+)
+
 # By the environment that libraries are imported in.
 _processes = {}
 
@@ -41,7 +49,10 @@ _processes = {}
 def run(
   *flags: str, script: str = 'main.py', devices: int = 1
 ) -> tuple[int, str, str]:
-  """Exit status, standard output and standard error of a script."""
+  """Exit status, standard output and standard error of a script.
+
+  Without what libraries log, which depends on the processor.
+  """
   environment = dict(
     os.environ,
     XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}',
@@ -56,7 +67,13 @@ def run(
     process.stdin.write(json.dumps(request) + '\n')
     process.stdin.flush()
     code = int(process.stdout.readline())
-    return code, out.read_text(), err.read_text()
+    return code, out.read_text(), program_lines(err.read_text())
+
+
+def program_lines(err: str) -> str:
+  """Standard error without the logs of the libraries' C++ sides."""
+  lines = err.splitlines(keepends=True)
+  return ''.join(line for line in lines if not _LOGGED.match(line))
 
 
 def stop() -> None:

@@ -1,6 +1,7 @@
 """That the benchmarks run, and compare as they say; not how fast it all is."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from benchmarks import bandwidth
 from benchmarks import rounds
 from configs import celeba
 from tests.conftest import ROOT
+from tests.preloaded import program_lines
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,20 @@ def test_scripts_run_without_tensorflow(script, flags, said, tmp_path):
   assert said in result.stdout
   machine = json.loads(output.read_text())['machine']
   assert {'date', 'jax', 'devices', 'cpu'} <= machine.keys()
+
+
+@pytest.mark.parametrize('script', ['train_step', 'checkpoints'])
+def test_devices_that_are_not_there_get_one_line(script):
+  result = subprocess.run(
+    [sys.executable, f'benchmarks/{script}.py'],
+    cwd=ROOT,
+    env=os.environ | {'JAX_PLATFORMS': 'typo'},
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 2
+  assert program_lines(result.stderr).count('\n') == 1
+  assert result.stderr.startswith("error: JAX_PLATFORMS is 'typo'; ")
 
 
 def measured(batch_size, *seconds):

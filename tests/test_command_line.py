@@ -1,17 +1,21 @@
+import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from tests.conftest import ROOT
+from tests.preloaded import program_lines
 
 
-def run_script(body, *arguments):
+def run_script(body, *arguments, cwd=ROOT):
   """Runs a script whose `main` is this, in a process of its own."""
   script = f'import os, signal, time\nimport command_line\n{body}'
   process = subprocess.run(
     [sys.executable, '-c', script, *arguments],
-    cwd=ROOT,
+    cwd=cwd,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
     timeout=20,
@@ -78,6 +82,101 @@ def test_compiled_programs_are_kept_by_default(tmp_path, monkeypatch):
   assert run_script(PRINT_CACHE)[:2] == (0, 'None\n')
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'own'))
   assert run_script(PRINT_CACHE)[1] == f'{tmp_path}/own\n'
+
+
+PRINT_CONFIG = """
+from absl import flags
+command_line.define_config('configs/faces.py')
+
+def main():
+  path = command_line.config_path()
+  model = flags.FLAGS.config.model
+  print(path, model.latent_dim, model.sigma)
+
+command_line.run(main)
+"""
+
+WITH_ARGUMENT = """
+from configs import default
+def get_config(argument='5'):
+  config = default.get_config()
+  config.model.latent_dim = int(argument.removeprefix('dim:'))
+  return config
+"""
+
+
+def test_config_takes_an_argument(tmp_path):
+  file = tmp_path / 'own.py'
+  file.write_text(WITH_ARGUMENT)
+  sigma = '--config.model.sigma=2'
+  for flags, dim in (
+    ((f'--config={file}:17', sigma), 17),
+    ((f'--config={file}:dim:17', sigma), 17),
+    (('--config', f'{file}:17', sigma), 17),
+    ((f'--config={file}', sigma), 5),
+  ):
+    printed = f'{file} {dim} 2.0\n'
+    assert run_script(PRINT_CONFIG, *flags) == (0, printed, '')
+  code, _, err = run_script(PRINT_CONFIG, '--config=configs/faces.py:17')
+  assert code == 2 and err.count('\n') == 1 and '1 was given' in err
+
+
+def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'own.py').write_text(WITH_ARGUMENT)
+  elsewhere = tmp_path / 'elsewhere'
+  elsewhere.mkdir()
+  for flags, printed in (
+    (['--config=configs/faces.py'], f'{ROOT}/configs/faces.py 32 0.35\n'),
+    ([], f'{ROOT}/configs/faces.py 32 0.35\n'),
+    (['--config=~/own.py:3'], f'{tmp_path}/own.py 3 1.0\n'),
+    (['--config=../own.py'], '../own.py 5 1.0\n'),
+  ):
+    found = run_script(PRINT_CONFIG, *flags, cwd=elsewhere)
+    assert found == (0, printed, '')
+  # One that lies here is meant.
+  (elsewhere / 'configs').mkdir()
+  (elsewhere / 'configs' / 'faces.py').write_text(WITH_ARGUMENT)
+  found = run_script(PRINT_CONFIG, '--config=configs/faces.py', cwd=elsewhere)
+  assert found == (0, 'configs/faces.py 5 1.0\n', '')
+  code, _, err = run_script(PRINT_CONFIG, '--config=gone.py', cwd=elsewhere)
+  assert code == 2 and err.count('\n') == 1
+  assert f'in {elsewhere} or {ROOT}' in err and f'{ROOT}/configs has' in err
+
+
+# No machine has the first, and only those with an accelerator the others.
+PLATFORMS = ('typo', 'cuda', 'gpu', 'tpu')
+
+
+@pytest.mark.parametrize(
+  ('script', 'words', 'platforms'),
+  [
+    ('main.py', (), PLATFORMS),
+    ('evaluate.py', (), PLATFORMS[:2]),
+    ('generate.py', ('sample',), PLATFORMS[:2]),
+    ('sweep.py', ('--beta=1,2',), PLATFORMS[:2]),
+  ],
+)
+def test_platform_that_is_not_there_gets_one_line(
+  trained_run, tmp_path, script, words, platforms
+):
+  uses = script in ('evaluate.py', 'generate.py')
+  workdir = trained_run if uses else tmp_path / 'new'
+  for platform in platforms:
+    if platform != 'typo' and jax.default_backend() != 'cpu':
+      continue
+    result = subprocess.run(
+      [sys.executable, script, *words, f'--workdir={workdir}'],
+      cwd=ROOT,
+      env=os.environ | {'JAX_PLATFORMS': platform},
+      capture_output=True,
+      text=True,
+    )
+    err = program_lines(result.stderr)
+    assert result.returncode == 2 and not result.stdout
+    assert err.startswith(f"error: JAX_PLATFORMS is '{platform}'; ")
+    assert err.count('\n') == 1
+  assert not (tmp_path / 'new').exists()
 
 
 @pytest.mark.parametrize('closed', ['>&-', '2>&-', '>&- 2>&-'])

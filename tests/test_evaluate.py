@@ -142,6 +142,7 @@ def test_leaves_page_and_figures_and_says_where(evaluated):
     }
     assert str(folder / 'report.html') in out
     assert re.search(r'importance-weighted bound, K = 50: 11 images in', out)
+    assert 'fitting the mixture …\n' in out
 
 
 def test_page_shows_numbers_and_figures_in_a_browser(evaluated):
@@ -184,6 +185,12 @@ def other_shapes(run):
   (run / 'config.json').write_text(json.dumps(config))
 
 
+def unknown_key(run):
+  config = json.loads((run / 'config.json').read_text())
+  config['model']['prior'] = 'mixture'
+  (run / 'config.json').write_text(json.dumps(config))
+
+
 def other_data(run):
   (run / 'data.json').write_text('{"train": 41, "validation": 11}')
 
@@ -205,6 +212,7 @@ def damaged_data_json(run):
     (half_written, (), 'checkpoints holds no complete checkpoint'),
     (truncated, (), 'cannot be restored'),
     (other_shapes, (), 'has the shape .* the config asks for'),
+    (unknown_key, (), r'config\.json has config\.model\.prior'),
     (None, ('--checkpoint=7',), 'no checkpoint 7; there are best, last'),
     (None, ('--importance_samples=0',), 'importance_samples=0'),
     (None, ('--split=best',), '--split=best'),

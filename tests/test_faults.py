@@ -98,7 +98,7 @@ def test_sigkill_at_random_moments(undisturbed, tmp_path, record_property):
 
 @pytest.mark.parametrize(
   ('number', 'status', 'times'),
-  [(signal.SIGTERM, 0, 10), (signal.SIGINT, 130, 5)],
+  [(signal.SIGTERM, 0, 10), (signal.SIGINT, 130, 5), (signal.SIGUSR1, 0, 5)],
 )
 def test_signals_that_ask_to_stop(
   undisturbed, tmp_path, number, status, times, record_property
@@ -262,7 +262,7 @@ def test_two_processes_of_which_one_is_asked_to_stop(
     processes = start_two(*flags, f'--workdir={tmp_path}')
     wait_for_training(processes[0], 'images/s')
     time.sleep(chance.uniform(0, seconds))
-    number = (signal.SIGTERM, signal.SIGINT)[time_ // 2 % 2]
+    number = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)[time_ // 2]
     processes[time_ % 2].send_signal(number)
     before = time.monotonic()
     for index, process in enumerate(processes):
@@ -279,7 +279,7 @@ def test_two_processes_of_which_one_is_asked_to_stop(
   record_property(
     'faults',
     [
-      'SIGTERM or SIGINT to one of two processes',
+      'SIGTERM, SIGINT or SIGUSR1 to one of two processes',
       tries,
       tries,
       f'nothing; both ended within {max(took):.1f} s',

@@ -66,8 +66,9 @@ def test_samples_are_the_models_as_grid_and_files(make, model):
   np.testing.assert_array_equal(cells(folder / 'grid.png', 3), expected)
 
 
-def test_mixture_samples_where_the_images_are(make, model):
+def test_mixture_samples_where_the_images_are(make, model, capsys):
   folder = make('sample', num_images=200, prior='mixture', components=2, seed=1)
+  assert 'fitting the mixture …\n' in capsys.readouterr().out
   images = read_each(folder, 200).astype(np.float32)
   spread = images.std(axis=0).mean()
   assert spread > 0

@@ -534,7 +534,8 @@ ATTRIBUTES = {
   ),
   'a column less': (lambda data: data[:-4] + b'\n', 'line 58'),
   'a column more': (lambda data: data[:-1] + b' 1\n', 'line 58'),
-  'zero': (lambda data: data + b'x.jpg 0 1 1 1\n', 'line 59'),
+  'zeros for no': (lambda data: data.replace(b' -1', b' 0'), None),
+  'two': (lambda data: data + b'x.jpg 2 1 1 1\n', 'line 59'),
   'wide digit': (lambda data: data + 'x.jpg １ 1 1 1\n'.encode(), 'line 59'),
   'long line': (lambda data: data + b'x ' * 100_000, 'line 59'),
   'long name': (lambda data: data + b'x' * 100_000 + b' 1 1 1 1\n', None),
@@ -577,7 +578,7 @@ def test_some_hostile_attributes(reader, celeba_dir, tmp_path):
   attempt = lambda folder, name: try_attributes(
     reader, celeba_dir, folder, name
   )
-  some = ('pipe', 'an image twice', 'old Mac', 'long line')
+  some = ('pipe', 'an image twice', 'old Mac', 'long line', 'zeros for no')
   assert not try_each(some, attempt, tmp_path)
 
 

@@ -21,6 +21,7 @@ import input_pipeline
 from tests.conftest import ROOT
 from tests.conftest import SPLIT_SIZES
 from tests.ports import free_port
+from tests.preloaded import program_lines
 from tests.preloaded import run
 from vae import checkpoints
 from vae import model as models
@@ -61,7 +62,7 @@ def start(*flags, script='main.py', devices=1, **environment):
 
 def finish(process):
   out, err = process.communicate(timeout=600)
-  return process.returncode, out, err
+  return process.returncode, out, program_lines(err)
 
 
 def metrics(workdir):
@@ -105,6 +106,13 @@ def finished(celeba_dir, tmp_path_factory):
   code, out, err = finish(start(*flags, f'--workdir={workdir}'))
   assert code == 0, err
   return workdir, flags, out
+
+
+def test_compilation_is_announced_once_before_the_first_steps(finished):
+  _, _, out = finished
+  assert out.count('Compiling …\n') == 1
+  order = ('Training ', 'Compiling …', 'step ')
+  assert sorted(order, key=out.index) == list(order)
 
 
 def test_metrics_are_complete(finished):
@@ -283,8 +291,8 @@ def test_processes_of_other_configs_do_not_train_together(finished, tmp_path):
   for process, said in zip(
     processes, ('another config;', 'config.objective.beta is 2.0'), strict=True
   ):
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 2, err
+    code, _, err = finish(process)
+    assert code == 2, err
     assert err.count('\n') == 1 and said in err
   assert not (tmp_path / 'w').exists()
 
@@ -410,6 +418,7 @@ def test_config_that_fails_gets_one_line(tmp_path, body, said):
   [
     (signal.SIGINT, 130, 'interrupted; the same command goes on.\n'),
     (signal.SIGTERM, 0, 'terminated; the same command goes on.\n'),
+    (signal.SIGUSR1, 0, 'terminated; the same command goes on.\n'),
   ],
 )
 def test_signal_ends_in_order_with_all_that_was_done(
@@ -445,6 +454,42 @@ def test_interrupt_counts_where_nobody_reads_what_is_said(finished, tmp_path):
   process.stderr.close()
   process.send_signal(signal.SIGINT)
   assert process.wait(timeout=60) == 130
+  rows = [row['step'] for row in metrics(tmp_path)]
+  assert checkpoints.latest_step(tmp_path) >= max(rows) > 0
+
+
+# Runs a program in a terminal of its own, its standard input.
+IN_TERMINAL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_closed_terminal_loses_nothing(finished, tmp_path):
+  _, flags, _ = finished
+  flags = (
+    *flags,
+    f'--workdir={tmp_path}',
+    '--config.train.num_epochs=10000',
+  )
+  here, there = os.openpty()
+  process = subprocess.Popen(
+    [sys.executable, '-c', IN_TERMINAL, 'main.py', *flags],
+    cwd=ROOT,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    stdin=there,
+    stdout=there,
+    stderr=there,
+    start_new_session=True,
+  )
+  os.close(there)
+  shown = b''
+  while b'images/s' not in shown:
+    shown += os.read(here, 4096)
+  os.close(here)
+  assert process.wait(timeout=60) == 0
   rows = [row['step'] for row in metrics(tmp_path)]
   assert checkpoints.latest_step(tmp_path) >= max(rows) > 0
 

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import sys
+import threading
 import time
 
 from etils import epath
@@ -40,6 +41,50 @@ def setting(monkeypatch, tmp_path):
     learning_rates=[0.5 ** np.arange(10)],
   )
   return clock, writer, report
+
+
+def test_first_dispatch_is_announced_as_it_compiles(setting, capsys):
+  _, _, report = setting
+  report.dispatching()
+  assert capsys.readouterr().out == 'Compiling …\n'
+  report.dispatched()
+  report.dispatching()
+  assert capsys.readouterr().out == ''
+
+
+class Timer:
+  """Goes off when it is told, unless it was cancelled."""
+
+  def __init__(self, seconds, function, arguments):
+    self.seconds, self.is_on = seconds, False
+    self._call = lambda: function(*arguments)
+    Timer.last = self
+
+  def start(self):
+    self.is_on = True
+
+  def cancel(self):
+    self.is_on = False
+
+  def go_off(self):
+    if self.is_on:
+      self._call()
+
+
+def test_long_first_batch_of_a_pass_is_explained(monkeypatch, capsys):
+  monkeypatch.setattr(threading, 'Timer', Timer)
+  with reports.progress('encoding', 10):
+    Timer.last.go_off()
+  assert Timer.last.seconds == 2
+  explained, done = capsys.readouterr().out.splitlines()
+  assert explained == 'encoding: compiling …' and '10 images in' in done
+  with reports.progress('encoding', 10) as tell:
+    tell(3)
+    Timer.last.go_off()
+  with pytest.raises(ValueError), reports.progress('encoding', 10):
+    raise ValueError
+  Timer.last.go_off()
+  assert 'compiling' not in capsys.readouterr().out
 
 
 def metrics_of(*losses):

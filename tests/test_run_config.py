@@ -25,6 +25,34 @@ def test_every_key_has_a_rule_and_every_rule_a_key():
   assert run_config.FREE_KEYS <= keys.keys()
 
 
+def test_key_without_a_rule_is_checked_by_its_type(monkeypatch):
+  """As one that a researcher adds to configs/default.py."""
+  config = default.get_config()
+  config.model.prior = 'normal'
+  config.optimizer.betas = (0.9, 0.999)
+  config.optimizer.names = ()
+  config.train.anneal_steps = 0
+  config.train.note = None
+  monkeypatch.setattr(default, 'get_config', config.copy_and_resolve_references)
+  changed = default.get_config()
+  changed.model.prior = 'mixture'
+  changed.optimizer.betas = (0.5, 0.9)
+  changed.optimizer.names = ('a', 'b')
+  changed.train.note = 'for the article'
+  for accepted in (config, changed):
+    run_config.validate(accepted)
+  for key, value, said in (
+    ('model.prior', 3, 'it must be a string'),
+    ('optimizer.betas', 0.9, 'it must be a tuple'),
+    ('train.anneal_steps', 0.5, 'it must be a whole number'),
+  ):
+    wrong = default.get_config()
+    with wrong.ignore_type():
+      wrong.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=f'config.{key} is .*; {said}'):
+      run_config.validate(wrong)
+
+
 def test_celeba_is_the_articles_schedule():
   config = celeba.get_config()
   pixels = config.data.image_size**2 * config.data.channels

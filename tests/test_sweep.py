@@ -202,7 +202,7 @@ def test_interrupted_and_terminated_sweep_goes_on(finished, tmp_path):
   point = tmp_path / 'sweep' / 'points' / 'beta=0.05,latent_dim=2'
   for number, status, said in (
     (signal.SIGINT, 130, 'interrupted'),
-    (signal.SIGTERM, 0, 'terminated'),
+    (signal.SIGUSR1, 0, 'terminated'),
   ):
     told = len(metrics_of_a_killed_run(point))
     process = start(*flags, often, script='sweep.py')

@@ -22,6 +22,24 @@ def images():
   return np.random.default_rng(0).integers(0, 256, (70, 16, 16, 3), np.uint8)
 
 
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (lambda model: model.update(prior='mixture'), "argument 'prior'"),
+    (lambda model: model.pop('latent_dim'), "argument: 'latent_dim'"),
+  ],
+)
+def test_config_of_other_code_gets_one_line(
+  trained_run, tmp_path, change, said
+):
+  config = json.loads((trained_run / 'config.json').read_text())
+  change(config['model'])
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(UserError, match='config.json does not fit') as caught:
+    vae.load(tmp_path)
+  assert said in str(caught.value) and '\n' not in str(caught.value)
+
+
 def apply(model, *args, method):
   return model.model.apply(model.variables, *args, method=method)
 

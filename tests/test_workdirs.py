@@ -4,6 +4,7 @@ from etils import epath
 import pytest
 
 from configs import celeba
+from configs import default
 import run_config
 from vae.errors import UserError
 import workdirs
@@ -32,6 +33,62 @@ def test_workdir_remembers_its_config(tmp_path):
   config.data.dir = '/elsewhere'
   claim(config, workdir)
   assert workdirs.load_config(workdir).train.num_epochs == 200
+
+
+def test_config_is_written_when_it_changes(tmp_path):
+  config = celeba.get_config()
+  claim(config, tmp_path)
+  (tmp_path / 'kept').hardlink_to(tmp_path / 'config.json')
+  claim(config, tmp_path)
+  assert (tmp_path / 'kept').samefile(tmp_path / 'config.json')
+
+
+def test_code_before_loads_a_run_that_changed_code_continued(
+  tmp_path, monkeypatch
+):
+  claim(celeba.get_config(), tmp_path)
+  before = json.loads((tmp_path / 'config.json').read_text())
+  with monkeypatch.context() as changed_code:
+    table = default.get_config()
+    table.objective.gamma = 1.0
+    table.checkpoint.keep_worst = 0
+    copy = table.copy_and_resolve_references
+    changed_code.setattr(default, 'get_config', copy)
+    free = run_config.FREE_KEYS | {'checkpoint.keep_worst'}
+    changed_code.setattr(run_config, 'FREE_KEYS', free)
+    config = celeba.get_config()
+    config.train.num_epochs = 200
+    config.checkpoint.keep_worst = 3
+    claim(config, tmp_path)
+    # What the run lacks has been as its default is.
+    config.objective.gamma = 2.0
+    with pytest.raises(UserError, match='gamma was 1.0 and is now 2.0'):
+      claim(config, tmp_path)
+  config = workdirs.load_config(tmp_path)
+  assert config.train.num_epochs == 200
+  before['train']['num_epochs'] = 200
+  assert json.loads((tmp_path / 'config.json').read_text()) == before
+
+
+def test_key_that_this_code_does_not_know_is_named(tmp_path):
+  config = celeba.get_config()
+  claim(config, tmp_path)
+  found = json.loads((tmp_path / 'config.json').read_text())
+  found['objective']['gamma'] = 1.0
+  (tmp_path / 'config.json').write_text(json.dumps(found))
+  for use in (workdirs.load_config, lambda path: claim(config, path)):
+    with pytest.raises(UserError, match='json has config.objective.gamma') as e:
+      use(tmp_path)
+    assert '\n' not in str(e.value)
+
+
+def test_wrong_value_in_a_config_is_told_with_its_file(tmp_path):
+  claim(celeba.get_config(), tmp_path)
+  found = json.loads((tmp_path / 'config.json').read_text())
+  found['objective']['beta'] = -1
+  (tmp_path / 'config.json').write_text(json.dumps(found))
+  with pytest.raises(UserError, match='config.json: config.objective.beta is'):
+    workdirs.load_config(tmp_path)
 
 
 def test_workdir_in_which_nothing_was_trained_is_free(tmp_path):

@@ -8,6 +8,8 @@ from jax import lax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from vae.errors import UserError
+
 # The name of the axis of all devices in the pmapped functions.
 AXIS = 'devices'
 
@@ -44,6 +46,24 @@ def current() -> Topology:
   return Topology(
     jax.local_device_count(), jax.process_index(), jax.process_count()
   )
+
+
+def check() -> None:
+  """Checks that JAX has the devices that it is told to use.
+
+  Raises:
+    UserError: if it has not.
+  """
+  try:
+    jax.devices()
+  # JAX asserts where there is neither CUDA nor ROCm.
+  except (RuntimeError, AssertionError) as error:
+    reason = ' '.join(str(error).split())[:300]
+    raise UserError(
+      f'JAX_PLATFORMS is {jax.config.jax_platforms!r}; JAX cannot use that '
+      f'here{reason and f" ({reason})"}. Unset it, or install JAX for the '
+      'device: pip install -U "jax[cuda13]" or "jax[tpu]".'
+    ) from error
 
 
 def replicate(tree: Any, num_devices: int | None = None) -> Any:

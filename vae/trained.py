@@ -12,6 +12,7 @@ import numpy as np
 from vae import checkpoints
 from vae import model as models
 from vae import optimizers
+from vae import paths
 from vae import training
 from vae.errors import UserError
 from vae.model import VAE
@@ -28,7 +29,7 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
   Raises:
     UserError: if there is none, or an unreadable one.
   """
-  path = epath.Path(workdir) / CONFIG
+  path = paths.expand(workdir) / CONFIG
   try:
     return ml_collections.ConfigDict(json.loads(path.read_text()))
   except (FileNotFoundError, NotADirectoryError):
@@ -57,13 +58,19 @@ def restore(
   config, workdir: epath.PathLike, checkpoint: str | int = 'best'
 ) -> 'TrainedVAE':
   """As `load`, with the config already read."""
-  workdir = epath.Path(workdir)
+  workdir = paths.expand(workdir)
   if config.model.dtype == 'float64' and not jax.config.jax_enable_x64:
     raise UserError(
       f'{workdir} holds a float64 model; that needs JAX_ENABLE_X64=1 in the '
       'environment.'
     )
-  model = models.from_config(config)
+  try:
+    model = models.from_config(config)
+  except TypeError as error:
+    raise UserError(
+      f'{workdir / CONFIG} does not fit this code ({error}); use the code that '
+      'wrote it.'
+    ) from error
   # The optimiser's state is part of a checkpoint; its schedule is not.
   optimizer = optimizers.Optimizer()
   state = training.abstract_state(model, optimizer)

@@ -1,0 +1,50 @@
+"""What an installation needs, and says."""
+
+import shutil
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+IMPORT = """
+import site, sys
+site.addsitedir(sys.argv[1])
+import vae
+print(vae.__file__, vae.load.__name__)
+"""
+
+
+def run(*command, **kwargs):
+  return subprocess.run(
+    command, check=True, capture_output=True, text=True, **kwargs
+  ).stdout
+
+
+def test_installed_library_is_found_from_another_folder(tmp_path):
+  """By `pip install -e .`, with a copy, as pip writes beside the project."""
+  project = tmp_path / 'project'
+  shutil.copytree(ROOT / 'vae', project / 'vae')
+  shutil.copytree(ROOT / 'datasets', project / 'datasets')
+  for name in ('pyproject.toml', 'requirements.txt', 'main.py', 'train.py'):
+    shutil.copy(ROOT / name, project)
+  run(
+    *(sys.executable, '-m', 'pip', 'install', '--no-deps'),
+    *('--no-build-isolation', '--no-index', '--disable-pip-version-check'),
+    *(f'--prefix={tmp_path / "installed"}', '-e', str(project)),
+  )
+  (site,) = (tmp_path / 'installed').rglob('site-packages')
+  (tmp_path / 'elsewhere').mkdir()
+  found = run(
+    *(sys.executable, '-c', IMPORT, str(site)), cwd=tmp_path / 'elsewhere'
+  )
+  assert found == f'{project}/vae/__init__.py load\n'
+
+
+def test_make_says_what_it_installs_before_it_takes_minutes():
+  # As in a fresh clone; nothing is carried out.
+  out = run('make', '--dry-run', '--always-make', 'test', cwd=ROOT)
+  for said, command in (
+    ('Installing (2.6 GB) …', 'pip install --quiet -r requirements.txt'),
+    ('Installing the req', 'pip install --quiet -r tests/requirements.txt'),
+  ):
+    assert 0 <= out.find(f"echo '{said}") < out.index(command)
