@@ -33,8 +33,10 @@ def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   """
   if not checkpoints.exist(workdir):
     return
-  given = run_config.flatten(config)
-  found = run_config.flatten(load_config(workdir))
+  given, found = (
+    run_config.flatten(run_config.resolved(c))
+    for c in (config, load_config(workdir))
+  )
   changed = [
     f'config.{key} was {found[key]!r} and is now {given[key]!r}'
     for key in given
@@ -89,7 +91,7 @@ def claim(
       _check_same_data(data, found, workdir)
     if found != found | data:
       write_json(workdir / _DATA, found | data)
-    write_json(workdir / trained.CONFIG, config.to_dict())
+    write_json(workdir / trained.CONFIG, run_config.resolved(config).to_dict())
 
 
 def check_data(workdir: epath.Path, data: dict[str, int | str]) -> None:

@@ -25,13 +25,29 @@ def test_workdir_remembers_its_config(tmp_path):
   config = celeba.get_config()
   claim(config, workdir)
   assert run_config.flatten(workdirs.load_config(workdir)) == (
-    run_config.flatten(config)
+    run_config.flatten(config) | {'data.crop_size': 148}
   )
   # Longer, or told otherwise where the data is: the same run.
   config.train.num_epochs = 200
   config.data.dir = '/elsewhere'
   claim(config, workdir)
   assert workdirs.load_config(workdir).train.num_epochs == 200
+
+
+def test_crop_that_is_the_sources_own_may_be_named(tmp_path):
+  workdir = epath.Path(tmp_path)
+  config = celeba.get_config()
+  config.data.crop_size = 148
+  claim(config, workdir)
+  claim(celeba.get_config(), workdir)
+  # So that it is known whatever the default becomes.
+  assert (
+    json.loads((workdir / 'config.json').read_text())['data']['crop_size']
+    == 148
+  )
+  config.data.crop_size = 100
+  with pytest.raises(UserError, match='crop_size was 148 and is now 100'):
+    workdirs.check(config, workdir)
 
 
 def test_workdir_in_which_nothing_was_trained_is_free(tmp_path):
