@@ -5,30 +5,22 @@ handed on as its three splits.
 """
 
 from collections.abc import Iterable
-import functools
-import hashlib
-import os
 import re
 import socket
 
 from etils import epath
-import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from datasets import cartoon_faces
 from datasets import celeba
+from datasets import image_folder
 from datasets.encoded import EncodedSplit
-from datasets.encoded import FileSplit
 from datasets.encoded import SPLITS
 from datasets.encoded import TfdsSplit
 import report
 from vae import ordinary_files
 from vae.errors import shown
 from vae.errors import UserError
-from vae.splits import Labels
-
-_IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 
 _CELEBA_DRIVE = ('drive.google.com', 443)
 
@@ -57,7 +49,7 @@ def find(source: str, directory: str) -> dict[str, EncodedSplit]:
       return _find_celeba(directory)
     if source == 'cartoon_faces':
       return _prepare_cartoon_faces(directory)
-    return _list_folder(_existing_folder(directory))
+    return image_folder.find(_existing_folder(directory))
   except OSError as error:  # A folder that may not be listed, say.
     raise UserError(
       f'config.data.dir is {shown(directory)!r}; '
@@ -219,68 +211,3 @@ def _existing_folder(directory: str) -> epath.Path:
     f'config.data.dir is {shown(directory)}; '
     f'{"it is no folder" if found else "there is no such folder"}.'
   )
-
-
-def _list_folder(folder: epath.Path) -> dict[str, EncodedSplit]:
-  """All images below a folder: 80 % train, 10 % validation, 10 % test.
-
-  Which is which depends on the names alone, through their hashes.
-  """
-  # What it may not list it would leave out, unless told; links to folders it
-  # leaves out, so that it comes to an end.
-  walk = (
-    tf.io.gfile.walk(str(folder))
-    if '://' in str(folder)
-    else os.walk(str(folder), onerror=_raise)
-  )
-  names = (
-    os.path.relpath(os.path.join(root, name), folder)
-    for root, _, files in walk
-    for name in files
-    if name.lower().endswith(_IMAGE_SUFFIXES)
-  )
-  paths = sorted(
-    names, key=lambda path: hashlib.sha256(os.fsencode(path)).digest()
-  )
-  if len(paths) < len(SPLITS):
-    raise UserError(
-      f'{shown(folder)} holds {len(paths)} images '
-      f'({" ".join(_IMAGE_SUFFIXES)}); three splits need at least 3.'
-    )
-  held_out = max(1, len(paths) // 10)
-  parts = {
-    'train': paths[2 * held_out :],
-    'validation': paths[:held_out],
-    'test': paths[held_out : 2 * held_out],
-  }
-  classes = _classes(paths)
-
-  def make_split(part):
-    labels = functools.partial(_class_labels, part, classes)
-    return FileSplit(folder, part, labels)
-
-  return {split: make_split(sorted(part)) for split, part in parts.items()}
-
-
-def _raise(error: OSError) -> None:
-  raise error
-
-
-def _classes(paths: list[str]) -> list[str]:
-  """The sub-folders that hold the images; none if they are no classes."""
-  heads = {_head(path) for path in paths}
-  return sorted(heads) if '' not in heads and len(heads) > 1 else []
-
-
-def _class_labels(paths: list[str], classes: list[str]) -> Labels | None:
-  if not classes:
-    return None
-  indices = {name: index for index, name in enumerate(classes)}
-  values = np.array([[indices[_head(path)]] for path in paths], np.int32)
-  return Labels(('class',), values, {'class': classes})
-
-
-def _head(path: str) -> str:
-  """The first folder of a relative path, or nothing."""
-  head, separator, _ = path.partition(os.sep)
-  return head if separator else ''
