@@ -7,6 +7,7 @@ handed on as its three splits.
 from collections.abc import Iterable
 import re
 import socket
+import tempfile
 
 from etils import epath
 import tensorflow_datasets as tfds
@@ -15,12 +16,16 @@ from datasets import cartoon_faces
 from datasets import celeba
 from datasets import image_folder
 from datasets.encoded import EncodedSplit
+from datasets.encoded import is_hidden
 from datasets.encoded import SPLITS
 from datasets.encoded import TfdsSplit
 import report
 from vae import ordinary_files
 from vae.errors import shown
 from vae.errors import UserError
+
+# A folder of a TFDS data set.
+_VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 _CELEBA_DRIVE = ('drive.google.com', 443)
 
@@ -107,11 +112,10 @@ def _find_prepared(
   name: str, directory: str
 ) -> tfds.core.DatasetBuilder | None:
   """The newest prepared version of a TFDS data set, or None."""
-  root = epath.Path(directory or tfds.core.constants.DATA_DIR).expanduser()
   versions = [
-    path.parent
-    for path in (root / name).glob('*/dataset_info.json')
-    if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name)
+    path
+    for path in _list(_tfds_folder(directory) / name)
+    if _VERSION.fullmatch(path.name) and (path / 'dataset_info.json').exists()
   ]
   if not versions:
     return None
@@ -128,25 +132,58 @@ def _find_prepared(
     ) from error
 
 
+def _tfds_folder(directory: str) -> epath.Path:
+  return epath.Path(directory or tfds.core.constants.DATA_DIR).expanduser()
+
+
+def _list(folder: epath.Path) -> list[epath.Path]:
+  """What is in a folder, if it is one; `glob` takes `[` in it for a pattern."""
+  return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _is_for_tfds(folder: epath.Path) -> bool:
+  """Whether TFDS's data sets are in a folder, or nothing is."""
+  found = [path for path in _list(folder) if not is_hidden(path.name)]
+  return not found or any(
+    path.name == 'cartoon_faces'  # Of which a killed run left a part.
+    or any(_VERSION.fullmatch(version.name) for version in _list(path))
+    for path in found
+  )
+
+
 def _prepare_cartoon_faces(directory: str) -> dict[str, EncodedSplit]:
-  """The embedded data set; renders it if this machine has not yet."""
+  """The embedded data set; renders it if this machine has not yet.
+
+  Raises:
+    UserError: if that fails, or the folder is not one for it.
+  """
   builder = _find_prepared('cartoon_faces', directory)
   if builder is None:
-    root = directory or tfds.core.constants.DATA_DIR
+    root = _tfds_folder(directory)
+    if directory and not _is_for_tfds(root):
+      raise UserError(
+        f'config.data.dir is {shown(directory)}, which holds other files, and '
+        'config.data.source is cartoon_faces, which would be rendered into it; '
+        'for the images there add --config.data.source=folder (or celeba), for '
+        'the cartoon faces name an empty folder.'
+      )
     report.say(f'Rendering the cartoon faces into {root} …')
     tfds.disable_progress_bar()
     try:
-      builder = cartoon_faces.CartoonFaces(data_dir=directory or None)
-      builder.download_and_prepare()
-    except OSError as error:
-      # Another process may have been faster.
+      builder = cartoon_faces.CartoonFaces(data_dir=root)
+      # TFDS makes a folder for downloads, of which there are none.
+      with tempfile.TemporaryDirectory() as downloads:
+        builder.download_and_prepare(download_dir=downloads)
+    except (OSError, NotImplementedError) as error:
+      # Another process may have been faster, or TFDS cannot clear away below
+      # a folder with ** in its name.
       builder = _find_prepared('cartoon_faces', directory)
       if builder is not None:
         return _tfds_splits(builder, 'factors', cartoon_faces.FACTORS)
+      reason = getattr(error, 'strerror', None) or error
       raise UserError(
-        f'the cartoon faces cannot be written to {root} '
-        f'({error.strerror or error}); name a folder that can be written with '
-        '--config.data.dir.'
+        f'the cartoon faces cannot be written to {root} ({reason}); name a '
+        'folder that can be written with --config.data.dir.'
       ) from error
   return _tfds_splits(builder, 'factors', cartoon_faces.FACTORS)
 

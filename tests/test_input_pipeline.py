@@ -352,6 +352,109 @@ def test_embedded_faces_go_through_tfds(small_config, tmp_path, monkeypatch):
   np.testing.assert_array_equal(labels.values, factors)
 
 
+@pytest.fixture
+def few_cartoon_faces(monkeypatch):
+  sizes = {'train': 20, 'validation': 6, 'test': 5}
+  monkeypatch.setattr(cartoon_faces, '_SPLIT_SIZES', sizes)
+
+
+def files_in(folder):
+  return sorted(path.relative_to(folder) for path in folder.rglob('*'))
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'cat/a.jpg', 'cat/1.0/a.jpg'])
+def test_nothing_is_rendered_into_a_folder_of_images(
+  small_config, tmp_path, few_cartoon_faces, name
+):
+  (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+  write_faces(tmp_path, [name])
+  before = files_in(tmp_path)
+  small_config.data.source = 'cartoon_faces'
+  small_config.data.dir = str(tmp_path)
+  message = fails(small_config, f'data.dir is {tmp_path}, .*data.source')
+  assert '--config.data.source=folder' in message and '\n' not in message
+  assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  'beside',
+  [
+    None,  # Not even the folder itself.
+    '',
+    '.DS_Store',
+    'mnist/3.0.1/dataset_info.json',
+    'cartoon_faces/1.0.0.incompleteXYZ/part',  # Of a run that was killed.
+  ],
+)
+def test_cartoon_faces_are_rendered_where_asked_and_nothing_else(
+  small_config, tmp_path, few_cartoon_faces, beside
+):
+  folder = tmp_path / 'new'
+  if beside is not None:
+    folder.mkdir()
+  if beside:
+    (folder / beside).parent.mkdir(parents=True, exist_ok=True)
+    (folder / beside).touch()
+  before = files_in(folder)
+  small_config.data.source = 'cartoon_faces'
+  small_config.data.dir = str(folder)
+  data = input_pipeline.load(small_config)
+  assert data.train.num_examples == 20
+  added = set(files_in(folder)) - set(before)
+  assert {path.parts[0] for path in added} == {'cartoon_faces'}
+  # Found the next time.
+  again = input_pipeline.load(small_config)
+  np.testing.assert_array_equal(everything(again.test), everything(data.test))
+
+
+PATTERNS = ('cf[1]', 'a[!b]', 'a**', 'a?', 'a\\b', '{a,b}')
+
+
+@pytest.mark.parametrize('name', PATTERNS)
+def test_names_of_folders_are_no_patterns(
+  celeba_dir, small_config, tmp_path, monkeypatch, name
+):
+  expected = everything(input_pipeline.load(small_config).test)
+  folder = shutil.copytree(celeba_dir, tmp_path / name / 'celeba')
+  small_config.data.dir = str(folder)
+  small_config.data.decoded_dir = str(tmp_path / name / 'decoded')
+  found = everything(input_pipeline.load(small_config).test)
+  np.testing.assert_array_equal(found, expected)
+  with monkeypatch.context() as patched:
+    decode_nothing(patched)
+    found = everything(input_pipeline.load(small_config).test)
+  np.testing.assert_array_equal(found, expected)
+  small_config.data.source = 'folder'
+  data = input_pipeline.load(small_config)
+  assert sum(len(everything(getattr(data, name))) for name in SPLITS) == 56
+
+
+def test_prepared_data_is_found_below_any_name(
+  celeba_dir, small_config, tmp_path
+):
+  expected = everything(input_pipeline.load(small_config).test)
+  CelebA.folder = celeba_dir
+  CelebA(data_dir=tmp_path / 'tfds').download_and_prepare()
+  for name in PATTERNS:
+    folder = shutil.copytree(tmp_path / 'tfds', tmp_path / name / 'tfds')
+    small_config.data.dir = str(folder)
+    found = everything(input_pipeline.load(small_config).test)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_cartoon_faces_are_rendered_below_any_name(
+  small_config, tmp_path, few_cartoon_faces, capsys
+):
+  small_config.data.source = 'cartoon_faces'
+  for name in ('cf[1]', 'a**'):
+    small_config.data.dir = str(tmp_path / name / 'faces')
+    first = everything(input_pipeline.load(small_config).train)
+    capsys.readouterr()
+    second = everything(input_pipeline.load(small_config).train)
+    np.testing.assert_array_equal(first, second)
+    assert 'Rendering' not in capsys.readouterr().out
+
+
 # Which images they are.
 
 
