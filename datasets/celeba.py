@@ -90,8 +90,8 @@ def _list_images(
   left_out = [name for name in sorted(present - listed) if not is_hidden(name)]
   if left_out:
     report.say(
-      f'left out of {shown(images)}: {len(left_out):,} files that '
-      f'{partition.name} does not name: {some(left_out)}'
+      f'left out of {shown(images)}: files that {partition.name} does not '
+      f'name: {len(left_out):,} ({some(left_out)})'
     )
   return files
 

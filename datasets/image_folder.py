@@ -60,7 +60,7 @@ def find(folder: epath.Path) -> dict[str, EncodedSplit]:
     beside = [p for p in paths if _folder(p) not in split_folders.values()]
     if beside:
       left_out.append(
-        f'{len(beside):,} images beside the folders of the splits '
+        f'images beside the folders of the splits: {len(beside):,} '
         f'({_counts(_folder(path) or "in no folder" for path in beside)})'
       )
   else:
@@ -110,10 +110,10 @@ def _list_images(folder: epath.Path) -> tuple[list[str], list[str]]:
   left_out = []
   if others:
     left_out.append(
-      f'{len(others):,} files that are no images ({_counts(others)})'
+      f'files that are no images: {len(others):,} ({_counts(others)})'
     )
   if num_hidden:
-    left_out.append(f'{num_hidden:,} hidden files and folders')
+    left_out.append(f'hidden files and folders: {num_hidden:,}')
   return images, left_out
 
 
@@ -256,7 +256,11 @@ def _hash(path: str) -> float:
 def _say_splits(
   folder: epath.Path, split_folders: dict[str, str], missing: list[str]
 ) -> None:
-  found = [f'{split} is {name}/' for split, name in split_folders.items()]
+  found = [
+    f'{split} is {split_folders[split]}/'
+    for split in SPLITS
+    if split in split_folders
+  ]
   cut = [
     f'{split} is a tenth of {split_folders["train"]}/, by the hashes of the '
     'names'

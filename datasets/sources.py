@@ -133,7 +133,12 @@ def _find_prepared(
 
 
 def _tfds_folder(directory: str) -> epath.Path:
-  return epath.Path(directory or tfds.core.constants.DATA_DIR).expanduser()
+  folder = epath.Path(directory or tfds.core.constants.DATA_DIR).expanduser()
+  if str(folder).startswith('~'):
+    raise UserError(
+      f'config.data.dir is {shown(directory)}; there is no such user.'
+    )
+  return folder
 
 
 def _list(folder: epath.Path) -> list[epath.Path]:

@@ -168,7 +168,7 @@ def test_images_beside_the_splits_are_left_out_and_counted(tmp_path, capsys):
   write_images(tmp_path, sum(names, test + beside))
   assert find(tmp_path)['test'] == set(test)
   assert (
-    '8 images beside the folders of the splits (docs 7, in no folder 1)'
+    'images beside the folders of the splits: 8 (docs 7, in no folder 1)'
     in capsys.readouterr().out
   )
 
@@ -291,7 +291,7 @@ def test_hidden_and_system_files_are_no_data(tmp_path, capsys):
   capsys.readouterr()
   write_images(folder, HIDDEN)
   assert find(folder) == first
-  assert '6 hidden files and folders' in capsys.readouterr().out
+  assert 'hidden files and folders: 6' in capsys.readouterr().out
   assert find_classes(folder) == classes
   assert classes[1] == ['a', 'b']
 
@@ -305,7 +305,7 @@ def test_celebas_list_rules(celeba_dir, tmp_path, capsys):
   said = capsys.readouterr().out
   for split in SPLITS:
     assert found[split].num_examples == expected[split].num_examples
-  assert '1 files that list_eval_partition.txt does not name: x.jpg' in said
+  assert 'files that list_eval_partition.txt does not name: 1 (x.jpg)' in said
 
 
 def test_suffixes_are_pillows():
@@ -344,14 +344,14 @@ def test_what_is_no_image_is_counted_in_a_line(tmp_path, capsys):
   find(tmp_path)
   said = capsys.readouterr().out
   assert said == (
-    f'left out of {tmp_path}: 8 files that are no images (.txt 2, .csv 1, '
+    f'left out of {tmp_path}: files that are no images: 8 (.txt 2, .csv 1, '
     '.heic 1, .npy 1, .zip 1, others 2)\n'
   )
   for name in others[1:6]:
     (tmp_path / name).unlink()
   find(tmp_path)
   assert capsys.readouterr().out == (
-    f'left out of {tmp_path}: 3 files that are no images (.txt 1, broken link '
+    f'left out of {tmp_path}: files that are no images: 3 (.txt 1, broken link '
     '1, without suffix 1)\n'
   )
 

@@ -376,6 +376,16 @@ def test_nothing_is_rendered_into_a_folder_of_images(
   assert files_in(tmp_path) == before
 
 
+def test_no_folder_is_made_for_a_user_who_is_not_there(
+  small_config, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  small_config.data.source = 'cartoon_faces'
+  small_config.data.dir = '~nobody_of_this_name/x'
+  fails(small_config, 'data.dir is ~nobody_of_this_name/x; .* no such user')
+  assert not files_in(tmp_path)
+
+
 @pytest.mark.parametrize(
   'beside',
   [
