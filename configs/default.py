@@ -18,8 +18,9 @@ def get_config() -> ml_collections.ConfigDict:
   # celeba | cartoon_faces | folder.
   data.source = 'cartoon_faces'
   # celeba: the folder of the official archive or of Kaggle's, or TFDS's data
-  # directory (gs:// too). folder: any folder of images. cartoon_faces: TFDS's
-  # data directory. Empty: TFDS's default directory.
+  # directory (gs:// too). folder: any folder of images; train, val and test in
+  # it are its splits. cartoon_faces: TFDS's data directory. Empty: TFDS's
+  # default directory.
   data.dir = ''
   # Side of the central square that is cut out of the original image. 0: 148 of
   # celeba and cartoon_faces, the largest square of a folder's images.

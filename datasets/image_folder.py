@@ -39,16 +39,20 @@ _HELD_OUT = 0.1
 
 
 def find(folder: epath.Path) -> dict[str, EncodedSplit]:
-  """Lists the images of a folder, as its train, validation and test split.
+  """Lists the images of a folder as a train, a validation and a test split.
 
-  Folders called train, val and test at the top (`_SPLIT_NAMES`) are the splits.
-  A validation or test split that is missing is cut from the training images;
-  without any such folder these are all images. The sub-folders that hold the
-  images of all splits are their classes. What is left out is printed.
+  Folders called train, val and test (see `_SPLIT_NAMES`) at the top are the
+  splits. A missing validation or test split is cut from the training images;
+  without such folders, all images are training images. Classes are the
+  sub-folders, of the splits or of the folder, if every image is in one. Prints
+  what is left out.
+
+  Args:
+    folder: local or in a bucket.
 
   Raises:
-    UserError: if there are too few images, or it is unclear which split an
-      image belongs to.
+    UserError: if there are too few images, or the names do not say which of
+      them are to be trained on.
   """
   paths, left_out = _list_images(folder)
   split_folders = _find_splits(folder, paths)
@@ -93,7 +97,7 @@ def find(folder: epath.Path) -> dict[str, EncodedSplit]:
 
 
 def _list_images(folder: epath.Path) -> tuple[list[str], list[str]]:
-  """The images' paths relative to the folder, and what else there is."""
+  """Lists the images' relative paths, and counts the other files in words."""
   images, others, num_hidden = [], [], 0
   for root, folders, files in _walk(str(folder)):
     visible = [name for name in folders if not is_hidden(name)]
@@ -118,10 +122,10 @@ def _list_images(folder: epath.Path) -> tuple[list[str], list[str]]:
 
 
 def _walk(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
-  """As `os.walk` from the top, and follows links to folders.
+  """Walks a folder as `os.walk` does, and follows links to folders.
 
-  It does so after all folders that are no links, and comes to each folder once,
-  or once in each split: links may lead in circles, or to one folder twice.
+  Links come after all real folders, and each folder is visited once per split,
+  as links may form a loop or lead to one folder twice.
   """
   if '://' in top:
     yield from tf.io.gfile.walk(top)
@@ -148,12 +152,12 @@ def _identity(folder: str) -> tuple[int, int]:
 
 
 def _raise(error: OSError) -> None:
-  # A folder that cannot be listed would be left out.
+  # `os.walk` would skip a folder that it cannot list.
   raise error
 
 
 def _kind(path: str) -> str:
-  """What to call a file that is no image."""
+  """The suffix of a file that is no image, or a word in its place."""
   if os.path.islink(path) and not os.path.exists(path):
     return 'broken link'
   return os.path.splitext(path)[1].lower() or 'without suffix'
@@ -172,7 +176,7 @@ def _counts(kinds: Iterable[str]) -> str:
 
 
 def _find_splits(folder: epath.Path, paths: list[str]) -> dict[str, str]:
-  """The folders at the top that are splits, by split; empty if none is.
+  """Finds the folders at the top that are splits, by split; may be empty.
 
   Raises:
     UserError: if the names do not say which images are to be trained on.
@@ -207,7 +211,7 @@ def _find_splits(folder: epath.Path, paths: list[str]) -> dict[str, str]:
 
 
 def _check_no_splits_below(folder: epath.Path, paths: list[str]) -> None:
-  """Refuses splits a level below the top, which would be mixed."""
+  """Refuses split folders one level below the top: they would be mixed."""
   names = collections.defaultdict(set)
   for path in paths:
     if _folder(path, 1).lower() in _SPLIT_NAMES:
@@ -224,10 +228,10 @@ def _check_no_splits_below(folder: epath.Path, paths: list[str]) -> None:
 def _cut(paths: list[str], missing: Sequence[str]) -> dict[str, list[str]]:
   """Cuts the missing splits, a tenth each, from the training images.
 
-  The hash of an image's name is a number in [0, 1), and the tenth that it lies
-  in says its split, whatever other images there are. Only where a split would
-  be empty, as it may in a folder of a few dozen, is it given the image whose
-  hash is nearest.
+  The hash of an image's name is a number in [0, 1): below 0.1 the image is in
+  the first missing split, below 0.2 in the second, else in the train split,
+  whatever other images there are. A split that would be empty, as in a folder
+  of a few dozen images, gets the one image with the nearest hash.
 
   Args:
     paths: of the images, more than `missing`.
@@ -273,7 +277,7 @@ def _say_splits(
 
 
 def _classes(paths: list[str], level: int) -> list[str]:
-  """The sub-folders that hold the images; none if they are no classes."""
+  """The classes' names; empty if an image has none, or all have the same."""
   outside = [path for path in paths if not _folder(path, level)]
   classes = {_folder(path, level) for path in paths} - {''}
   if classes and outside:
@@ -295,6 +299,6 @@ def _read_labels(
 
 
 def _folder(path: str, level: int = 0) -> str:
-  """The first folder of a relative path, or the one at a level, or nothing."""
+  """The folder at a level of a relative path; empty if it has none there."""
   folders = path.split(os.sep)[:-1]
   return folders[level] if len(folders) > level else ''
