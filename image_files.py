@@ -3,6 +3,7 @@
 Here too are decoded those images of a data set that are no plain JPEG or PNG.
 """
 
+import contextlib
 import io
 import warnings
 
@@ -26,6 +27,12 @@ SCAN = b'\xff\xda'
 
 # Pillow knows others, and for one of them it starts a PostScript interpreter.
 _FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF')
+
+# Of files of these formats, in lower case.
+SUFFIXES = (
+  *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.gif', '.webp'),
+  *('.bmp', '.tif', '.tiff'),
+)
 
 # What it has to say comes as exceptions.
 warnings.filterwarnings('ignore', module=r'PIL\.')
@@ -89,8 +96,10 @@ def decode(content: bytes, channels: int) -> Image.Image:
       )
     if image.format in ('JPEG', 'MPO') and content.count(SCAN) > MAX_SCANS:
       raise ValueError(f'it has more than {MAX_SCANS} scans')
-    # As a camera held it.
-    ImageOps.exif_transpose(image, in_place=True)
+    image.load()
+    # As a camera held it, unless what says so is damaged.
+    with contextlib.suppress(Exception):
+      ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith('I;16'):  # Which `convert` would cut off.
       grey = np.asarray(image, np.float32) / 257
       image = Image.fromarray(np.round(grey).astype(np.uint8))

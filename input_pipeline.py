@@ -27,6 +27,7 @@ from datasets.encoded import EncodedSplit
 from datasets.encoded import SPLITS
 import memory
 import report
+import run_config
 from vae import devices
 from vae import splits
 from vae.errors import UserError
@@ -164,7 +165,7 @@ def load(config) -> splits.DataSet:
   Raises:
     UserError: what is missing, or wrong with the data, and what to do.
   """
-  data = config.data
+  data = run_config.resolved(config).data
   encoded = sources.find(data.source, data.dir)
   crop = Crop(data.crop_size, data.image_size, data.channels)
   num_examples = sum(split.num_examples for split in encoded.values())

@@ -21,6 +21,9 @@ SOURCES = ('celeba', 'cartoon_faces', 'folder')
 CACHES = ('auto', 'none', 'host', 'device')
 DTYPES = ('float32', 'bfloat16', 'float64')
 
+# Side of the central square of CelebA's images, 178×218, that is the custom.
+CELEBA_CROP_SIZE = 148
+
 # Of folders that are not local.
 SCHEMES = ('gs', 's3')
 
@@ -71,7 +74,7 @@ RULES = {
     lambda v: _is_path(v) and ('://' not in v or v.split('://')[0] in SCHEMES),
     'a folder, local or of gs:// or s3://, named in UTF-8; or empty',
   ),
-  'data.crop_size': _SIDE,
+  'data.crop_size': _between(0, 2**_SIDE_BITS - 1),
   'data.image_size': _SIDE,
   'data.channels': _one_of(1, 3),
   'data.cache': _one_of(*CACHES),
@@ -148,6 +151,17 @@ def flatten(config, prefix: str = '') -> dict[str, object]:
     else:
       flat[prefix + key] = value
   return flat
+
+
+def resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A copy with the source's own `data.crop_size` in the place of 0.
+
+  So a folder's stays 0, the largest square.
+  """
+  config = config.copy_and_resolve_references()
+  if config.data.source != 'folder':
+    config.data.crop_size = config.data.crop_size or CELEBA_CROP_SIZE
+  return config
 
 
 def validate(config: ml_collections.ConfigDict) -> None:

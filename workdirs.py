@@ -34,8 +34,10 @@ def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   """
   if not checkpoints.exist(workdir):
     return
-  given = run_config.flatten(config)
-  found = run_config.flatten(load_config(workdir))
+  given, found = (
+    run_config.flatten(run_config.resolved(c))
+    for c in (config, load_config(workdir))
+  )
   changed = [
     f'config.{key} was {found[key]!r} and is now {given[key]!r}'
     for key in given
@@ -90,7 +92,8 @@ def claim(
       _check_same_data(data, found, workdir)
       _update_config(config, workdir)
     else:
-      write_json(workdir / trained.CONFIG, config.to_dict())
+      resolved = run_config.resolved(config)
+      write_json(workdir / trained.CONFIG, resolved.to_dict())
     if found != found | data:
       write_json(workdir / _DATA, found | data)
 

@@ -40,6 +40,7 @@ from datasets import crops
 from datasets import sources
 from datasets.decoded import DecodedStore
 import input_pipeline
+import run_config
 from vae import devices
 from vae import splits
 
@@ -156,7 +157,7 @@ def _contenders(
   data_dir: str, num_images: int, workers: int
 ) -> list[rounds.Contender]:
   """The DataLoader with workers first: what the others are compared with."""
-  data = celeba.get_config().data
+  data = run_config.resolved(celeba.get_config()).data
   encoded = sources.find('celeba', data_dir)['train']
   num_images = num_images // _BATCH_SIZE * _BATCH_SIZE
   indices = np.resize(np.arange(encoded.num_examples), num_images)

@@ -28,7 +28,6 @@ def get_config():
   config.seed = 1265
 
   config.data.source = 'celeba'
-  config.data.crop_size = 148
   config.data.image_size = 64
 
   config.model.latent_dim = 128

@@ -18,11 +18,13 @@ def get_config() -> ml_collections.ConfigDict:
   # celeba | cartoon_faces | folder.
   data.source = 'cartoon_faces'
   # celeba: the folder of the official archive or of Kaggle's, or TFDS's data
-  # directory (gs:// too). folder: any folder of images. cartoon_faces: TFDS's
-  # data directory. Empty: TFDS's default directory.
+  # directory (gs:// too). folder: any folder of images; train, val and test in
+  # it are its splits. cartoon_faces: TFDS's data directory. Empty: TFDS's
+  # default directory.
   data.dir = ''
-  # Side of the central square that is cut out of the original image.
-  data.crop_size = 148
+  # Side of the central square that is cut out of the original image. 0: 148 of
+  # celeba and cartoon_faces, the largest square of a folder's images.
+  data.crop_size = 0
   # Side that it is resized to.
   data.image_size = 64
   # 3 (colour) or 1 (grey).

@@ -14,7 +14,6 @@ def get_config():
   config.seed = 1265
 
   config.data.source = 'cartoon_faces'
-  config.data.crop_size = 148
   config.data.image_size = 64
 
   config.model.latent_dim = 32

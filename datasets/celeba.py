@@ -13,8 +13,10 @@ import numpy as np
 
 from datasets.encoded import EncodedSplit
 from datasets.encoded import FileSplit
+from datasets.encoded import is_hidden
 from datasets.encoded import some
 from datasets.encoded import SPLITS
+import report
 from vae import ordinary_files
 from vae.errors import shown
 from vae.errors import UserError
@@ -71,7 +73,7 @@ def find(folder: epath.Path) -> dict[str, EncodedSplit] | None:
 def _list_images(
   images: epath.Path, partition: epath.Path
 ) -> dict[str, list[str]]:
-  """File names by split, all of which exist."""
+  """File names by split, all of which exist; prints what is not listed."""
   files = _read_partition(partition)
   # One listing is much faster than asking for each of 202,599 files.
   present = {path.name for path in images.iterdir()}
@@ -83,6 +85,13 @@ def _list_images(
       f'{shown(partition)} names {len(missing)} files that are not in '
       f'{shown(images)}: '
       f'{some(missing)}.'
+    )
+  listed = {name for names in files.values() for name in names}
+  left_out = [name for name in sorted(present - listed) if not is_hidden(name)]
+  if left_out:
+    report.say(
+      f'left out of {shown(images)}: files that {partition.name} does not '
+      f'name: {len(left_out):,} ({some(left_out)})'
     )
   return files
 

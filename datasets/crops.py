@@ -9,12 +9,16 @@ import image_files
 
 # Of `Crop.decode`: to be raised when it makes other pixels, so that none that
 # are kept on disk are taken for them.
-DECODING = 2
+DECODING = 3
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _PNG_SIZE = len(_PNG) + 8  # Where it says its width and height.
-# Bytes in which a camera's JPEG says that it has EXIF data.
-_HEAD = 64
+# What says, anywhere in a file, how the camera was held: EXIF, in a PNG as a
+# chunk or as text, or XMP. Other bytes that read so cost nothing but time.
+_MAY_BE_TURNED = (
+  r'\C*(Exif\x00|eXIf|Raw profile type exif'
+  r'|tiff:Orientation|XML:com\.adobe\.xmp)\C*'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Crop:
 
   Attributes:
     crop_size: side of the central square that is cut out; a smaller image
-      gives its largest one.
+      gives its largest one, and with 0 each does.
     image_size: side that the square is resized to, bilinear, antialiased.
     channels: 3 or 1.
   """
@@ -39,16 +43,15 @@ class Crop:
 
   def decode(self, encoded: tf.Tensor) -> tf.Tensor:
     """Encoded bytes to uint8 [image_size, image_size, channels]."""
-    # What a camera held otherwise is turned upright, if it says so.
-    head = tf.strings.substr(encoded, 0, _HEAD)
-    exif = tf.strings.regex_full_match(head, r'\C*Exif\x00\C*')
+    # The other decoders do not turn what a camera held otherwise.
+    turned = tf.strings.regex_full_match(encoded, _MAY_BE_TURNED)
     is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
     is_png &= tf.strings.length(encoded) >= _PNG_SIZE + 8
     image = tf.cond(
-      tf.io.is_jpeg(encoded) & ~exif,
+      tf.io.is_jpeg(encoded) & ~turned,
       lambda: self._decode_jpeg(encoded),
       lambda: tf.cond(
-        is_png,
+        is_png & ~turned,
         lambda: self._decode_png(encoded),
         lambda: self._decode_other(encoded),
       ),
@@ -109,7 +112,9 @@ class Crop:
     return np.asarray(image).reshape(*image.size, self.channels)
 
   def _window(self, height, width):
-    side = tf.minimum(self.crop_size, tf.minimum(height, width))
+    side = tf.minimum(height, width)
+    if self.crop_size:
+      side = tf.minimum(self.crop_size, side)
     return (height - side) // 2, (width - side) // 2, side, side
 
 

@@ -25,6 +25,9 @@ from vae.splits import Labels
 
 SPLITS = ('train', 'validation', 'test')
 
+# Folders that macOS's archives and Synology's disks add.
+_SYSTEM_NAMES = ('__MACOSX', '@eaDir')
+
 # That this process may use.
 CORES = (
   len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
@@ -302,6 +305,12 @@ def _of_files(paths: Iterable[bytes]) -> str | None:
     path = os.path.abspath(path)
     hashed.update(b'%s\n%d\n%d\n' % (path, facts.st_size, facts.st_mtime_ns))
   return hashed.hexdigest()
+
+
+def is_hidden(name: str) -> bool:
+  """Whether a file or folder of this name is no data."""
+  # A bucket's folders end with a slash.
+  return name.startswith('.') or name.rstrip('/') in _SYSTEM_NAMES
 
 
 def some(names: list[str]) -> str:

@@ -5,30 +5,27 @@ handed on as its three splits.
 """
 
 from collections.abc import Iterable
-import functools
-import hashlib
-import os
 import re
 import socket
+import tempfile
 
 from etils import epath
-import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from datasets import cartoon_faces
 from datasets import celeba
+from datasets import image_folder
 from datasets.encoded import EncodedSplit
-from datasets.encoded import FileSplit
+from datasets.encoded import is_hidden
 from datasets.encoded import SPLITS
 from datasets.encoded import TfdsSplit
 import report
 from vae import ordinary_files
 from vae.errors import shown
 from vae.errors import UserError
-from vae.splits import Labels
 
-_IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
+# A folder of a TFDS data set.
+_VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 _CELEBA_DRIVE = ('drive.google.com', 443)
 
@@ -57,7 +54,7 @@ def find(source: str, directory: str) -> dict[str, EncodedSplit]:
       return _find_celeba(directory)
     if source == 'cartoon_faces':
       return _prepare_cartoon_faces(directory)
-    return _list_folder(_existing_folder(directory))
+    return image_folder.find(_existing_folder(directory))
   except OSError as error:  # A folder that may not be listed, say.
     raise UserError(
       f'config.data.dir is {shown(directory)!r}; '
@@ -115,11 +112,10 @@ def _find_prepared(
   name: str, directory: str
 ) -> tfds.core.DatasetBuilder | None:
   """The newest prepared version of a TFDS data set, or None."""
-  root = epath.Path(directory or tfds.core.constants.DATA_DIR).expanduser()
   versions = [
-    path.parent
-    for path in (root / name).glob('*/dataset_info.json')
-    if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name)
+    path
+    for path in _list(_tfds_folder(directory) / name)
+    if _VERSION.fullmatch(path.name) and (path / 'dataset_info.json').exists()
   ]
   if not versions:
     return None
@@ -136,25 +132,63 @@ def _find_prepared(
     ) from error
 
 
+def _tfds_folder(directory: str) -> epath.Path:
+  folder = epath.Path(directory or tfds.core.constants.DATA_DIR).expanduser()
+  if str(folder).startswith('~'):
+    raise UserError(
+      f'config.data.dir is {shown(directory)}; there is no such user.'
+    )
+  return folder
+
+
+def _list(folder: epath.Path) -> list[epath.Path]:
+  """What is in a folder, if it is one; `glob` takes `[` in it for a pattern."""
+  return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _is_for_tfds(folder: epath.Path) -> bool:
+  """Whether TFDS's data sets are in a folder, or nothing is."""
+  found = [path for path in _list(folder) if not is_hidden(path.name)]
+  return not found or any(
+    path.name == 'cartoon_faces'  # Of which a killed run left a part.
+    or any(_VERSION.fullmatch(version.name) for version in _list(path))
+    for path in found
+  )
+
+
 def _prepare_cartoon_faces(directory: str) -> dict[str, EncodedSplit]:
-  """The embedded data set; renders it if this machine has not yet."""
+  """The embedded data set; renders it if this machine has not yet.
+
+  Raises:
+    UserError: if that fails, or the folder is not one for it.
+  """
   builder = _find_prepared('cartoon_faces', directory)
   if builder is None:
-    root = directory or tfds.core.constants.DATA_DIR
+    root = _tfds_folder(directory)
+    if directory and not _is_for_tfds(root):
+      raise UserError(
+        f'config.data.dir is {shown(directory)}, which holds other files, and '
+        'config.data.source is cartoon_faces, which would be rendered into it; '
+        'for the images there add --config.data.source=folder (or celeba), for '
+        'the cartoon faces name an empty folder.'
+      )
     report.say(f'Rendering the cartoon faces into {root} …')
     tfds.disable_progress_bar()
     try:
-      builder = cartoon_faces.CartoonFaces(data_dir=directory or None)
-      builder.download_and_prepare()
-    except OSError as error:
-      # Another process may have been faster.
+      builder = cartoon_faces.CartoonFaces(data_dir=root)
+      # TFDS makes a folder for downloads, of which there are none.
+      with tempfile.TemporaryDirectory() as downloads:
+        builder.download_and_prepare(download_dir=downloads)
+    except (OSError, NotImplementedError) as error:
+      # Another process may have been faster, or TFDS cannot clear away below
+      # a folder with ** in its name.
       builder = _find_prepared('cartoon_faces', directory)
       if builder is not None:
         return _tfds_splits(builder, 'factors', cartoon_faces.FACTORS)
+      reason = getattr(error, 'strerror', None) or error
       raise UserError(
-        f'the cartoon faces cannot be written to {root} '
-        f'({error.strerror or error}); name a folder that can be written with '
-        '--config.data.dir.'
+        f'the cartoon faces cannot be written to {root} ({reason}); name a '
+        'folder that can be written with --config.data.dir.'
       ) from error
   return _tfds_splits(builder, 'factors', cartoon_faces.FACTORS)
 
@@ -219,68 +253,3 @@ def _existing_folder(directory: str) -> epath.Path:
     f'config.data.dir is {shown(directory)}; '
     f'{"it is no folder" if found else "there is no such folder"}.'
   )
-
-
-def _list_folder(folder: epath.Path) -> dict[str, EncodedSplit]:
-  """All images below a folder: 80 % train, 10 % validation, 10 % test.
-
-  Which is which depends on the names alone, through their hashes.
-  """
-  # What it may not list it would leave out, unless told; links to folders it
-  # leaves out, so that it comes to an end.
-  walk = (
-    tf.io.gfile.walk(str(folder))
-    if '://' in str(folder)
-    else os.walk(str(folder), onerror=_raise)
-  )
-  names = (
-    os.path.relpath(os.path.join(root, name), folder)
-    for root, _, files in walk
-    for name in files
-    if name.lower().endswith(_IMAGE_SUFFIXES)
-  )
-  paths = sorted(
-    names, key=lambda path: hashlib.sha256(os.fsencode(path)).digest()
-  )
-  if len(paths) < len(SPLITS):
-    raise UserError(
-      f'{shown(folder)} holds {len(paths)} images '
-      f'({" ".join(_IMAGE_SUFFIXES)}); three splits need at least 3.'
-    )
-  held_out = max(1, len(paths) // 10)
-  parts = {
-    'train': paths[2 * held_out :],
-    'validation': paths[:held_out],
-    'test': paths[held_out : 2 * held_out],
-  }
-  classes = _classes(paths)
-
-  def make_split(part):
-    labels = functools.partial(_class_labels, part, classes)
-    return FileSplit(folder, part, labels)
-
-  return {split: make_split(sorted(part)) for split, part in parts.items()}
-
-
-def _raise(error: OSError) -> None:
-  raise error
-
-
-def _classes(paths: list[str]) -> list[str]:
-  """The sub-folders that hold the images; none if they are no classes."""
-  heads = {_head(path) for path in paths}
-  return sorted(heads) if '' not in heads and len(heads) > 1 else []
-
-
-def _class_labels(paths: list[str], classes: list[str]) -> Labels | None:
-  if not classes:
-    return None
-  indices = {name: index for index, name in enumerate(classes)}
-  values = np.array([[indices[_head(path)]] for path in paths], np.int32)
-  return Labels(('class',), values, {'class': classes})
-
-
-def _head(path: str) -> str:
-  """The first folder of a relative path, or nothing."""
-  head, separator, _ = path.partition(os.sep)
-  return head if separator else ''

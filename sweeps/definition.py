@@ -25,7 +25,7 @@ def define(
     measured: what is measured of each point.
     search: how its points are chosen.
   """
-  config = run_config.flatten(base)
+  config = run_config.flatten(run_config.resolved(base))
   definition = {
     'config': {
       key: value

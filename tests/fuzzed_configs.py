@@ -125,7 +125,7 @@ _TEXT = {
 GOOD = {
   'seed': ('0', '1265', '2**32 - 1'),
   'data.source': ('"folder"',),
-  'data.crop_size': ('1', '148', '4096'),
+  'data.crop_size': ('0', '1', '148', '4096'),
   'data.image_size': ('4', '64', '256'),
   'data.channels': ('1', '3'),
   'data.cache': ('"none"', '"host"', '"auto"', '"device"'),

@@ -352,33 +352,117 @@ def test_embedded_faces_go_through_tfds(small_config, tmp_path, monkeypatch):
   np.testing.assert_array_equal(labels.values, factors)
 
 
-def test_folder_is_split_by_the_names_alone(tmp_path, small_config):
-  names = [f'{i}.jpg' for i in range(50)]
-  (tmp_path / 'a' / 'b').mkdir(parents=True)
-  write_faces(tmp_path / 'a', names[:20])
-  write_faces(tmp_path / 'a' / 'b', names[20:])
-  (tmp_path / 'a' / 'notes.txt').write_text('not an image')
+@pytest.fixture
+def few_cartoon_faces(monkeypatch):
+  sizes = {'train': 20, 'validation': 6, 'test': 5}
+  monkeypatch.setattr(cartoon_faces, '_SPLIT_SIZES', sizes)
+
+
+def files_in(folder):
+  return sorted(path.relative_to(folder) for path in folder.rglob('*'))
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'cat/a.jpg', 'cat/1.0/a.jpg'])
+def test_nothing_is_rendered_into_a_folder_of_images(
+  small_config, tmp_path, few_cartoon_faces, name
+):
+  (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+  write_faces(tmp_path, [name])
+  before = files_in(tmp_path)
+  small_config.data.source = 'cartoon_faces'
+  small_config.data.dir = str(tmp_path)
+  message = fails(small_config, f'data.dir is {tmp_path}, .*data.source')
+  assert '--config.data.source=folder' in message and '\n' not in message
+  assert files_in(tmp_path) == before
+
+
+def test_no_folder_is_made_for_a_user_who_is_not_there(
+  small_config, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  small_config.data.source = 'cartoon_faces'
+  small_config.data.dir = '~nobody_of_this_name/x'
+  fails(small_config, 'data.dir is ~nobody_of_this_name/x; .* no such user')
+  assert not files_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'beside',
+  [
+    None,  # Not even the folder itself.
+    '',
+    '.DS_Store',
+    'mnist/3.0.1/dataset_info.json',
+    'cartoon_faces/1.0.0.incompleteXYZ/part',  # Of a run that was killed.
+  ],
+)
+def test_cartoon_faces_are_rendered_where_asked_and_nothing_else(
+  small_config, tmp_path, few_cartoon_faces, beside
+):
+  folder = tmp_path / 'new'
+  if beside is not None:
+    folder.mkdir()
+  if beside:
+    (folder / beside).parent.mkdir(parents=True, exist_ok=True)
+    (folder / beside).touch()
+  before = files_in(folder)
+  small_config.data.source = 'cartoon_faces'
+  small_config.data.dir = str(folder)
+  data = input_pipeline.load(small_config)
+  assert data.train.num_examples == 20
+  added = set(files_in(folder)) - set(before)
+  assert {path.parts[0] for path in added} == {'cartoon_faces'}
+  # Found the next time.
+  again = input_pipeline.load(small_config)
+  np.testing.assert_array_equal(everything(again.test), everything(data.test))
+
+
+PATTERNS = ('cf[1]', 'a[!b]', 'a**', 'a?', 'a\\b', '{a,b}')
+
+
+@pytest.mark.parametrize('name', PATTERNS)
+def test_names_of_folders_are_no_patterns(
+  celeba_dir, small_config, tmp_path, monkeypatch, name
+):
+  expected = everything(input_pipeline.load(small_config).test)
+  folder = shutil.copytree(celeba_dir, tmp_path / name / 'celeba')
+  small_config.data.dir = str(folder)
+  small_config.data.decoded_dir = str(tmp_path / name / 'decoded')
+  found = everything(input_pipeline.load(small_config).test)
+  np.testing.assert_array_equal(found, expected)
+  with monkeypatch.context() as patched:
+    decode_nothing(patched)
+    found = everything(input_pipeline.load(small_config).test)
+  np.testing.assert_array_equal(found, expected)
   small_config.data.source = 'folder'
+  data = input_pipeline.load(small_config)
+  assert sum(len(everything(getattr(data, name))) for name in SPLITS) == 56
 
-  def found():
-    encoded = sources._list_folder(epath.Path(small_config.data.dir))
-    return {
-      name: [os.path.basename(split.name(i)) for i in range(split.num_examples)]
-      for name, split in encoded.items()
-    }
 
-  small_config.data.dir = str(tmp_path / 'a')
-  first = found()
-  assert {k: len(v) for k, v in first.items()} == {
-    'train': 40,
-    'validation': 5,
-    'test': 5,
-  }
-  assert sorted(sum(first.values(), [])) == sorted(names)
-  shutil.copytree(tmp_path / 'a', tmp_path / 'elsewhere')
-  small_config.data.dir = str(tmp_path / 'elsewhere')
-  assert found() == first
-  assert input_pipeline.load(small_config).train.num_examples == 40
+def test_prepared_data_is_found_below_any_name(
+  celeba_dir, small_config, tmp_path
+):
+  expected = everything(input_pipeline.load(small_config).test)
+  CelebA.folder = celeba_dir
+  CelebA(data_dir=tmp_path / 'tfds').download_and_prepare()
+  for name in PATTERNS:
+    folder = shutil.copytree(tmp_path / 'tfds', tmp_path / name / 'tfds')
+    small_config.data.dir = str(folder)
+    found = everything(input_pipeline.load(small_config).test)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_cartoon_faces_are_rendered_below_any_name(
+  small_config, tmp_path, few_cartoon_faces, capsys
+):
+  small_config.data.source = 'cartoon_faces'
+  for name in ('cf[1]', 'a**'):
+    small_config.data.dir = str(tmp_path / name / 'faces')
+    first = everything(input_pipeline.load(small_config).train)
+    capsys.readouterr()
+    second = everything(input_pipeline.load(small_config).train)
+    np.testing.assert_array_equal(first, second)
+    assert 'Rendering' not in capsys.readouterr().out
 
 
 # Which images they are.
@@ -398,7 +482,10 @@ def test_names_say_which_images_a_run_sees(tmp_path, small_config):
     return input_pipeline.load(config).identity()
 
   first = identity()
-  assert (first['train'], first['validation']) == (40, 5)
+  encoded = sources.find('folder', str(folder))
+  assert [first[s] for s in ('train', 'validation')] == [
+    encoded[s].num_examples for s in ('train', 'validation')
+  ]
   assert first['train_names'] != first['validation_names']
   # Wherever they lie and are kept, and whenever they were written.
   shutil.copytree(folder, tmp_path / 'elsewhere', copy_function=shutil.copy)
@@ -406,20 +493,16 @@ def test_names_say_which_images_a_run_sees(tmp_path, small_config):
   for cache in ('none', 'host', 'device'):
     assert identity(cache=cache) == first
   # Another name changes what there is, and its place may be in any split.
-  encoded = sources.find('folder', str(folder))
   for split in ('train', 'validation'):
     path = encoded[split].name(0)
     os.rename(path, path + '.png')
     changed = identity()
-    assert changed != first
-    assert (changed['train'], changed['validation']) == (40, 5)
+    assert changed[f'{split}_names'] != first[f'{split}_names']
     os.rename(path + '.png', path)
   # One is added where one was removed.
   shutil.copy(encoded['train'].name(0), folder / 'b' / 'new.jpg')
   os.remove(encoded['train'].name(0))
-  changed = identity()
-  assert (changed['train'], changed['validation']) == (40, 5)
-  assert changed['train_names'] != first['train_names']
+  assert identity()['train_names'] != first['train_names']
 
 
 def test_names_and_their_order_count_with_lists(

@@ -97,6 +97,7 @@ def test_celeba_is_the_articles_schedule():
     ('optimizer.learning_rate', 1e300, 'at most 1000'),
     ('train.num_epochs', 10**30, 'at most 1,000,000'),
     ('data.image_size', 2**20, 'at most 65,535'),
+    ('data.crop_size', -1, 'at least 0'),
     ('data.dir', 'a\0b', 'a folder'),
     ('data.dir', '\udcff', 'in UTF-8'),
     ('data.dir', 'bogus://x', 'of gs:// or s3://'),

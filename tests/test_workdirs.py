@@ -26,7 +26,7 @@ def test_workdir_remembers_its_config(tmp_path):
   config = celeba.get_config()
   claim(config, workdir)
   assert run_config.flatten(workdirs.load_config(workdir)) == (
-    run_config.flatten(config)
+    run_config.flatten(config) | {'data.crop_size': 148}
   )
   # Longer, or told otherwise where the data is: the same run.
   config.train.num_epochs = 200
@@ -82,13 +82,29 @@ def test_key_that_this_code_does_not_know_is_named(tmp_path):
     assert '\n' not in str(e.value)
 
 
-def test_wrong_value_in_a_config_is_told_with_its_file(tmp_path):
+def test_error_of_a_wrong_value_names_the_file(tmp_path):
   claim(celeba.get_config(), tmp_path)
   found = json.loads((tmp_path / 'config.json').read_text())
   found['objective']['beta'] = -1
   (tmp_path / 'config.json').write_text(json.dumps(found))
   with pytest.raises(UserError, match='config.json: config.objective.beta is'):
     workdirs.load_config(tmp_path)
+
+
+def test_crop_that_is_the_sources_own_may_be_named(tmp_path):
+  workdir = epath.Path(tmp_path)
+  config = celeba.get_config()
+  config.data.crop_size = 148
+  claim(config, workdir)
+  claim(celeba.get_config(), workdir)
+  # So that it is known whatever the default becomes.
+  assert (
+    json.loads((workdir / 'config.json').read_text())['data']['crop_size']
+    == 148
+  )
+  config.data.crop_size = 100
+  with pytest.raises(UserError, match='crop_size was 148 and is now 100'):
+    workdirs.check(config, workdir)
 
 
 def test_workdir_in_which_nothing_was_trained_is_free(tmp_path):
