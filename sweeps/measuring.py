@@ -64,13 +64,12 @@ def measure_run(
   if settings.groups:
     more = Measurements(split.num_examples)
     measure.measure(trained, data, split_name, settings, more)
-    metrics = metrics | more.metrics
-    # A table of numbers has no other place for them.
-    metrics |= {
-      f'{name}_null': Metric(metric.null.value, metric.unit, 'by chance')
-      for name, metric in more.metrics.items()
-      if metric.null
-    }
+    for name, metric in more.metrics.items():
+      metrics[name] = metric
+      if metric.null:  # A table has a column of its own for it.
+        metrics[f'{name}_null'] = Metric(
+          metric.null.value, metric.unit, f'{name} if there is nothing to find'
+        )
   images_per_second, seconds = speed(run)
   metrics['images_per_second'] = Metric(
     images_per_second, 'images/s', 'while training, median'
