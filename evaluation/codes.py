@@ -230,7 +230,7 @@ def add_labels(
     'linear_balanced_accuracy': 'the same, mean over classes',
     'majority_accuracy': 'of always naming the most frequent class',
     'mig': 'mutual information gap (Chen et al. 2018), 20 bins, of '
-    f'{len(fitted_codes):,} {fitted_name} images',
+    f'{len(fitted_codes):,} images of the {fitted_name} split',
     'dci_disentanglement': 'Eastwood & Williams 2018, random forest; '
     f'{not_comparable}, which have gradient boosting',
     'dci_completeness': f'the same; {not_comparable}',

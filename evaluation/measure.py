@@ -187,7 +187,7 @@ def _add_mse(results, values):
     'mse_of_mean',
     values['mse'],
     'mean over pixels',
-    f'{_THROUGH}, clipped to [0, 1]; training has the mse with z drawn and '
+    f'{_THROUGH}, clipped to [0, 1]; val/mse of training has z drawn and '
     'nothing clipped',
   )
 

@@ -179,7 +179,7 @@ def test_label_scores_have_their_chance_level(trained, data, split, fitted):
     trained, data, split, Settings(('labels',), batch_size=8)
   )
   count = getattr(data, fitted).num_examples
-  assert f'{count} {fitted} images' in results.metrics['mig'].about
+  assert f'{count} images of the {fitted} split' in results.metrics['mig'].about
   for name, metric in results.metrics.items():
     assert (metric.null is None) == (name == 'majority_accuracy')
   for name in ('dci_disentanglement', 'dci_completeness', 'sap'):
