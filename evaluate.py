@@ -143,7 +143,7 @@ def _check_split(data: splits.DataSet, groups: tuple[str, ...]) -> None:
   if 'labels' not in groups:
     return
   # Read now, as their file may be wrong.
-  labels = split.labels(), measure.fitted_split(data, name).labels()
+  labels = split.labels(), getattr(data, measure.fitted_split(name)).labels()
   if _METRICS.value and None in labels:
     raise UserError(
       f'--metrics=labels: the {name} split has no labels; leave labels out.'

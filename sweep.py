@@ -48,7 +48,7 @@ OBJECTIVES = {
   'elbo': 'maximize',
   'elbo_optimal_sigma': 'maximize',
   'bits_per_dim_optimal_sigma': 'minimize',
-  'mse': 'minimize',
+  'mse_of_mean': 'minimize',
   'active_units': 'maximize',
 }
 _SAMPLERS = {

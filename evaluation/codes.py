@@ -3,7 +3,7 @@
 import numpy as np
 
 from evaluation.measurements import Measurements
-from evaluation.measurements import Metric
+from evaluation.measurements import Null
 from vae import aggregate_posterior
 from vae import disentanglement
 from vae import per_image
@@ -18,6 +18,12 @@ MAX_FITTED = 10_000
 
 # Images that a mixture, and what is near to what, can be told from at all.
 _MIN_FITTED = 5
+
+# Random halves of the latents, permutations of the latents' dimensions and,
+# as 40 attributes of CelebA take minutes each time, permutations of labels.
+_HALVINGS = 10
+_SHUFFLES = 20
+_LABEL_PERMUTATIONS = 3
 
 
 def add_posterior(
@@ -38,15 +44,13 @@ def add_posterior(
   """
   mean, logvar = values['mean'], values['logvar']
   add_dimensions(results, values, draws_z)
-  latents, fitted_latents = mean, fitted[0]
   if draws_z:
-    latents = aggregate_posterior.draw(mean, logvar, seed)
-    # Their own noise, or where both are it alone they would be the same.
-    fitted_latents = aggregate_posterior.draw(*fitted, [seed, 1])
     rate_split = aggregate_posterior.split_rate(mean, logvar, seed)
     results.dimensions['aggregate_kl'] = rate_split.dimension_kl.tolist()
     _add_rate_split(results, rate_split, len(mean))
-  _add_holes(results, latents, fitted_latents, seed)
+    latents = aggregate_posterior.draw(mean, logvar, seed)
+    _add_gaussian_total_correlation(results, latents, seed)
+  _add_holes(results, (mean, logvar), fitted, seed, draws_z)
 
 
 def add_dimensions(
@@ -66,75 +70,131 @@ def add_dimensions(
     kl = posterior.kl(mean, logvar).mean(axis=0)
     results.verdict = posterior.verdict(kl, active)
     results.dimensions['kl'] = kl.tolist()
+    results.number(
+      'dimensions_of_90_percent',
+      posterior.dimensions_that_carry(kl, 0.9),
+      f'of {len(kl)}',
+      'the fewest dimensions that carry 90 % of the rate together',
+    )
 
 
 def _add_rate_split(results, rate_split, num_images):
-  rows = (
-    (
-      'mutual_information',
-      rate_split.mutual_information,
-      f'I(x; z) of these images; at most log {num_images:,} = '
-      f'{np.log(num_images):.2f}',
-    ),
-    (
-      'total_correlation',
-      rate_split.total_correlation,
-      'KL(q(z) ‖ Π q(z_j)) of these images',
-    ),
-    (
-      'dimension_wise_kl',
-      rate_split.dimension_kl.sum(),
-      'Σ KL(q(z_j) ‖ N(0, 1)) of these images',
-    ),
-    (
-      'mutual_information_upper_bound',
-      rate_split.information_upper_bound,
-      'on I(x; z) of the distribution that the images come from',
-    ),
+  log_count = f'log {num_images:,} = {np.log(num_images):.2f}'
+  results.interval(
+    'mutual_information',
+    rate_split.mutual_information,
+    'nats',
+    f'I(x; z); the lower bound is at most {log_count}, the upper one the rate',
   )
-  for (name, value, about), error in zip(
-    rows, rate_split.standard_errors, strict=True
-  ):
-    results.metrics[name] = Metric(float(value), 'nats', about, error)
+  results.interval(
+    'total_correlation',
+    rate_split.total_correlation,
+    'nats',
+    'KL(q(z) ‖ Π q(z_j)): rate - I(x; z) - Σ KL(q(z_j) ‖ N(0, 1)), at least 0',
+  )
+  information, correlation = (
+    rate_split.mutual_information,
+    rate_split.total_correlation,
+  )
+  if not correlation.lower and np.log(num_images) - information.lower < 0.1:
+    results.notes.append(
+      f'total correlation: not identifiable with {num_images:,} images, as '
+      f'they bound I(x; z) from below by {log_count} nats at most.'
+    )
+  results.number(
+    'dimension_wise_kl',
+    rate_split.dimension_kl.sum(),
+    'nats',
+    'Σ KL(q(z_j) ‖ N(0, 1)) of the mixture of these images, an upper bound',
+    rate_split.dimension_kl_error,
+  )
 
 
-def _add_holes(results, latents, fitted_latents, seed):
-  if min(len(latents), len(fitted_latents)) < _MIN_FITTED:
+def _add_gaussian_total_correlation(results, latents, seed):
+  num_images, latent_dim = latents.shape
+  if num_images <= latent_dim:
+    results.notes.append(
+      f'Gaussian total correlation: {latent_dim} dimensions need more images '
+      f'than {num_images}.'
+    )
+    return
+  measure = aggregate_posterior.gaussian_total_correlation
+  generator = np.random.default_rng([seed, 3])
+  null = [
+    measure(generator.permuted(latents, axis=0))[0] for _ in range(_SHUFFLES)
+  ]
+  value, error = measure(latents)
+  results.number(
+    'gaussian_total_correlation',
+    value,
+    'nats',
+    '-½ log det of the correlations of z, less its bias: the total correlation '
+    'if q(z) is Gaussian; null: each dimension permuted over the images',
+    error,
+    Null.of(null),
+  )
+
+
+def _add_holes(results, posteriors, fitted, seed, draws_z):
+  if min(len(posteriors[0]), len(fitted[0])) < _MIN_FITTED:
     results.notes.append(f'holes: they need at least {_MIN_FITTED} images.')
     return
-  about = 'draws that q(z) hardly reaches; 0.05 would be as q(z) itself'
-  at_most = splits.spread(len(latents), MAX_FITTED)
-  latents = latents[at_most]
-  generator = np.random.default_rng([seed, 2])
-  prior = generator.standard_normal(latents.shape).astype(np.float32)
+
+  def latents_of(mean, logvar, *noise):
+    return aggregate_posterior.draw(mean, logvar, noise) if draws_z else mean
+
+  at_most = splits.spread(len(posteriors[0]), MAX_FITTED)
+  mean, logvar = (a[at_most] for a in posteriors)
+  latents = np.stack(
+    [latents_of(mean, logvar, seed, 1, i) for i in range(_HALVINGS)]
+  )
   print('fitting the mixture …', flush=True)
-  mixture = aggregate_posterior.fit_mixture(fitted_latents, seed)
-  for name, candidates, what in (
-    ('prior_in_holes', prior, 'the prior'),
+  # Their own noise, or where both are it alone they would be the same.
+  mixture = aggregate_posterior.fit_mixture(latents_of(*fitted, seed, 2), seed)
+  generator = np.random.default_rng([seed, 4])
+  prior = generator.standard_normal(latents.shape, np.float32)
+  # It draws one component after the other.
+  drawn = mixture.sample(latents[..., 0].size)[0].astype(np.float32)
+  drawn = generator.permutation(drawn).reshape(latents.shape)
+  null, *shares = aggregate_posterior.shares_in_holes(
+    latents, prior, drawn, seed=seed
+  )
+  for name, share, what in (
+    ('prior_in_holes', shares[0], 'the prior'),
     (
       'mixture_in_holes',
-      mixture.sample(len(latents))[0],
+      shares[1],
       f'{mixture.n_components} Gaussians fitted to q(z)',
     ),
   ):
-    share = aggregate_posterior.share_in_holes(latents, candidates)
-    results.number(name, share, 'share', f'of {what}: {about}')
+    results.number(
+      name,
+      share.mean(),
+      'share',
+      f'of draws from {what}: farther from q(z) than 95 % of its own; ± is '
+      f'the deviation over {_HALVINGS} halvings and draws of z; null: '
+      'held-out draws from q(z)',
+      share.std(ddof=1),
+      Null.of(null),
+    )
 
 
 def add_labels(
   results: Measurements,
   fitted: tuple[np.ndarray, Labels | None, np.ndarray],
   tested: tuple[np.ndarray, Labels | None],
+  fitted_name: str,
   seed: int,
 ) -> None:
-  """Adds how well labels can be read from the codes.
+  """Adds how well labels can be read from the codes, and from permuted labels.
 
   Args:
     results: to be added to.
     fitted: codes that the readers are fitted to, [n, latent_dim], the labels
       of their split, and the codes' positions in it.
     tested: codes of a whole split, and its labels.
-    seed: of the readers.
+    fitted_name: of the split of `fitted`.
+    seed: of the readers and of the permutations.
   """
   fitted_codes, fitted_labels, positions = fitted
   codes, labels = tested
@@ -142,37 +202,79 @@ def add_labels(
     results.notes.append('labels: the data has none.')
     return
   test_positions = splits.spread(len(codes), MAX_FITTED)
+  codes = codes[test_positions]
+  factors = fitted_labels.values[positions], labels.values[test_positions]
+
+  def evaluate(factors):
+    return disentanglement.evaluate(
+      fitted_codes, factors[0], codes, factors[1], seed
+    )
+
   print(f'reading {len(labels.names)} labels from the codes …', flush=True)
-  scores = disentanglement.evaluate(
-    fitted_codes,
-    fitted_labels.values[positions],
-    codes[test_positions],
-    labels.values[test_positions],
-    seed,
-  )
+  scores = evaluate(factors)
+  by_chance = []
+  for i in range(_LABEL_PERMUTATIONS):
+    print(
+      f'reading permuted labels, {i + 1} of {_LABEL_PERMUTATIONS} …', flush=True
+    )
+    permuted = disentanglement.permute(*factors, [seed, i])
+    by_chance.append(evaluate(permuted))
+
   images = (
-    f'fitted to {len(fitted_codes):,} other images, '
-    f'{len(test_positions):,} tested'
+    f'fitted to {len(fitted_codes):,} {fitted_name} images, '
+    f'{len(codes):,} tested'
   )
+  not_comparable = 'not comparable with published figures'
   about = {
-    'linear_accuracy': f'logistic regression on the means, {images}',
+    'linear_accuracy': f'logistic regression on the means, {images}; ± is over '
+    'the tested images; null, here and below: permuted labels',
     'linear_balanced_accuracy': 'the same, mean over classes',
     'majority_accuracy': 'of always naming the most frequent class',
-    'mig': 'mutual information gap (Chen et al. 2018), 20 bins, of the images '
-    'fitted to',
-    'dci_disentanglement': 'Eastwood & Williams 2018, random forest',
-    'dci_completeness': 'the same',
-    'dci_informativeness': "the same; the forest's held-out accuracy",
-    'sap': 'separated attribute predictability (Kumar et al. 2018)',
+    'mig': 'mutual information gap (Chen et al. 2018), 20 bins, of '
+    f'{len(fitted_codes):,} images of the {fitted_name} split',
+    'dci_disentanglement': 'Eastwood & Williams 2018, random forest; '
+    f'{not_comparable}, which have gradient boosting',
+    'dci_completeness': f'the same; {not_comparable}',
+    'dci_informativeness': "the same; the forest's held-out accuracy; "
+    f'{not_comparable}',
+    'sap': 'separated attribute predictability (Kumar et al. 2018), thresholds '
+    f'and balanced accuracy; {not_comparable}: those are sap_svm',
+    'sap_svm': 'the same by a linear SVM and plain accuracy, as in published '
+    'figures (Locatello et al. 2019)',
   }
+  errors = dict(
+    zip(
+      ('linear_accuracy', 'linear_balanced_accuracy', 'majority_accuracy'),
+      scores.probe.standard_errors,
+      strict=True,
+    )
+  )
+  chance = [other.means() for other in by_chance]
   for name, value in scores.means().items():
-    results.number(name, value, 'at most 1', about[name])
+    null = Null.of([means[name] for means in chance])
+    results.number(
+      name,
+      value,
+      'at most 1',
+      about[name],
+      errors.get(name),
+      # Of it permuted labels have the same.
+      null if name != 'majority_accuracy' else None,
+    )
+
+  def null_of(name):
+    return np.mean([getattr(other, name) for other in by_chance], axis=0)
+
   columns = {
     'linear_accuracy': scores.probe.accuracy,
     'linear_balanced_accuracy': scores.probe.balanced_accuracy,
     'majority_accuracy': scores.probe.majority_accuracy,
     'mig': scores.mig,
+    'mig_null': null_of('mig'),
     'sap': scores.sap,
+    'sap_null': null_of('sap'),
+    'sap_svm': scores.sap_svm,
+    'sap_svm_null': null_of('sap_svm'),
   }
   results.labels = {
     label: {name: float(column[i]) for name, column in columns.items()}

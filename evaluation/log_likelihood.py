@@ -14,6 +14,10 @@ from vae import splits
 from vae.trained import TrainedVAE
 
 _NATS, _BITS = 'nats per image', 'bits per dimension'
+_OPTIMAL = 'the optimal σ, which is fitted to the same images'
+
+# A bound by fewer samples than these, in effect, is called loose.
+_FEW_SAMPLES = 10
 
 # Images that are decoded between two signs of progress, on each device.
 _DECODED_PER_DISPATCH = 20_000
@@ -69,13 +73,13 @@ def add_elbo(
     best_sigma,
     'of [0, 1]',
     'σ of the best Gaussian likelihood around these reconstructions, fitted to '
-    'this split',
+    'the same images',
   )
   results.mean(
     'elbo_optimal_sigma',
     -bounds.gaussian_distortion(squares, dimensions, best_sigma) - rate,
     _NATS,
-    'ELBO of the Gaussian likelihood at the optimal σ',
+    f'ELBO of the Gaussian likelihood at {_OPTIMAL}',
   )
 
   def in_bits(name, log_prob, about):
@@ -91,7 +95,7 @@ def add_elbo(
   in_bits(
     'bits_per_dim_optimal_sigma',
     -bounds.gaussian_distortion(dequantised, dimensions, sigma) - rate,
-    'dequantised, ELBO at the optimal σ',
+    f'dequantised, ELBO at {_OPTIMAL}',
   )
   return sigma
 
@@ -131,39 +135,56 @@ def add_importance_weighted(
       min(batch_size, at_once),
       tell,
     )
-  results.mean(
-    'iw_bound', weighted['bound'], _NATS, f'log p(x) ≥ L_K, K = {num_samples:,}'
+
+  def add(name, prefix, unit, convert, about):
+    """Adds a bound and how tight it is; `convert` is linear, from nats."""
+    bound = convert(weighted[f'{prefix}bound'].astype(np.float64))
+    halves = convert(weighted[f'{prefix}half_bounds'].astype(np.float64))
+    size = weighted[f'{prefix}effective_sample_size'].mean()
+    if num_samples > 1:  # Else there are no two halves.
+      about += f'; {bound.mean() - halves.mean():+.2g} from K/2 to K'
+    if size < min(_FEW_SAMPLES, num_samples / 2):
+      about += (
+        f'; a loose bound that still improves with K: of {num_samples:,} '
+        f'samples {size:.3g} count'
+      )
+    results.mean(name, bound, unit, about)
+    if num_samples > 1:
+      error = np.sqrt(bounds.monte_carlo_variance(halves).sum()) / len(bound)
+      results.number(
+        f'{name}_monte_carlo_error',
+        error,
+        unit,
+        f'of {name}, over draws of z, at most: from two halves of the draws',
+      )
+    return size
+
+  size = add(
+    'iw_bound',
+    '',
+    _NATS,
+    lambda nats: nats,
+    f'log p(x) ≥ L_K, K = {num_samples:,}',
   )
-  if num_samples > 1:  # One weight says nothing of how much they vary.
-    variance = bounds.monte_carlo_variance(
-      weighted['effective_sample_size'], num_samples
-    )
-    results.number(
-      'iw_bound_monte_carlo_error',
-      np.sqrt(variance.sum()) / len(variance),
-      _NATS,
-      'of iw_bound, over draws of z',
-    )
   results.number(
     'iw_effective_samples',
-    weighted['effective_sample_size'].mean(),
+    size,
     f'of {num_samples:,}',
-    'effective sample size of the weights; where it is small, L_K is not tight '
-    'yet, and the Monte-Carlo error more than it says',
+    "effective sample size of the weights, at the model's own likelihood",
   )
-
   dimensions = int(np.prod(split.image_shape))
-  results.mean(
+  size = add(
     'bits_per_dim_iw',
-    bounds.bits_per_dimension(weighted['dequantised_bound'], dimensions),
+    'dequantised_',
     _BITS,
-    f'dequantised, L_K at the optimal σ, K = {num_samples:,}',
+    lambda nats: bounds.bits_per_dimension(nats, dimensions),
+    f'dequantised, L_K at {_OPTIMAL}, K = {num_samples:,}',
   )
   results.number(
     'bits_per_dim_iw_effective_samples',
-    weighted['dequantised_effective_sample_size'].mean(),
+    size,
     f'of {num_samples:,}',
-    'the same of the weights of bits_per_dim_iw',
+    'effective sample size of the weights of bits_per_dim_iw, at the optimal σ',
   )
 
 

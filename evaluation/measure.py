@@ -95,14 +95,14 @@ def summarise(
       trained, split, settings, lambda done: None, _DRAWS_OF_SUMMARY
     )
   log_likelihood.add_elbo(results, trained, split, values)
-  results.mean('mse', values['mse'], 'mean over pixels', _THROUGH)
+  _add_mse(results, values)
   codes.add_dimensions(results, values, draws_z=True)
   return results
 
 
-def fitted_split(data: splits.DataSet, split_name: str) -> splits.Split:
-  """The images that readers of codes are fitted to, to be tested on others."""
-  return data.validation if split_name == 'train' else data.train
+def fitted_split(split_name: str) -> str:
+  """The split that readers of codes are fitted to, to be tested on another."""
+  return 'validation' if split_name == 'train' else 'train'
 
 
 def _measure(trained, data, split_name, settings, results):
@@ -133,7 +133,8 @@ def _measure(trained, data, split_name, settings, results):
   if 'reconstruction' in settings.groups:
     _add_reconstruction(results, values)
   if {'posterior', 'labels'} & set(settings.groups):
-    other = fitted_split(data, split_name)
+    fitted_name = fitted_split(split_name)
+    other = getattr(data, fitted_name)
     positions = splits.spread(other.num_examples, codes.MAX_FITTED)
     fitted = _encode(trained, other, positions, settings)
     if 'posterior' in settings.groups:
@@ -143,6 +144,7 @@ def _measure(trained, data, split_name, settings, results):
         results,
         (fitted[0], other.labels(), positions),
         (values['mean'], split.labels()),
+        fitted_name,
         settings.seed,
       )
   if 'fid' in settings.groups and settings.inception_variables is not None:
@@ -180,8 +182,18 @@ def _encode(trained, split, positions, settings):
   return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
+def _add_mse(results, values):
+  results.mean(
+    'mse_of_mean',
+    values['mse'],
+    'mean over pixels',
+    f'{_THROUGH}, clipped to [0, 1]; val/mse of training has z drawn and '
+    'nothing clipped',
+  )
+
+
 def _add_reconstruction(results, values):
-  results.mean('mse', values['mse'], 'mean over pixels', _THROUGH)
+  _add_mse(results, values)
   results.mean('psnr', values['psnr'], 'dB', _THROUGH)
   if 'ssim' in values:
     results.mean('ssim', values['ssim'], 'at most 1', _THROUGH)

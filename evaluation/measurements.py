@@ -1,8 +1,29 @@
 """What is known of a trained model: numbers by name, with units."""
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
+
+from vae.aggregate_posterior import Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Null:
+  """A metric's value if there is nothing to find, such as by permuted labels.
+
+  Attributes:
+    value: mean over random repetitions.
+    deviation: standard deviation over them.
+  """
+
+  value: float
+  deviation: float
+
+  @classmethod
+  def of(cls, values: Sequence[float]) -> 'Null':
+    """The null of at least two repetitions."""
+    return cls(float(np.mean(values)), float(np.std(values, ddof=1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,14 +34,15 @@ class Metric:
     value: of the metric.
     unit: that it is in.
     about: what it is, in a few words.
-    standard_error: of a mean, from the variance of what it is the mean of:
-      images, or draws of z.
+    standard_error: over the choice of images, unless `about` says of what.
+    null: to compare the value with.
   """
 
   value: float
   unit: str
   about: str
   standard_error: float | None = None
+  null: Null | None = None
 
 
 @dataclasses.dataclass
@@ -49,6 +71,23 @@ class Measurements:
     error = float(values.std(ddof=1) / np.sqrt(len(values)))
     self.metrics[name] = Metric(float(values.mean()), unit, about, error)
 
-  def number(self, name: str, value: float, unit: str, about: str) -> None:
+  def interval(
+    self, name: str, interval: Interval, unit: str, about: str
+  ) -> None:
+    """Adds bounds on a number, two metrics."""
+    for end in ('lower', 'upper'):
+      self.metrics[f'{name}_{end}_bound'] = Metric(
+        getattr(interval, end), unit, about, getattr(interval, f'{end}_error')
+      )
+
+  def number(
+    self,
+    name: str,
+    value: float,
+    unit: str,
+    about: str,
+    standard_error: float | None = None,
+    null: Null | None = None,
+  ) -> None:
     """Adds a number that is no mean over images."""
-    self.metrics[name] = Metric(float(value), unit, about)
+    self.metrics[name] = Metric(float(value), unit, about, standard_error, null)

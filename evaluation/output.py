@@ -1,5 +1,6 @@
 """What `evaluate.py` leaves: metrics.json, figures, and a page with both."""
 
+import dataclasses
 import json
 import math
 import os
@@ -9,7 +10,6 @@ import numpy as np
 
 from evaluation import html_page
 from evaluation.measurements import Measurements
-from evaluation.measurements import Metric
 from vae import figures
 from vae import plots
 from vae import posterior
@@ -31,7 +31,8 @@ _HEADLINES = (
   'rate',
   'bits_per_dim_optimal_sigma',
   'active_units',
-  'mse',
+  'dimensions_of_90_percent',
+  'mse_of_mean',
   'fid_samples',
 )
 
@@ -75,10 +76,12 @@ def write_partial(
 
 def as_text(results: Measurements) -> str:
   """The numbers for a terminal, a line each."""
-  width = max(map(len, results.metrics), default=0)
+  rows = _rows(results)
+  width = max((len(name) for name, *_ in rows), default=0)
   lines = [
-    f'{name:{width}}  {_number(metric):>18}  {metric.unit}'
-    for name, metric in results.metrics.items()
+    f'{name:{width}}  {value:>18}  {unit}'
+    + (f'  (null: {null})' if null else '')
+    for name, value, null, unit, _ in rows
   ]
   lines += [results.verdict] if results.verdict else []
   lines += [f'not measured: {note}' for note in results.notes]
@@ -102,6 +105,8 @@ def _json(facts: dict[str, object], results: Measurements) -> str:
     metrics[name] = {'value': metric.value, 'unit': metric.unit}
     if metric.standard_error is not None:
       metrics[name]['standard_error'] = metric.standard_error
+    if metric.null is not None:
+      metrics[name]['null'] = dataclasses.asdict(metric.null)
     metrics[name]['about'] = metric.about
   content = {
     **facts,
@@ -170,11 +175,13 @@ def _page(folder, facts, results, captions) -> str:
   )
   if results.verdict:
     page.banner(results.verdict)
+  rows = _rows(results)
   page.cards(
     [
-      (name, _number(results.metrics[name]), results.metrics[name].unit)
-      for name in _HEADLINES
-      if name in results.metrics
+      (name, value, unit)
+      for headline in _HEADLINES
+      for name, value, _, unit, _ in rows
+      if name == headline
     ]
   )
   page.heading('Figures')
@@ -182,16 +189,20 @@ def _page(folder, facts, results, captions) -> str:
     page.figure(folder / name, caption)
   page.heading('Numbers')
   page.table(
-    ('', 'value', 'unit', ''),
+    ('', 'value', 'null', 'unit', ''),
+    # Lines do not break around ±.
     [
-      (name, _number(metric), metric.unit, metric.about)
-      for name, metric in results.metrics.items()
+      [
+        cell.replace(' ± ', '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}')
+        for cell in row
+      ]
+      for row in rows
     ],
   )
   page.text(
-    '± is the standard error: of the choice of images, and where the posterior '
-    'is taken apart into I(x; z), total correlation and the rest, of the draws '
-    'of z.'
+    '± is the standard error over the choice of images, unless the row says of '
+    'what. The null is the value if there is nothing to find, with its '
+    'standard deviation over random repetitions.'
   )
   for note in results.notes:
     page.text(f'Not measured: {note}')
@@ -199,7 +210,7 @@ def _page(folder, facts, results, captions) -> str:
     page.heading('Labels')
     columns = list(next(iter(results.labels.values())))
     page.table(
-      ('label', *columns),
+      ('label', *(column.replace('_null', ', null') for column in columns)),
       [
         (name, *(html_page.number(numbers[column]) for column in columns))
         for name, numbers in results.labels.items()
@@ -221,16 +232,34 @@ def _page(folder, facts, results, captions) -> str:
   return page.html()
 
 
-def _number(metric: Metric) -> str:
+def _rows(results: Measurements) -> list[tuple[str, str, str, str, str]]:
+  """Name, value, null, unit and meaning; two bounds on a number are a row."""
+  rows = []
+  for name, metric in results.metrics.items():
+    base = name.removesuffix('_lower_bound')
+    upper = results.metrics.get(f'{base}_upper_bound')
+    value = _number(metric.value, metric.standard_error)
+    if base != name and upper:
+      name = base
+      value += f' to {_number(upper.value, upper.standard_error)}'
+    elif name.endswith('_upper_bound'):
+      continue
+    null = ''
+    if metric.null:
+      null = _number(metric.null.value, metric.null.deviation)
+    rows.append((name, value, null, metric.unit, metric.about))
+  return rows
+
+
+def _number(value: float, error: float | None) -> str:
   """Such as 45.31 ± 0.12."""
-  if metric.standard_error is None:
-    return html_page.number(metric.value)
-  if not metric.standard_error > 0:  # NaN of a single image too.
-    return html_page.number(metric.value)
+  # NaN of a single image too.
+  if error is None or not error > 0 or not math.isfinite(value):
+    return html_page.number(value)
   # Two digits of the error, but no more than six of the value.
-  of_error = 1 - math.floor(math.log10(metric.standard_error))
-  of_value = 5 - math.floor(math.log10(max(abs(metric.value), 1e-9)))
+  of_error = 1 - math.floor(math.log10(error))
+  of_value = 5 - math.floor(math.log10(max(abs(value), 1e-9)))
   digits = max(0, min(of_error, of_value))
-  error = f'{metric.standard_error:.{digits}f}'
-  value = f'{metric.value:,.{digits}f}'
-  return f'{value} ± {error}' if float(error) else value
+  rounded = f'{error:.{digits}f}'
+  shown = f'{value:,.{digits}f}'
+  return f'{shown} ± {rounded}' if float(rounded) else shown

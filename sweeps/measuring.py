@@ -59,12 +59,17 @@ def measure_run(
   active = [v > posterior.ACTIVE_VARIANCE for v in variance]
   metrics = results.metrics
   # Of the padding nothing is told.
-  units = dataclasses.replace(metrics['active_units'], unit=f'of {count}')
-  metrics['active_units'] = units
+  for name in ('active_units', 'dimensions_of_90_percent'):
+    metrics[name] = dataclasses.replace(metrics[name], unit=f'of {count}')
   if settings.groups:
     more = Measurements(split.num_examples)
     measure.measure(trained, data, split_name, settings, more)
-    metrics = metrics | more.metrics
+    for name, metric in more.metrics.items():
+      metrics[name] = metric
+      if metric.null:  # A table has a column of its own for it.
+        metrics[f'{name}_null'] = Metric(
+          metric.null.value, metric.unit, f'{name} if there is nothing to find'
+        )
   images_per_second, seconds = speed(run)
   metrics['images_per_second'] = Metric(
     images_per_second, 'images/s', 'while training, median'

@@ -29,7 +29,8 @@ _BEST_BY = 'elbo_optimal_sigma'
 _MAPPED = {
   'rate': 'KL(q(z|x) ‖ N(0, I)): what z tells of the image.',
   'distortion': 'E_q[-log p(x|z)]: what z leaves open.',
-  _BEST_BY: 'ELBO at the optimal σ: the yardstick of all points.',
+  _BEST_BY: 'ELBO at the optimal σ, which is fitted to the same images: the '
+  'yardstick of all points.',
   'active_units': 'Dimensions whose mean moves with the image.',
 }
 

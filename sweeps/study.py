@@ -42,12 +42,13 @@ _LOST, _SUPERSEDED = 'worker lost', 'superseded'
 # A database that is away, as when it is restarted, is waited for so long.
 _PATIENCE = 300.0
 
-# What validation calls the objectives that points can be pruned by.
+# What validation calls the objectives that points can be pruned by; its mse is
+# that with z drawn, and orders points much as that of the mean does.
 VALIDATION_METRICS = {
   'rate': 'val/kl',
   'distortion': 'val/distortion',
   'elbo': 'val/elbo',
-  'mse': 'val/mse',
+  'mse_of_mean': 'val/mse',
 }
 
 

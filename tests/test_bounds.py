@@ -52,13 +52,34 @@ def test_many_weights_of_large_images_add_up(log_weight):
   assert sums.effective_sample_size()[0] == pytest.approx(3000, rel=1e-4)
 
 
-def test_monte_carlo_variance_is_that_of_repetitions():
-  generator = np.random.default_rng(0)
-  weights = np.exp(0.5 * generator.normal(size=(4000, 400)))
-  observed = np.log(weights.mean(axis=1)).var()
-  sizes = weights.sum(axis=1) ** 2 / (weights**2).sum(axis=1)
-  estimated = bounds.monte_carlo_variance(sizes, 400)
-  assert estimated.mean() == pytest.approx(observed, rel=0.1)
+@pytest.mark.parametrize(
+  ('spread', 'least', 'most'),
+  # Even weights: L_K varies half as much as L_K/2. Of weights that differ by
+  # hundreds of nats the greatest counts alone, and its logarithm varies with K
+  # hardly at all; 1 / (effective sample size) - 1 / K would be at most 1.
+  [(0.5, 1.8, 2.2), (60.0, 0.9, 1.4)],
+)
+def test_monte_carlo_variance_covers_that_of_repetitions(spread, least, most):
+  log_weights = spread * np.random.default_rng(0).normal(size=(6000, 200))
+  bound = special.logsumexp(log_weights, axis=1) - np.log(200)
+  halves = special.logsumexp(log_weights.reshape(-1, 2, 100), axis=2)
+  estimated = bounds.monte_carlo_variance(halves - np.log(100)).mean()
+  assert least < estimated / bound.var() < most
+
+
+def test_merged_weights_are_those_of_one_sum():
+  log_weights = np.random.default_rng(0).normal(-9000, 5, (50, 2, 3))
+  log_weights = log_weights.astype(np.float32)
+  halves = [
+    sum_up(log_weights[part], []) for part in (slice(30), slice(30, 50))
+  ]
+  merged = jax.tree.map(lambda *a: jnp.stack(a), *halves).merge()
+  whole = sum_up(log_weights, [])
+  assert merged.count == 50
+  np.testing.assert_allclose(merged.bound(), whole.bound(), rtol=1e-6)
+  np.testing.assert_allclose(
+    merged.effective_sample_size(), whole.effective_sample_size(), rtol=1e-4
+  )
 
 
 def test_optimal_sigma_maximises_the_likelihood():

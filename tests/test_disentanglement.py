@@ -54,6 +54,7 @@ def test_perfect_codes():
       'dci_completeness': 1,
       'dci_informativeness': 1,
       'sap': 0.5,
+      'sap_svm': 0.5,
     },
     abs=0.03,
   )
@@ -137,10 +138,34 @@ def test_random_codes():
   scores = evaluate(*random_codes(binary_factors(4)))
   np.testing.assert_allclose(scores.mig, 0, atol=0.01)
   np.testing.assert_allclose(scores.sap, 0, atol=0.05)
+  np.testing.assert_allclose(scores.sap_svm, 0, atol=0.05)
   np.testing.assert_allclose(scores.probe.balanced_accuracy, 0.5, atol=0.05)
   assert scores.dci.disentanglement < 0.1
   assert scores.dci.completeness < 0.1
   assert scores.dci.informativeness == pytest.approx(0.5, abs=0.05)
+
+
+def test_permuted_factors_give_the_scores_of_random_codes():
+  # A third of the images have the first attribute, and never the second.
+  first, second = binary_factors(2)
+  factors = [
+    part * [1, 0] + (1 - part[:, :1]) * part * [0, 1]
+    for part in (first, second)
+  ]
+  codes = [jitter(part, 0.5) for part in factors]
+  permuted = disentanglement.permute(*factors, seed=0)
+  for part, other in zip(factors, permuted, strict=True):
+    # The same images, in another order.
+    np.testing.assert_array_equal(
+      np.sort(part @ [1, 2]), np.sort(other @ [1, 2])
+    )
+  chance = evaluate(codes[0], permuted[0], codes[1], permuted[1])
+  random = evaluate(*random_codes(factors, latent_dim=2))
+  assert chance.means() == pytest.approx(random.means(), abs=0.06)
+  assert chance.probe.balanced_accuracy == pytest.approx(0.5, abs=0.05)
+  found = evaluate(codes[0], factors[0], codes[1], factors[1]).means()
+  for name in ('linear_balanced_accuracy', 'mig', 'dci_completeness', 'sap'):
+    assert found[name] > chance.means()[name] + 0.1
 
 
 def test_dead_codes_change_nothing():
@@ -238,6 +263,27 @@ def test_sap_is_by_balanced_accuracy():
   assert sap(*data) == pytest.approx(0.9 - 0.5, abs=0.08)
 
 
+def test_sap_svm_is_the_gap_of_accuracies():
+  # Codes that err in a tenth and in three tenths of the images.
+  generator = np.random.default_rng(5)
+  total = NUM_TRAIN + NUM_TEST
+  factors = generator.integers(0, 2, (total, 1))
+  codes = jitter(factors ^ (generator.random((total, 2)) < [0.1, 0.3]))
+  parts = slice(NUM_TRAIN), slice(NUM_TRAIN, None)
+  data = [x[part] for part in parts for x in (codes, factors)]
+  assert disentanglement.sap_svm(*data) == pytest.approx(0.2, abs=0.05)
+
+
+def test_sap_svm_cannot_cut_out_inner_values():
+  # Each of the ten values has its interval of the code, which thresholds find.
+  generator = np.random.default_rng(3)
+  factors = generator.integers(0, 10, (NUM_TRAIN + NUM_TEST, 1))
+  factors = factors[:NUM_TRAIN], factors[NUM_TRAIN:]
+  data = with_codes(lambda f: jitter(f.astype(float)), factors)
+  assert sap(*data) > 0.95
+  assert disentanglement.sap_svm(*data) < 0.5
+
+
 def test_balanced_accuracy_is_the_mean_of_recalls():
   labels = np.array([0, 0, 0, 0, 2, 2])
   named = np.array([0, 0, 0, 1, 2, 0])
@@ -270,6 +316,39 @@ def test_linear_probe_of_random_codes_names_the_majority():
   assert probe.majority_accuracy == pytest.approx(expected)
   assert probe.accuracy == pytest.approx(expected, abs=0.01)
   assert probe.balanced_accuracy == pytest.approx(0.5, abs=0.02)
+
+
+def test_errors_of_the_probe_are_binomial():
+  # Three copies of a factor are no three times as many images.
+  train, test = binary_factors(1)
+  factors = np.repeat(train, 3, axis=1), np.repeat(test, 3, axis=1)
+  codes = [jitter(part[:, :1].astype(float), 0.5) for part in factors]
+  probe = linear_probe(codes[0], factors[0], codes[1], factors[1])
+  share = probe.accuracy[0]
+  assert 0.7 < share < 0.95
+  expected = np.sqrt(share * (1 - share) / NUM_TEST)
+  assert probe.standard_errors[0] == pytest.approx(expected, rel=0.01)
+
+
+def test_errors_of_the_probe_cover_other_test_images():
+  generator = np.random.default_rng(0)
+
+  def draw(count):
+    factors = (generator.random((count, 2)) < [0.2, 0.5]).astype(int)
+    return factors + 0.6 * generator.normal(size=factors.shape), factors
+
+  train = draw(300)
+  probes = [linear_probe(*train, *draw(400)) for _ in range(60)]
+  values = [
+    (
+      mean(probe.accuracy),
+      mean(probe.balanced_accuracy),
+      mean(probe.majority_accuracy),
+    )
+    for probe in probes
+  ]
+  stated = np.mean([probe.standard_errors for probe in probes], axis=0)
+  np.testing.assert_allclose(stated, np.std(values, axis=0, ddof=1), rtol=0.3)
 
 
 def test_majority_is_that_of_training():
@@ -311,6 +390,7 @@ def test_factor_of_one_value_is_left_out(constant_part):
     (actual.probe.balanced_accuracy, expected.probe.balanced_accuracy),
     (actual.probe.majority_accuracy, expected.probe.majority_accuracy),
     (actual.sap, expected.sap),
+    (actual.sap_svm, expected.sap_svm),
     (actual.dci.accuracy, expected.dci.accuracy),
     (actual.dci.importances.T, expected.dci.importances.T),
   ):

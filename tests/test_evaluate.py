@@ -111,18 +111,23 @@ def test_every_number_has_its_unit_and_says_what_it_is(evaluated):
     'iw_bound',
     'bits_per_dim_optimal_sigma',
     'bits_per_dim_pixel_gaussian',
-    'mse',
+    'mse_of_mean',
     'psnr',
     'ssim',
     'active_units',
-    'mutual_information',
-    'total_correlation',
+    'dimensions_of_90_percent',
+    'mutual_information_lower_bound',
+    'mutual_information_upper_bound',
+    'total_correlation_lower_bound',
+    'total_correlation_upper_bound',
+    'gaussian_total_correlation',
     'dimension_wise_kl',
     'prior_in_holes',
     'linear_accuracy',
     'mig',
     'dci_disentanglement',
     'sap',
+    'sap_svm',
     'fid_samples',
     'kid_reconstructions',
   }
@@ -320,7 +325,9 @@ def test_without_inception_weights_the_rest_is_measured(
   )
   assert code == 0, err
   found = read(tmp_path / 'out')
-  assert 'mse' in found['metrics'] and 'fid_samples' not in found['metrics']
+  assert (
+    'mse_of_mean' in found['metrics'] and 'fid_samples' not in found['metrics']
+  )
   (note,) = found['not_measured']
   assert 'FID and KID' in note and '--inception_weights=FILE' in note
   assert note in out

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -6,6 +7,8 @@ import pytest
 from evaluation import output
 from evaluation.measurements import Measurements
 from evaluation.measurements import Metric
+from evaluation.measurements import Null
+from vae.aggregate_posterior import Interval
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,23 @@ def test_numbers_are_shown_to_the_digits_that_mean_something(
     *shown.split(),
     'nats',
   ]
+
+
+def test_bounds_are_an_interval_and_nulls_beside_the_value():
+  results = Measurements(num_images=500)
+  results.interval(
+    'total_correlation', Interval(0.0, 39.44, 0.0, 0.05), 'nats', 'of z'
+  )
+  results.number('mig', 0.047, 'at most 1', 'gap', null=Null.of([0.001, 0.003]))
+  text = output.as_text(results)
+  assert re.search(r'total_correlation +0 to 39.440 ± 0.050 +nats', text)
+  assert re.search(r'mig +0.047 .*null: 0.0020 ± 0.0014', text)
+  found = json.loads(output._json({}, results))['metrics']
+  assert found['total_correlation_lower_bound']['value'] == 0
+  assert found['total_correlation_upper_bound']['standard_error'] == 0.05
+  assert found['mig']['null'] == pytest.approx(
+    {'value': 0.002, 'deviation': np.sqrt(2) / 1000}
+  )
 
 
 def test_json_has_no_nan():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from vae import bounds
 from vae import image_quality
 from vae import per_image
 from vae import randomness
@@ -123,6 +124,33 @@ def test_bound_of_one_sample_is_the_elbo_of_its_draw(linear, bound_of):
   # Of fifty draws, and of the eight in the distortion.
   error = ones.std(axis=0).mean() / COUNT**0.5 * (1 / 50 + 1 / 8) ** 0.5
   assert abs(ones.mean() - elbo.mean()) < 4 * error
+
+
+@pytest.mark.parametrize('num_samples', [1, 7, 40])
+def test_halves_are_bounds_of_half_the_draws(bound_of, num_samples):
+  values = bound_of(num_samples)
+  counts = np.array([(num_samples + 1) // 2, num_samples // 2])
+  # log Σ w of both is that of all.
+  total = np.logaddexp.reduce(
+    values['half_bounds'][:, counts > 0] + np.log(counts[counts > 0]), axis=1
+  )
+  np.testing.assert_allclose(
+    total - np.log(num_samples), values['bound'], rtol=1e-5
+  )
+  # The first half has the draws of a bound with as many.
+  np.testing.assert_allclose(
+    values['half_bounds'][:, 0], bound_of(counts[0])['bound'], rtol=1e-5
+  )
+
+
+def test_halves_say_how_much_the_bound_varies(bound_of):
+  repeated = [bound_of(20, seed=seed) for seed in range(30)]
+  observed = np.std([values['bound'].mean() for values in repeated], ddof=1)
+  variances = [
+    bounds.monte_carlo_variance(values['half_bounds']) for values in repeated
+  ]
+  stated = np.sqrt(np.sum(variances, axis=1).mean()) / COUNT
+  assert 0.8 < stated / observed < 2.2
 
 
 def test_weights_are_all_worth_the_same_under_the_true_posterior():

@@ -36,6 +36,21 @@ def test_most_informative_dimensions_come_first():
 
 
 @pytest.mark.parametrize(
+  ('kl', 'share', 'expected'),
+  [
+    # 126 dimensions of a nat in all beside two that carry nine.
+    ([1 / 126] * 126 + [5, 4], 0.9, 2),
+    ([1.0, 0.1, 2.0], 0.9, 2),
+    ([1.0] * 10, 0.9, 9),
+    ([1.0] * 10, 1.0, 10),
+    ([0.0, 0.0], 0.9, 0),
+  ],
+)
+def test_dimensions_that_carry_a_share_of_the_rate(kl, share, expected):
+  assert posterior.dimensions_that_carry(np.array(kl), share) == expected
+
+
+@pytest.mark.parametrize(
   ('kl', 'active', 'words'),
   [
     (

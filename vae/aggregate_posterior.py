@@ -7,6 +7,7 @@ holes in the latent space.
 from collections.abc import Sequence
 import dataclasses
 import functools
+from typing import NamedTuple
 import warnings
 
 import jax
@@ -14,9 +15,12 @@ from jax import lax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 import numpy as np
+from scipy.special import digamma
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
+
+from vae import posterior
 
 # Draws of z for the expectations under q(z): so few at least, so many at most,
 # and in between what takes so many densities of one dimension.
@@ -34,26 +38,33 @@ _COMPONENTS = (1, 2, 5, 10, 20)
 _QUANTILE = 0.95
 
 
+class Interval(NamedTuple):
+  """Bounds on a quantity, nats, and the standard error of each.
+
+  The errors are those of the choice of images and of the draws of z.
+  """
+
+  lower: float
+  upper: float
+  lower_error: float
+  upper_error: float
+
+
 @dataclasses.dataclass(frozen=True)
 class RateSplit:
   """The rate's parts, nats; see `split_rate`.
 
   Attributes:
-    mutual_information: I(x; z) of the images at hand; at most log num_images.
-    total_correlation: KL(q(z) ‖ Π_j q(z_j)).
-    dimension_kl: KL(q(z_j) ‖ N(0, 1)), [latent_dim].
-    information_upper_bound: on I(x; z) of the distribution that the images
-      come from, for which `mutual_information` is a lower bound.
-    standard_errors: Monte-Carlo errors of `mutual_information`,
-      `total_correlation`, the sum of `dimension_kl`, and
-      `information_upper_bound`.
+    mutual_information: I(x; z).
+    total_correlation: KL(q(z) ‖ Π_j q(z_j)); at least 0.
+    dimension_kl: KL(q(z_j) ‖ N(0, 1)) of the images at hand, [latent_dim].
+    dimension_kl_error: standard error of its sum.
   """
 
-  mutual_information: float
-  total_correlation: float
+  mutual_information: Interval
+  total_correlation: Interval
   dimension_kl: np.ndarray
-  information_upper_bound: float
-  standard_errors: tuple[float, float, float, float]
+  dimension_kl_error: float
 
 
 def draw(
@@ -72,13 +83,17 @@ def split_rate(
 ) -> RateSplit:
   """E_x KL(q(z|x) ‖ p(z)) = I(x; z) + TC(z) + Σ_j KL(q(z_j) ‖ p(z_j)).
 
-  Hoffman & Johnson 2016; Chen et al. 2018, equation 2. q(z) is the mixture of
-  the posteriors of all the images, so that the three parts are exact for the
-  distribution that is uniform over these images, up to the Monte-Carlo error
-  of the draws. Of the distribution that the images come from they tell this:
-  its I(x; z) lies between `mutual_information` and the lesser of two bounds,
-  the rate and that of the mixture without each draw's own image (Poole et al.
-  2019, sections 2.1 and 2.4).
+  Hoffman & Johnson 2016; Chen et al. 2018, equation 2. All are of the
+  distribution that the images come from, whose q(z) is unknown. In expectation
+  over images, the mixture of the posteriors of N of them is too dense at their
+  own draws, and the mixture without each draw's own image is not dense enough
+  (Poole et al. 2019, sections 2.1 and 2.4). The same holds for each q(z_j).
+  With the one or the other in the place of q(z) and of q(z_j) come bounds on
+  I(x; z), of which the rate is another upper one, and on the total correlation
+  rate - I(x; z) - Σ_j KL(q(z_j) ‖ p(z_j)).
+
+  The lower bound on I(x; z) is at most log N: if the rate is far above that, N
+  images leave the total correlation open.
 
   Args:
     mean: [num_images, latent_dim].
@@ -88,37 +103,77 @@ def split_rate(
   count, latent_dim = mean.shape
   affordable = _NUM_DENSITIES // (count * latent_dim)
   num_draws = int(np.clip(affordable, _MIN_DRAWS, _MAX_DRAWS))
-  owners = np.linspace(0, count - 1, num_draws).astype(int)
+  owners = np.arange(num_draws) * count // num_draws
   z = draw(mean[owners], logvar[owners], seed)
   size = max(1, _BLOCK_SIZE // (count * latent_dim))
   densities = jax.device_get(_log_densities(mean, logvar, z, owners, size))
-  own, joint, others, marginals, priors = (
+  own, joint, others, marginals, other_marginals, priors = (
     a.astype(np.float64) for a in densities
   )
+
+  def estimate(values):
+    """Mean and standard error; an image's draws are not independent."""
+    draws = np.bincount(owners, minlength=count)
+    sums = np.bincount(owners, values, minlength=count)
+    return mean_and_error(sums[draws > 0] / draws[draws > 0])
+
+  information = estimate(own - joint)
+  rate = mean_and_error(posterior.kl(mean, logvar).sum(axis=1))
+  correlation = estimate(others - marginals.sum(axis=1))
   dimension_kl = marginals - priors
-  parts = (
-    own - joint,
-    joint - marginals.sum(axis=1),
-    dimension_kl.sum(axis=1),
-    min(own - others, own - priors.sum(axis=1), key=np.mean),
-  )
-  information, correlation, _, upper = (float(p.mean()) for p in parts)
   return RateSplit(
-    information,
-    correlation,
+    _interval(information, min(estimate(own - others), rate)),
+    _interval(
+      correlation if correlation[0] > 0 else (0.0, 0.0),
+      estimate(joint - other_marginals.sum(axis=1)),
+    ),
     dimension_kl.mean(axis=0),
-    upper,
-    tuple(float(p.std() / np.sqrt(len(p))) for p in parts),
+    estimate(dimension_kl.sum(axis=1))[1],
   )
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+  """Mean of independent values, and its standard error."""
+  return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def _interval(lower, upper):
+  return Interval(lower[0], upper[0], lower[1], upper[1])
+
+
+def gaussian_total_correlation(latents: np.ndarray) -> tuple[float, float]:
+  """-½ log det R of the correlation matrix R, nats, and its standard error.
+
+  The total correlation if q(z) is Gaussian. Of N draws -½ log det R is too
+  large by about J (J - 1) / (4 N); exactly, for a Gaussian with any R, by
+  ½ Σ_j [ψ((N - 1)/2) - ψ((N - j)/2)], j = 1 … J (Anderson 2003, section 7.5:
+  the determinant of a Wishart matrix is a product of χ² variables). It is
+  subtracted. The standard error is the delta method's.
+
+  Args:
+    latents: draws from q(z), one for each image, [num_images, latent_dim],
+      more images than dimensions.
+  """
+  count, latent_dim = latents.shape
+  z = np.asarray(latents, np.float64)
+  z = (z - z.mean(axis=0)) / z.std(axis=0)
+  correlations = z.T @ z / count
+  half_counts = (count - np.arange(1, latent_dim + 1)) / 2
+  bias = 0.5 * np.sum(digamma((count - 1) / 2) - digamma(half_counts))
+  influence = z**2 - z * np.linalg.solve(correlations, z.T).T
+  _, error = mean_and_error(0.5 * influence.sum(axis=1))
+  value = -0.5 * np.linalg.slogdet(correlations)[1] - bias
+  return float(value), error
 
 
 @functools.partial(jax.jit, static_argnums=4)
 def _log_densities(mean, logvar, z, owners, block_size):
-  """The logarithms of five densities at each draw, nats.
+  """The logarithms of six densities at each draw, nats.
 
   Returns:
     [num_draws] each: q(z|x) of the draw's own image, q(z), and q(z) without
-    that image; [num_draws, latent_dim] each: q(z_j), p(z_j).
+    that image; [num_draws, latent_dim] each: q(z_j), q(z_j) without that
+    image, p(z_j).
   """
   count = mean.shape[0]
   log_2pi = jnp.log(2 * jnp.pi)
@@ -128,41 +183,60 @@ def _log_densities(mean, logvar, z, owners, block_size):
     z, owner = args
     each = -0.5 * (jnp.square(z - mean) * precision + logvar + log_2pi)
     joint = each.sum(axis=1)
-    alone = jnp.where(jnp.arange(count) == owner, -jnp.inf, joint)
+    is_own = jnp.arange(count) == owner
     return (
       joint[owner],
       logsumexp(joint) - jnp.log(count),
-      logsumexp(alone) - jnp.log(count - 1),
+      logsumexp(jnp.where(is_own, -jnp.inf, joint)) - jnp.log(count - 1),
       logsumexp(each, axis=0) - jnp.log(count),
+      logsumexp(jnp.where(is_own[:, None], -jnp.inf, each), axis=0)
+      - jnp.log(count - 1),
       -0.5 * (jnp.square(z) + log_2pi),
     )
 
   return lax.map(of_draw, (z, owners), batch_size=block_size)
 
 
-def share_in_holes(latents: np.ndarray, candidates: np.ndarray) -> float:
-  """The share of candidates that lie in holes of the aggregate posterior.
+def shares_in_holes(
+  latents: np.ndarray, *candidates: np.ndarray, seed: int | Sequence[int]
+) -> np.ndarray:
+  """The shares of candidates that lie in holes of the aggregate posterior.
 
-  Half of the latents are what there is; the other half say how far from it
-  what comes from the aggregate posterior itself can lie. A candidate lies in
-  a hole where its nearest neighbour is farther away than that of 95 % of
-  them. So 0.05 means: as q(z) itself. (In the manner of the precision of
-  Kynkäänniemi et al. 2019, in the latent space.)
+  In each round a random half of the latents stands for q(z). Of the other half
+  one part says how far from it draws from q(z) itself lie: a candidate lies in
+  a hole if its nearest neighbour is farther away than that of 95 % of them.
+  The other part is the null, candidates that come from q(z); then the two
+  change places. The expected null is 0.05, or more if there are fewer than 80
+  images. (In the manner of the precision of Kynkäänniemi et al. 2019, in the
+  latent space.)
+
+  The deviation over rounds is about that of their mean over other images (the
+  half-sample jackknife).
 
   Args:
-    latents: draws from q(z), one for each image, [num_images, latent_dim], at
-      least 2.
-    candidates: [n, latent_dim], such as draws from the prior.
+    latents: draws from q(z), one for each image, [num_rounds, num_images,
+      latent_dim], at least 4 images.
+    *candidates: [num_rounds, n, latent_dim] each, such as draws from the prior.
+    seed: of the halves.
+
+  Returns:
+    [1 + number of candidates, num_rounds]: the null's, then each candidate's.
   """
-  # Neighbours in a data set may be alike: which half is left to chance.
-  latents = np.random.default_rng(0).permutation(latents)
-  neighbours = NearestNeighbors(n_neighbors=1).fit(latents[::2])
-
-  def distances(z):
-    return neighbours.kneighbors(z)[0][:, 0]
-
-  threshold = np.quantile(distances(latents[1::2]), _QUANTILE)
-  return float(np.mean(distances(candidates) > threshold))
+  generator = np.random.default_rng(seed)
+  rounds = []
+  for z, *others in zip(latents, *candidates, strict=True):
+    z = generator.permutation(z)
+    neighbours = NearestNeighbors(n_neighbors=1).fit(z[::2])
+    first, second, *distances = (
+      neighbours.kneighbors(a)[0][:, 0] for a in (z[1::4], z[3::4], *others)
+    )
+    shares = []
+    for inside, null in ((first, second), (second, first)):
+      # Weibull's: 5 % of further draws are expected beyond it.
+      threshold = np.quantile(inside, _QUANTILE, method='weibull')
+      shares.append([np.mean(d > threshold) for d in (null, *distances)])
+    rounds.append(np.mean(shares, axis=0))
+  return np.stack(rounds, axis=1)
 
 
 def fit_mixture(

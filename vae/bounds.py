@@ -104,6 +104,17 @@ class WeightSums:
       self.total_of_squares * before**2 + (added**2).sum(axis=0),
     )
 
+  def merge(self) -> 'WeightSums':
+    """The sums over the first axis as well, [n, …] to […]."""
+    log_maximum = self.log_maximum.max(axis=0)
+    scale = jnp.exp(self.log_maximum - log_maximum)
+    return WeightSums(
+      self.count.sum(axis=0),
+      log_maximum,
+      (self.total * scale).sum(axis=0),
+      (self.total_of_squares * scale**2).sum(axis=0),
+    )
+
   def bound(self) -> jax.Array:
     """L_K = log (1/K) Σ_k w_k; Burda et al. 2016, equation 8."""
     return self.log_maximum + jnp.log(self.total / self.count)
@@ -113,14 +124,20 @@ class WeightSums:
     return self.total**2 / self.total_of_squares
 
 
-def monte_carlo_variance(
-  effective_sample_size: np.ndarray, num_samples: int
-) -> np.ndarray:
-  """Variance of L_K over draws of z, by the delta method.
+def monte_carlo_variance(half_bounds: np.ndarray) -> np.ndarray:
+  """Variance of L_K over draws of z, at most, from the bounds of two halves.
 
-  Var(w) / (K E[w]²), with both moments estimated from the same weights.
+  Half the square of their difference is expected to be the variance of L_K/2,
+  up to twice that of L_K. Unlike the delta method, 1 / (effective sample size)
+  - 1 / K, this holds if a single weight outweighs all others too.
+
+  Args:
+    half_bounds: L_K/2 of either half of the draws, [..., 2].
+
+  Returns:
+    [...], nats².
   """
-  return np.maximum(1 / effective_sample_size - 1 / num_samples, 0)
+  return np.square(np.diff(half_bounds, axis=-1))[..., 0] / 2
 
 
 class PixelGaussian:

@@ -40,6 +40,20 @@ def most_informative(carried: np.ndarray) -> np.ndarray:
   return np.argsort(-carried, kind='stable')
 
 
+def dimensions_that_carry(kl: np.ndarray, share: float) -> int:
+  """The least number of dimensions that have this share of the rate.
+
+  Args:
+    kl: [latent_dim], nats.
+    share: of their sum, above 0.
+
+  Returns:
+    0 if the rate is 0.
+  """
+  total = np.cumsum(np.sort(kl)[::-1])
+  return int(np.sum(total < share * total[-1])) + bool(total[-1] > 0)
+
+
 def verdict(kl: np.ndarray, active: np.ndarray) -> str:
   """Whether the posterior has collapsed, in words.
 
@@ -48,8 +62,7 @@ def verdict(kl: np.ndarray, active: np.ndarray) -> str:
     active: bool [latent_dim].
   """
   total = f'{kl.sum():.2f} nats'
-  share = np.cumsum(np.sort(kl)[::-1]) / max(kl.sum(), 1e-12)
-  most = f'{1 + np.searchsorted(share, 0.9)} of them carry 90 %'
+  most = f'{dimensions_that_carry(kl, 0.9)} of them carry 90 %'
   dimensions, dead = len(kl), np.flatnonzero(~active)
   if not len(dead):
     return (
