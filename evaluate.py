@@ -119,6 +119,8 @@ def _folder_name(step: int) -> str:
     parts.append(f'k{_IMPORTANCE_SAMPLES.value}')
   if run_flags.SEED.value:
     parts.append(f'seed{run_flags.SEED.value}')
+  if run_flags.DATA_DIR.value is not None:
+    parts.append(run_flags.in_name(run_flags.DATA_DIR))
   return '_'.join(parts)
 
 

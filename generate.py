@@ -11,7 +11,8 @@ aggregate posterior (--prior=mixture), and decodes it. reconstruct and
 interpolate take image files, or else images of a split. traverse walks along
 the most informative dimensions, as a grid and an animated GIF. manifold draws
 the plane of a model with two latent dimensions. The pictures go to
-WORKDIR/generated/COMMAND.
+WORKDIR/generated/COMMAND_STEP, with the flags that are not the default ones;
+so another call has another folder, and the same call makes its pictures anew.
 """
 
 from absl import flags
@@ -27,10 +28,9 @@ from vae import plots
 from vae import posterior
 from vae import splits
 from vae import walks
+from vae.errors import shown
 from vae.errors import UserError
 from vae.trained import TrainedVAE
-
-COMMANDS = ('sample', 'reconstruct', 'interpolate', 'traverse', 'manifold')
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(command_line)
@@ -87,6 +87,23 @@ _LABEL = flags.DEFINE_string(
   'label', None, 'manifold: which label gives the colours; else the first.'
 )
 
+# Of each command: the flags that its pictures depend on, besides the run's.
+_OF_IMAGES = (run_flags.SPLIT, run_flags.DATA_DIR, _IMAGES, _CROP_SIZE)
+COMMANDS = {
+  'sample': (
+    _NUM_IMAGES,
+    _PRIOR,
+    _COMPONENTS,
+    _TEMPERATURE,
+    run_flags.SEED,
+    run_flags.DATA_DIR,
+  ),
+  'reconstruct': (_NUM_IMAGES, *_OF_IMAGES),
+  'interpolate': (_STEPS, *_OF_IMAGES),
+  'traverse': (_STEPS, _DIMENSIONS, _REACH, *_OF_IMAGES),
+  'manifold': (_SIDE, _LABEL, run_flags.SPLIT, run_flags.DATA_DIR),
+}
+
 # Images whose posteriors say which dimensions are informative, and what the
 # aggregate posterior is.
 _MAX_ENCODED = 10_000
@@ -106,7 +123,7 @@ def main(command: str) -> None:
       f'manifold needs a model with 2 latent dimensions; this one has '
       f'{trained.model.latent_dim}. traverse works with any.'
     )
-  folder = run_flags.output('generated', command)
+  folder = run_flags.output('generated', _folder_name(command, trained.step))
   make = {
     'sample': sample,
     'reconstruct': reconstruct,
@@ -114,12 +131,14 @@ def main(command: str) -> None:
     'traverse': traverse,
     'manifold': manifold,
   }[command]
-  if not run_flags.OUTPUT.value:
-    # Of an earlier and perhaps larger number of images.
-    for path in folder.glob('[0-9][0-9][0-9][0-9].png'):
-      path.unlink()
   for path in make(trained, folder):
     print(f'  {path}')
+
+
+def _folder_name(command: str, step: int) -> str:
+  """Another for other settings, so that no call overwrites another's."""
+  changed = [flag for flag in COMMANDS[command] if flag.value != flag.default]
+  return '_'.join([command, str(step), *map(run_flags.in_name, changed)])
 
 
 def sample(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
@@ -160,7 +179,7 @@ def interpolate(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   if len(images) < 2:
     raise UserError('interpolate needs two images; name them with --images.')
   mean, _ = trained.encode(images)
-  starts = range(len(mean) - 1) if _IMAGES.value else range(0, len(mean), 2)
+  starts = range(0, len(mean) - 1, 1 if _IMAGES.value else 2)
   rows = [
     walks.interpolate(mean[i], mean[i + 1], _STEPS.value, path)
     for i in starts
@@ -217,7 +236,9 @@ def manifold(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   images = trained.decode(walks.manifold(_SIDE.value))
   grid = _save_grid(images, _SIDE.value, folder)
   scatter = folder / 'means.png'
-  plots.latent_scatter(mean, colors, names, scatter)
+  unnamed = plots.latent_scatter(mean, colors, names, scatter)
+  for index, name in unnamed.items():
+    print(f'note: class {index} is {shown(name)}, for which there is no font.')
   return [grid, scatter]
 
 
@@ -270,6 +291,9 @@ def _save_each(
 ) -> list[epath.Path]:
   for index, image in enumerate(figures.to_uint8(images)):
     figures.save_png(image, folder / f'{index:04d}.png')
+  following = folder / f'{len(images):04d}.png'
+  if following.exists():  # In a folder that --output names.
+    print(f'note: {following} and those after it are of an earlier call.')
   return [_save_grid(images, columns, folder), folder / '0000.png']
 
 
@@ -282,4 +306,4 @@ def _save_grid(
 
 
 if __name__ == '__main__':
-  command_line.run(main, COMMANDS)
+  command_line.run(main, tuple(COMMANDS))

@@ -1,5 +1,9 @@
 """The flags of the scripts that use what a run has trained."""
 
+import hashlib
+import os
+import re
+
 from absl import flags
 from etils import epath
 
@@ -34,6 +38,9 @@ SEED = flags.DEFINE_integer(
   lower_bound=0,
   upper_bound=2**32 - 1,
 )
+
+# Flags whose values are paths.
+_PATHS = ('images', 'data_dir')
 
 
 def restore() -> TrainedVAE:
@@ -85,3 +92,18 @@ def output(*default: str) -> epath.Path:
   folder = paths.expand(OUTPUT.value or workdir().joinpath(*default))
   workdirs.check_writable(folder, '--output')
   return folder
+
+
+def in_name(flag: flags.FlagHolder) -> str:
+  """A flag and its value, as part of the name of a folder.
+
+  Paths, and other values that do not fit into a name, are given by a digest.
+  """
+  values = flag.value if isinstance(flag.value, list) else [str(flag.value)]
+  if flag.name in _PATHS:
+    values = map(os.path.abspath, values)
+  text = ','.join(values)
+  if not re.fullmatch(r'[\w.,+-]{1,40}', text, re.ASCII):
+    digest = hashlib.sha256(text.encode(errors='surrogateescape'))
+    text = digest.hexdigest()[:12]
+  return f'{flag.name}={text}'

@@ -416,7 +416,7 @@ def _storage(workdir: epath.Path) -> str:
       f'--workdir={workdir} is no local folder, so the record of the sweep '
       'cannot be a file in it; give --storage too.'
     )
-  return f'sqlite:///{workdir.resolve() / "sweep.db"}'
+  return storages.file_url(workdir.resolve() / 'sweep.db')
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import numpy as np
 
 from sweeps import variation
 from sweeps.results import Result
+from vae import plots
 from vae import posterior
 
 # More curves than these are not told apart by eye.
@@ -31,7 +32,7 @@ class Point:
 
   def text(self, keys: list[str], digits: int) -> str:
     """The values of these keys, such as `0.5, 16`."""
-    return ', '.join(variation.text(self.values[key], digits) for key in keys)
+    return ', '.join(label(self.values[key], digits) for key in keys)
 
   def mean(self, metric: str) -> float:
     return variation.mean(self.results, metric)
@@ -98,9 +99,14 @@ class Curves:
   def name(self, line: tuple[object, ...]) -> str:
     """Of a curve, such as `16` below a title, or `sigma 1, latent_dim 16`."""
     if len(line) == 1:
-      return variation.text(line[0])
-    values = dict(zip(self.across, line, strict=True))
+      return label(line[0])
+    values = dict(zip(self.across, map(label, line), strict=True))
     return variation.describe(values, self.names)
+
+
+def label(value: object, digits: int = 6) -> str:
+  """`variation.text` for a chart."""
+  return plots.readable(variation.text(value, digits))
 
 
 def arrange(results: list[Result]) -> Curves:

@@ -111,7 +111,8 @@ def _in_words(
   values: dict[str, object], called: dict[str, str], width: int
 ) -> str:
   """Settings in lines of so many letters, each with its name."""
-  words = variation.describe(values, called, digits=3)
+  values = {key: curves.label(value, digits=3) for key, value in values.items()}
+  words = variation.describe(values, called)
   together = words.replace(' ', '\N{NO-BREAK SPACE}')
   return textwrap.fill(together.replace(',\N{NO-BREAK SPACE}', ', '), width)
 

@@ -4,6 +4,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 import numpy as np
 
+from vae import plots
+
 # Points of typography.
 _DISTANCE = 4.5
 _FONT_SIZE = 8.5
@@ -44,6 +46,7 @@ def place(
     side: 1 where above and right of the points is best, -1 below and left.
   """
   figure = axes.figure
+  plots.draw_as_written(figure)
   renderer = FigureCanvasAgg(figure).get_renderer()
   figure.draw_without_rendering()  # Lays out.
   per_point = figure.dpi / 72
@@ -76,6 +79,7 @@ def place(
       textcoords='offset points',
       fontsize=_FONT_SIZE,
       color=color,
+      parse_math=False,
     )
     # Else labels would move the chart from where they were fitted to.
     label.set_in_layout(False)

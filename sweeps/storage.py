@@ -1,5 +1,6 @@
 """Where workers keep the record of a sweep: a database, or Optuna's journal."""
 
+import os
 import time
 import warnings
 
@@ -10,6 +11,12 @@ import sqlalchemy
 
 from vae import paths
 from vae.errors import UserError
+
+
+def file_url(path: os.PathLike) -> str:
+  """The URL of a SQLite file, whatever characters are in its path."""
+  url = sqlalchemy.URL.create('sqlite', database=os.fspath(path))
+  return url.render_as_string()
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:

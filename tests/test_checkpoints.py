@@ -3,12 +3,14 @@ import errno
 import gc
 import math
 import os
+import pathlib
 import shutil
 
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from vae import checkpoint_writer
@@ -72,6 +74,33 @@ def test_what_was_saved_comes_back(tmp_path):
   last = saved.restore_last(state_at(0))
   assert last.state.step == 2 and last.untold == {'loss': [2 / 3]}
   assert last.metrics == {'val/loss': 1.0, 'val/kl': 1.0}
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'lr=[0.1]',
+    'a[1]/sub',
+    'a[!b]',
+    '[a-z]',
+    'a*',
+    'a**',
+    'a?',
+    'a\\b',
+    'all of !"#$%&\'()*+,-.:;<=>?@[\\]^`{|}~',
+  ],
+)
+def test_any_name_of_a_workdir_will_do(tmp_path, name):
+  """Also one that is a pattern, which would fit other folders."""
+  workdir = tmp_path / name
+  saved = save_all(workdir, {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0})
+  assert saved.all_steps() == [2, 3, 4] and saved.best_step() == 2
+  assert saved.restore_last(state_at(0)).state.params['w'].tolist() == [4, 4, 4]
+  assert saved.restore(state_at(0), 2).params['w'].tolist() == [2, 2, 2]
+  # And nothing lies elsewhere.
+  assert [path.name for path in workdir.iterdir()] == ['checkpoints']
+  for path in tmp_path.rglob('*'):
+    assert path.is_relative_to(workdir) or workdir.is_relative_to(path)
 
 
 def test_saving_takes_no_part_in_the_vote_when_to_stop(tmp_path, monkeypatch):
@@ -258,7 +287,7 @@ def test_disk_that_cannot_be_read_is_no_damage(tmp_path, name):
 
 
 def test_an_older_one_that_cannot_be_ranked_is_moved(tmp_path, capsys):
-  """Orbax would refuse to write beside it."""
+  """Nobody could say whether it is to be kept."""
   saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
   (tmp_path / 'checkpoints/1/metrics/metrics').write_text('{')
   assert saved.restore_last(state_at(0)).state.step == 2
@@ -314,6 +343,68 @@ def test_a_later_checkpoint_takes_the_place_of_one_that_cannot_be(
     writer.finish(patience=60)
   assert checkpoints.Checkpoints(tmp_path).all_steps() == [3]
   assert len(said) == 2
+
+
+def no_merge(finalize, handler, folder):
+  """As Orbax did in a folder named [...], and raised nothing."""
+
+
+def cut_short(finalize, handler, folder):
+  finalize(handler, folder)
+  path = max((folder / 'd').iterdir(), key=lambda path: path.stat().length)
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+def other_bits(finalize, handler, folder):
+  finalize(handler, folder)
+  for path in pathlib.Path(folder).rglob('d/*'):
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+
+
+@pytest.mark.parametrize('damage', [no_merge, cut_short, other_bits])
+def test_an_unreadable_checkpoint_does_not_count(tmp_path, monkeypatch, damage):
+  """It is reported and tried again, and all older ones are kept until then."""
+  finalize = ocp.StandardCheckpointHandler.finalize
+  monkeypatch.setattr(checkpoint_writer, '_SECONDS_TO_RETRY', 0.01)
+  said = []
+  with CheckpointWriter(tmp_path, keep_best=1, warn=said.append) as writer:
+    for step, loss in ((1, 1.0), (2, 2.0), (3, 3.0)):
+      writer.save(step, state_at(step), {'val/loss': loss})
+    writer.finish()
+    saved = checkpoints.Checkpoints(tmp_path)
+    assert saved.all_steps() == [1, 2, 3]
+    with monkeypatch.context() as broken:
+      broken.setattr(
+        ocp.StandardCheckpointHandler,
+        'finalize',
+        lambda handler, folder: damage(finalize, handler, folder),
+      )
+      writer.save(4, state_at(4), {'val/loss': 0.5})
+      with pytest.raises(UserError, match='step 4 .*cannot be read back'):
+        writer.finish(patience=0.1)
+      assert saved.all_steps() == [1, 2, 3] and saved.best_step() == 1
+      assert saved.restore_last(state_at(0)).state.step == 3
+    writer.finish(patience=60)
+  assert saved.all_steps() == [3, 4] and saved.best_step() == 4
+  assert saved.restore_last(state_at(0)).state.step == 4
+  warning, relief = said
+  assert 'step 4' in warning and 'cannot be read back' in warning
+  assert 'step 4 could be written' in relief
+
+
+def test_object_store_has_a_last_file_instead_of_a_rename(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(checkpoints, '_is_remote', lambda path: True)
+  assert save_all(tmp_path, {1: 1.0, 2: 2.0}).all_steps() == [1, 2]
+  # As of a process that was killed while it wrote.
+  (tmp_path / 'checkpoints/2/commit_success.txt').unlink()
+  saved = checkpoints.Checkpoints(tmp_path)
+  assert saved.all_steps() == [1] and saved.latest_step() == 1
+  saved = save_all(tmp_path, {3: 3.0, 4: 4.0, 5: 5.0})
+  assert saved.all_steps() == [1, 3, 4, 5]
+  assert sorted(p.name for p in saved.directory.iterdir()) == list('1345')
+  assert saved.restore_last(state_at(0)).state.step == 5
 
 
 def test_waiting_for_a_disk_ends_when_told_to(tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """`generate.py`: within this process, and once as a user has it."""
 
+import pathlib
+import shutil
+
 from absl import flags
 from absl.testing import flagsaver
 import numpy as np
@@ -10,6 +13,8 @@ import generate
 from tests.preloaded import run
 import vae
 from vae import figures
+from vae import plots
+from vae import splits
 from vae.errors import UserError
 
 SIDE = 16
@@ -193,14 +198,64 @@ def test_16_bit_grey_is_not_cut_off(make, tmp_path):
   assert np.all(cells(folder / 'grid.png', 2)[0] == 128)
 
 
-def test_an_earlier_larger_sample_does_not_stay(trained_run):
+def test_no_call_deletes_or_overwrites_what_another_made(
+  trained_run, photos, tmp_path, monkeypatch, capsys
+):
   if not flags.FLAGS.is_parsed():
     flags.FLAGS(['generate'])
-  for count in (5, 2):
-    with flagsaver.flagsaver(workdir=str(trained_run), num_images=count):
-      generate.main('sample')
-  folder = trained_run / 'generated' / 'sample'
-  assert len(list(folder.glob('0*.png'))) == 2
+  # Another file of the same name.
+  (tmp_path / 'other').mkdir()
+  shutil.copy(photos[1], tmp_path / 'other' / 'fits.png')
+  calls = [
+    ('sample', '.', {'num_images': 5}),
+    ('sample', '.', {'num_images': 2}),
+    ('sample', '.', {'num_images': 2, 'prior': 'mixture', 'components': 1}),
+    ('sample', '.', {'num_images': 2, 'seed': 1}),
+    ('sample', '.', {'num_images': 2, 'temperature': 0.5}),
+    ('sample', '.', {'num_images': 2, 'checkpoint': '10'}),
+    ('reconstruct', '.', {'num_images': 5}),
+    ('reconstruct', '.', {'num_images': 5, 'split': 'train'}),
+    ('reconstruct', '.', {'images': ['fits.png']}),
+    ('reconstruct', 'other', {'images': ['fits.png']}),
+    ('reconstruct', '.', {'images': ['fits.png', 'grey.png']}),
+    ('reconstruct', '.', {'images': ['wide.jpg'], 'crop_size': 30}),
+    ('interpolate', '.', {'steps': 3}),
+    ('interpolate', '.', {'steps': 4}),
+    ('traverse', '.', {'steps': 3}),
+    ('traverse', '.', {'steps': 3, 'reach': 1.0}),
+    ('traverse', '.', {'steps': 3, 'dimensions': 1}),
+    ('manifold', '.', {'side': 2}),
+    ('manifold', '.', {'side': 2, 'label': 'Smiling'}),
+  ]
+  generated = pathlib.Path(trained_run) / 'generated'
+
+  def files():
+    return {p: p.read_bytes() for p in generated.rglob('*') if p.is_file()}
+
+  def call(command, folder, settings):
+    monkeypatch.chdir(tmp_path / folder)
+    with flagsaver.flagsaver(workdir=str(trained_run), **settings):
+      generate.main(command)
+
+  before = files()
+  for command, folder, settings in calls:
+    call(command, folder, settings)
+    after = files()
+    assert before.items() < after.items(), (command, settings)
+    before = after
+  # The same call makes the same files.
+  call(*calls[1])
+  assert files() == before
+  assert 'note' not in capsys.readouterr().out
+
+
+def test_pictures_of_an_earlier_call_in_a_named_folder_are_noted(make, capsys):
+  folder = make('sample', num_images=5)
+  assert 'note' not in capsys.readouterr().out
+  assert make('sample', num_images=2) == folder
+  note = f'note: {folder}/0002.png and those after it are of an earlier call.'
+  assert note in capsys.readouterr().out
+  read_each(folder, 5)
 
 
 def test_traversal_from_several_images_is_refused(make, photos):
@@ -251,6 +306,18 @@ def test_manifold_covers_the_plane_and_shows_the_labels(make, model):
     assert min(image.size) > 300
   with pytest.raises(UserError, match='the labels are: Bald, Eyeglasses'):
     make('manifold', side=3, label='Hat')
+
+
+def test_class_that_cannot_be_written_is_printed(make, monkeypatch, capsys):
+  names = {'Bald': ['有', '無']}
+  monkeypatch.setattr(
+    splits.Labels, 'class_names', lambda self, key: names[key]
+  )
+  monkeypatch.setattr(plots, '_fonts', lambda text: None)
+  make('manifold', side=2)
+  said = capsys.readouterr().out
+  for index, name in enumerate(names):
+    assert f'note: class {index} is {name}, for which there is no font.' in said
 
 
 def test_as_a_user_has_it(trained_run, tmp_path):

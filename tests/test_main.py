@@ -23,6 +23,7 @@ from tests.conftest import SPLIT_SIZES
 from tests.ports import free_port
 from tests.preloaded import program_lines
 from tests.preloaded import run
+import vae
 from vae import checkpoints
 from vae import model as models
 from vae import randomness
@@ -203,20 +204,23 @@ def test_finished_run_says_so(finished):
 def test_killed_run_ends_in_the_same_bits(finished, tmp_path):
   """SIGKILL in the middle of a run, and another start."""
   workdir, flags, _ = finished
-  flags = (*flags, f'--workdir={tmp_path}')
+  # Which fits as a pattern no name of its own.
+  killed = tmp_path / 'lr=[0.1]'
+  flags = (*flags, f'--workdir={killed}')
   often = '--config.checkpoint.every_minutes=1e-9'
   process = start(*flags, often)
   deadline = time.monotonic() + 200
-  while len(metrics(tmp_path)) < 4 and time.monotonic() < deadline:
+  while len(metrics(killed)) < 4 and time.monotonic() < deadline:
     time.sleep(0.005)
   process.send_signal(signal.SIGKILL)
   process.wait()
-  assert 0 < checkpoints.latest_step(tmp_path) < 15, 'killed too early or late'
+  assert 0 < checkpoints.latest_step(killed) < 15, 'killed too early or late'
   code, out, err = run(*flags)
   assert code == 0, err
   assert 'goes on from step' in out
-  assert final_state(tmp_path)[0] == 15
-  check_same(tmp_path, workdir)
+  assert final_state(killed)[0] == 15
+  check_same(killed, workdir)
+  assert vae.load(killed).step == checkpoints.Checkpoints(workdir).best_step()
 
 
 @pytest.mark.parametrize('cache', ['none', 'device'])

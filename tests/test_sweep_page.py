@@ -10,6 +10,7 @@ import re
 from etils import epath
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 import numpy as np
 from PIL import Image
 import pytest
@@ -677,6 +678,41 @@ def test_what_is_written_by_others_is_not_taken_for_html(tmp_path):
   assert not Outline(text).open
   assert '</table> & "' in Outline(text).texts
   assert '<b>' not in text and '<i>' not in text
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('along', ['objective.beta', None])
+def test_text_that_is_a_setting_is_written_as_it_is(tmp_path, along):
+  """In a legend, at points and above panels; not as a formula, nor boxes."""
+  texts = ['/a/$x_$', r'/b/$\frac$', '_c', '/d' * 40, 'e\nf']
+  results = [
+    point(f'{text} {beta}', {'data.dir': text, 'objective.beta': beta}, beta)
+    for text in texts
+    for beta in ([1.0, 2.0] if along else [1.0])
+  ]
+  written = [
+    '/a/$x_$',
+    r'/b/$\frac$',
+    '_c',
+    '/d' * 10 + '…' + '/d' * 10,
+    r'e\nf',
+  ]
+  chart, panels = rate_distortion.draw(results), kl_panels.draw(results)
+  for figure in (chart, panels):
+    plots.save(figure, epath.Path(tmp_path / 'a.png'))
+  drawn = {
+    text.get_text()
+    for text in chart.findobj(Text)
+    if text._preprocess_math(text.get_text()) == (text.get_text(), False)
+  }
+  if along:
+    assert set(written) <= drawn
+  else:
+    # At the points, where there is room.
+    assert len(drawn & set(written)) >= 3
+  of_panels = ' '.join(text.get_text() for text in panels.findobj(Text))
+  of_panels = of_panels.replace('\n', '')
+  assert all(text in of_panels for text in written)
 
 
 def test_a_failure_leaves_the_old_page(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import stop_signals
 from sweeps import points
 from sweeps import study as studies
 from sweeps.results import Result
+from sweeps.storage import file_url
 from sweeps.storage import open_storage
 from tests import postgres
 from vae.errors import UserError
@@ -48,6 +49,13 @@ def open_study(url, name, grace_seconds=60.0, definition=None, **kwargs):
     grace_seconds,
     **kwargs,
   )
+
+
+def test_sqlite_file_is_where_it_is_named(tmp_path):
+  """Also by characters that mean something in a URL."""
+  path = tmp_path / 'a?b=%41#{c}[1].db'
+  open_storage(file_url(path))
+  assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
 def any_two(first, second):

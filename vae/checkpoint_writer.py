@@ -1,14 +1,16 @@
 """Writes the checkpoints of a run, in the background.
 
-Orbax writes each atomically: its folder has its final name only when all of it
-is written. What cannot be written is told of once, and tried again until it
-can be, or a later checkpoint takes its place; nothing that is on disk is
-deleted before.
+A checkpoint is written aside and read back, and gets its final name only if
+what was read has the digests of what was written. A write that fails either way
+is reported once and tried again, until it succeeds or a later checkpoint takes
+its place. Older checkpoints are deleted after that.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import json
 import logging
+import math
 import os
 import re
 import threading
@@ -17,10 +19,10 @@ import time
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vae import checkpoints
 from vae.checkpoints import Checkpoints
+from vae.checkpoints import DamagedError
 from vae.errors import WriteError
 from vae.training import TrainState
 
@@ -182,83 +184,67 @@ class CheckpointWriter:
       # It was saved when the run was stopped, and is validated now; or could
       # not be flushed.
       self._saved.add_metrics(step, metrics)
+      _flush(self._directory / str(step))
     else:
       self._directory.mkdir(parents=True, exist_ok=True)
-      self._save_anew(step, state, metrics, untold)
-    _flush(self._directory, str(step))
+      self._write_new(step, state, metrics, untold)
+    _flush_names(self._directory)
+    self._delete_old()
 
-  def _save_anew(self, step, state, metrics, untold) -> None:
+  def _write_new(self, step, state, metrics, untold) -> None:
+    self._saved.clear_unfinished()
+    folder = self._saved.unfinished(step)
+    folder.mkdir()
     contents = checkpoints.make_contents(state, metrics, untold)
-    # Anew each time, so that what failed before has left nothing behind.
-    manager = _Manager(self._directory, options=self._options())
-    try:
-      manager.save(
-        step,
-        args=ocp.args.Composite(
-          **{
-            checkpoints.STATE: ocp.args.StandardSave(state),
-            checkpoints.CONTENTS: ocp.args.JsonSave(contents),
-          }
-        ),
-        metrics=metrics,
-        # Whatever a schedule of Orbax's would say.
-        force=True,
-      )
-    finally:
-      manager.close()
+    with checkpoints.open_orbax(folder) as (orbax, plain):
+      orbax.save(plain / checkpoints.STATE, args=ocp.args.StandardSave(state))
+    for path, content in (
+      (checkpoints.METRICS_FILE, metrics),
+      (checkpoints.CONTENTS_FILE, contents),
+    ):
+      (folder / path).parent.mkdir()
+      (folder / path).write_text(json.dumps(content))
+    self._saved.read_back(state, folder)
+    _flush(folder)
+    self._saved.publish(step)
 
-  def _options(self) -> ocp.CheckpointManagerOptions:
-    policy = preservation_policy.AnyPreservationPolicy(
-      [
-        preservation_policy.LatestN(n=_KEEP_LAST),
-        preservation_policy.BestN(
-          get_metric_fn=checkpoints.loss, reverse=True, n=self._keep_best
-        ),
-      ]
-    )
-    return ocp.CheckpointManagerOptions(
-      best_fn=checkpoints.loss,
-      best_mode='min',
-      preservation_policy=policy,
-      # Only one process writes: all have the same state.
-      multiprocessing_options=checkpoints.alone(),
-      create=False,
-      # This thread is the background.
-      enable_async_checkpointing=False,
-      cleanup_tmp_directories=True,
-    )
+  def _delete_old(self) -> None:
+    """Deletes all but the last two and the best by validation loss."""
+    losses = self._saved.losses()
+    finite = [step for step in losses if losses[step] < math.inf]
+    best = sorted(finite, key=losses.get)[: self._keep_best]
+    for step in sorted(losses)[:-_KEEP_LAST]:
+      if step not in best:
+        self._saved.delete(step)
 
 
-class _Manager(ocp.CheckpointManager):
-  """Orbax's, that leaves the question when to stop to the training loop."""
-
-  def reached_preemption(self, step: int) -> bool:
-    """Never: whoever asks JAX's service takes part in its vote.
-
-    The processes agree by how often each has asked. With a step in between,
-    from one of them, they would stop at different times, or never.
-    """
-    del step
-    return False
-
-
-def _flush(directory: epath.Path, name: str) -> None:
-  """Has the operating system put a folder, and its name, on disk."""
-  if '://' in str(directory):
+def _flush(folder: epath.Path) -> None:
+  """Forces a folder and all in it to disk."""
+  if '://' in str(folder):
     return
-  paths = [directory]
-  for root, _, names in os.walk(directory / name):
-    paths += [root, *(os.path.join(root, name) for name in names)]
-  for path in paths:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-      os.fsync(descriptor)
-    finally:
-      os.close(descriptor)
+  for root, _, names in os.walk(folder):
+    for path in (root, *(os.path.join(root, name) for name in names)):
+      _sync(path)
+
+
+def _flush_names(folder: epath.Path) -> None:
+  """Forces the names in a folder to disk."""
+  if '://' not in str(folder):
+    _sync(folder)
+
+
+def _sync(path: str | epath.Path) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def _reason(error: Exception) -> str:
   """What went wrong, in a few words."""
+  if isinstance(error, DamagedError):
+    return f'what was written cannot be read back: {str(error).rstrip(".")}'
   cause = error
   while cause is not None:
     if isinstance(cause, OSError) and cause.strerror:

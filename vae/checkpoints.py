@@ -1,11 +1,12 @@
 """The checkpoints in a workdir, and how to read them back.
 
-Each is a folder that has its final name only when all of it is written
-(`checkpoint_writer`). It holds the training state, as Orbax writes it; the
+Each is a folder that gets its final name only after it was written and read
+back (`checkpoint_writer`). It holds the training state, as Orbax writes it; the
 validation metrics of that state, if any; and a table of contents with a digest
 of every array, by which damage is noticed: a flipped bit, a file cut short.
 """
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import dataclasses
@@ -14,6 +15,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from typing import Any
 
 from etils import epath
@@ -28,8 +30,20 @@ from vae.training import TrainState
 DIRECTORY = 'checkpoints'
 METRIC = 'val/loss'
 
-# In the folder of a checkpoint: the state, what is in it, and its metrics.
-STATE, CONTENTS, METRICS = 'default', 'contents', 'metrics'
+# In the folder of a checkpoint: the state, its table of contents, its metrics.
+STATE = 'default'
+CONTENTS_FILE = 'contents/metadata'
+METRICS_FILE = 'metrics/metrics'
+
+# Part of the name of a folder that is being written or deleted.
+_UNFINISHED = '.orbax-checkpoint-tmp'
+
+# An object store cannot rename; there this file, the last one to be written,
+# says that a checkpoint is complete.
+_COMMIT = 'commit_success.txt'
+
+# Orbax takes a path for a pattern, and TensorStore a backslash for a slash.
+_NOT_PLAIN = frozenset('*?[]\\')
 
 # Beside the checkpoints: those that turned out to be damaged.
 _DAMAGED = 'damaged_checkpoints'
@@ -106,9 +120,8 @@ class Checkpoints:
     if not self.directory.is_dir():
       return []
     folders = self.directory.iterdir()
-    if '://' in str(self.directory):
-      # An object store cannot rename; there a last file says that all is there.
-      folders = (f for f in folders if (f / 'commit_success.txt').exists())
+    if _is_remote(self.directory):
+      folders = (f for f in folders if (f / _COMMIT).exists())
     names = (folder.name for folder in folders)
     return sorted(int(name) for name in names if name.isdecimal())
 
@@ -118,15 +131,20 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """The step of the checkpoint of least validation loss, or None."""
-    losses = {step: self._loss(step) for step in self.all_steps()}
+    losses = self.losses()
     best = min(losses, key=losses.get, default=None)
     return best if losses.get(best, math.inf) < math.inf else None
 
-  def _loss(self, step: int) -> float:
-    try:
-      return loss(self._read_metrics(step))
-    except (DamagedError, UserError):
-      return math.inf
+  def losses(self) -> dict[int, float]:
+    """The validation loss by step; infinite if there is none.
+
+    Checkpoints whose metrics cannot be read are left out.
+    """
+    losses = {}
+    for step in self.all_steps():
+      with contextlib.suppress(DamagedError, UserError):
+        losses[step] = loss(_read_metrics(self._folder(step)))
+    return losses
 
   def find(self, checkpoint: str | int) -> int:
     """The step that `best`, `last` or a number means.
@@ -159,7 +177,7 @@ class Checkpoints:
       UserError: if it is damaged, or its arrays are not those of `shapes`.
     """
     try:
-      return self._restore(shapes, step).state
+      return self._restore(shapes, self._folder(step)).state
     except DamagedError as error:
       others = [str(other) for other in self.all_steps() if other != step]
       raise UserError(
@@ -186,7 +204,7 @@ class Checkpoints:
     damaged = {}
     for step in reversed(self.all_steps()):
       try:
-        restored = self._restore(shapes, step)
+        restored = self._restore(shapes, self._folder(step))
       except DamagedError as error:
         damaged[step] = error
         continue
@@ -209,7 +227,7 @@ class Checkpoints:
     damaged = {}
     for step in self.all_steps():
       try:
-        self._read_metrics(step)
+        _read_metrics(self._folder(step))
       except DamagedError as error:
         damaged[step] = error
     return damaged
@@ -234,14 +252,14 @@ class Checkpoints:
         f'moved to {place}; the run goes on from that of step {step}.'
       )
 
-  def _restore(self, shapes: TrainState, step: int) -> Restored:
-    """As `restore`.
+  def _restore(self, shapes: TrainState, folder: epath.Path) -> Restored:
+    """Reads all of a checkpoint.
 
     Raises:
       DamagedError: if it is not as it was written.
       UserError: if its arrays are not those of `shapes`.
     """
-    contents, metrics = self._read_contents(step), self._read_metrics(step)
+    contents, metrics = _read_contents(folder), _read_metrics(folder)
     if contents is not None:
       check_arrays(contents['arrays'], shapes)
       # They may have been added, just before the run was killed.
@@ -250,18 +268,14 @@ class Checkpoints:
         raise DamagedError('its metrics are not those that were saved.')
     target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), shapes)
     try:
-      with ocp.Checkpointer(
-        ocp.StandardCheckpointHandler(multiprocessing_options=alone()),
-        multiprocessing_options=alone(),
-      ) as orbax:
+      with open_orbax(folder) as (orbax, plain):
         state = orbax.restore(
-          self.directory / str(step) / STATE,
-          args=ocp.args.StandardRestore(target),
+          plain / STATE, args=ocp.args.StandardRestore(target)
         )
     except MemoryError:
       raise
     except Exception as error:  # Whatever comes of bytes that make no sense.
-      self._check_readable(step)
+      _check_readable(folder)
       raise DamagedError(f'it cannot be read: {_brief(error)}.') from error
     found = describe(state)
     if contents is None:
@@ -273,50 +287,96 @@ class Checkpoints:
         raise DamagedError(f'{name} is not what was saved.')
     return Restored(state, metrics, contents['untold'])
 
-  def _check_readable(self, step: int) -> None:
-    """Tells a disk that fails from a checkpoint that is damaged.
-
-    Raises:
-      UserError: if what is there cannot be read at all.
-    """
-    if '://' in str(self.directory):
-      return
-    for folder, _, names in os.walk(self.directory / str(step)):
-      for name in names:
-        _read(epath.Path(folder) / name)
-
   def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
     """Adds those of a validation to a checkpoint that has none."""
-    contents = self._read_contents(step)
+    folder = self._folder(step)
+    contents = _read_contents(folder)
     if not metrics or contents is None or contents['metrics']:
       return
-    folder = self.directory / str(step)
     contents['metrics'] = dict(metrics)
     contents['sha256'] = _digest_of_json(contents)
     for path, content in (
-      (folder / METRICS / 'metrics', metrics),
-      (folder / CONTENTS / 'metadata', contents),
+      (folder / METRICS_FILE, metrics),
+      (folder / CONTENTS_FILE, contents),
     ):
       atomic_files.replace(path, json.dumps(content).encode())
 
-  def _read_contents(self, step: int) -> dict[str, Any] | None:
-    folder = self.directory / str(step) / CONTENTS
-    if not folder.exists():
-      return None
-    contents = _read_json(folder / 'metadata')
-    try:
-      if contents.pop('sha256') == _digest_of_json(contents):
-        return contents
-    except (AttributeError, KeyError):
-      pass
-    raise DamagedError('its table of contents is not what was saved.')
+  def read_back(self, state: TrainState, folder: epath.Path) -> None:
+    """Checks that a checkpoint that was just written can be restored.
 
-  def _read_metrics(self, step: int) -> dict[str, float]:
-    path = self.directory / str(step) / METRICS / 'metrics'
-    metrics = _read_json(path)
-    if not isinstance(metrics, dict):
-      raise DamagedError(f'{path.name} cannot be read.')
-    return metrics
+    Args:
+      state: that was written.
+      folder: of the checkpoint, under whatever name.
+
+    Raises:
+      DamagedError: if what is read is not what was written.
+      UserError: if the disk cannot be read.
+    """
+    self._restore(state, folder)
+
+  def unfinished(self, step: int) -> epath.Path:
+    """The folder that the checkpoint of a step is written into."""
+    if _is_remote(self.directory):
+      return self._folder(step)
+    return self.directory / f'{step}{_UNFINISHED}'
+
+  def publish(self, step: int) -> None:
+    """Makes a checkpoint that is written one of `all_steps`."""
+    if _is_remote(self.directory):
+      (self._folder(step) / _COMMIT).write_text('')
+    else:
+      self.unfinished(step).rename(self._folder(step))
+
+  def delete(self, step: int) -> None:
+    """Deletes a checkpoint; one that is half deleted is none of `all_steps`."""
+    folder = self._folder(step)
+    if _is_remote(folder):
+      (folder / _COMMIT).unlink()
+    else:
+      folder = folder.rename(self.unfinished(step))
+    folder.rmtree()
+
+  def clear_unfinished(self) -> None:
+    """Deletes what a killed process left half written or half deleted."""
+    for folder in self.directory.iterdir():
+      name = folder.name
+      if _UNFINISHED in name or (
+        _is_remote(folder)
+        and name.isdecimal()
+        and not (folder / _COMMIT).exists()
+      ):
+        folder.rmtree()
+
+  def _folder(self, step: int) -> epath.Path:
+    return self.directory / str(step)
+
+
+@contextlib.contextmanager
+def open_orbax(
+  folder: epath.Path,
+) -> Iterator[tuple[ocp.Checkpointer, epath.Path]]:
+  """An Orbax checkpointer of one state, and a path that it understands.
+
+  Args:
+    folder: to be read or written, whatever characters are in its path.
+
+  Yields:
+    The checkpointer, and a path of the folder without `_NOT_PLAIN` characters:
+    a symbolic link's, if its own has some.
+  """
+  with contextlib.ExitStack() as stack:
+    orbax = stack.enter_context(
+      ocp.Checkpointer(
+        ocp.StandardCheckpointHandler(multiprocessing_options=alone()),
+        multiprocessing_options=alone(),
+      )
+    )
+    if _NOT_PLAIN.intersection(str(folder)) and not _is_remote(folder):
+      place = stack.enter_context(tempfile.TemporaryDirectory())
+      link = epath.Path(place) / 'checkpoint'
+      os.symlink(folder, link)
+      folder = link
+    yield orbax, folder
 
 
 def make_contents(
@@ -404,6 +464,45 @@ def _read(path: epath.Path) -> bytes:
       f'{path} cannot be read ({error.strerror or error}); once it can be, the '
       'same command goes on. Nothing was changed.'
     ) from error
+
+
+def _check_readable(folder: epath.Path) -> None:
+  """Tells a disk that fails from a checkpoint that is damaged.
+
+  Raises:
+    UserError: if what is there cannot be read at all.
+  """
+  if _is_remote(folder):
+    return
+  for root, _, names in os.walk(folder):
+    for name in names:
+      _read(epath.Path(root) / name)
+
+
+def _read_contents(folder: epath.Path) -> dict[str, Any] | None:
+  """The table of contents of a checkpoint; None for an old one without."""
+  path = folder / CONTENTS_FILE
+  if not path.parent.exists():
+    return None
+  contents = _read_json(path)
+  try:
+    if contents.pop('sha256') == _digest_of_json(contents):
+      return contents
+  except (AttributeError, KeyError):
+    pass
+  raise DamagedError('its table of contents is not what was saved.')
+
+
+def _read_metrics(folder: epath.Path) -> dict[str, float]:
+  path = folder / METRICS_FILE
+  metrics = _read_json(path)
+  if not isinstance(metrics, dict):
+    raise DamagedError(f'{path.name} cannot be read.')
+  return metrics
+
+
+def _is_remote(path: epath.Path) -> bool:
+  return '://' in str(path)
 
 
 def _read_json(path: epath.Path) -> Any:

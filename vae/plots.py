@@ -1,17 +1,32 @@
 """Charts of what was measured, as PNG."""
 
+import functools
 import io
 
 from etils import epath
+import matplotlib
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 import numpy as np
 
 from vae import posterior
+from vae.errors import shown as shown_text
 
 _INK = '#1f2430'
 _ACCENT = '#2f6fbb'
 _FAINT = '#b9c2cf'
+
+# The one that matplotlib brings.
+_FONT = 'DejaVu Sans'
+
+# More classes are not told apart by their colours, nor longer names read.
+_MOST_CLASSES = 20
+_MOST_LETTERS = 40
+
+# Instead of the two greys of matplotlib's twenty colours.
+_NOT_GREY = ('#1f2430', '#005f73')
 
 
 def kl_per_dimension(
@@ -79,26 +94,77 @@ def rate_distortion(
 
 def latent_scatter(
   means: np.ndarray, labels: np.ndarray, names: list[str], path: epath.Path
-) -> None:
+) -> dict[int, str]:
   """Posterior means in the plane, coloured by label.
+
+  Of more than twenty classes, the twenty with the most images have a colour and
+  an entry in the legend, and the others are grey and counted.
 
   Args:
     means: [num_images, 2].
     labels: class indices, int [num_images].
     names: of the classes.
     path: of the PNG.
+
+  Returns:
+    The names of the classes that are in the legend as `class INDEX`, because no
+    font has their characters.
   """
-  figure, axes = new_axes(width=6, height=5.4)
-  for index, name in enumerate(names):
-    axes.plot(
-      *means[labels == index].T, '.', markersize=3, alpha=0.7, label=name
+  longest = min(max(map(len, names)), _MOST_LETTERS)
+  figure, axes = new_axes(width=6 + 0.05 * longest, height=5.4)
+  counts = np.bincount(labels, minlength=len(names))
+  shown = np.sort(np.argsort(-counts, kind='stable')[:_MOST_CLASSES])
+  others = ~np.isin(labels, shown)
+  dots = {'linestyle': 'none', 'marker': '.', 'markersize': 3}
+  grey = axes.plot(*means[others].T, color=_FAINT, alpha=0.7, **dots)
+  palette = matplotlib.color_sequences['tab10' if len(shown) <= 10 else 'tab20']
+  if len(shown) > 10:
+    palette[14:16] = _NOT_GREY
+  handles, texts, unnamed = [], [], {}
+  for place, index in enumerate(shown):
+    handles += axes.plot(
+      *means[labels == index].T, color=palette[place], alpha=0.7, **dots
     )
-  axes.set_xlabel('$z_0$')
-  axes.set_ylabel('$z_1$')
+    if _fonts(names[index]) is None:
+      unnamed[int(index)] = names[index]
+      texts.append(f'class {index}')
+    else:
+      texts.append(readable(names[index]))
+  if len(shown) < len(names):
+    handles += grey
+    texts.append(f'and {len(names) - len(shown)} more')
+  axes.set_xlabel('z₀')
+  axes.set_ylabel('z₁')
   axes.set_aspect('equal', 'datalim')
   if len(names) > 1:
-    axes.legend(frameon=False, fontsize=8, markerscale=4, bbox_to_anchor=(1, 1))
+    figure.legend(
+      handles,
+      texts,
+      frameon=False,
+      fontsize=8,
+      markerscale=4,
+      loc='outside right upper',
+    )
   save(figure, path)
+  return unnamed
+
+
+def readable(text: str) -> str:
+  """A user's text for a chart: in one line, not too long, and without boxes."""
+  text = shown_text(text, _MOST_LETTERS)
+  return ascii(text)[1:-1] if _fonts(text) is None else text
+
+
+def draw_as_written(figure: Figure) -> None:
+  """Sets all texts of a chart in fonts that have their characters.
+
+  And takes none for a formula, as matplotlib does what is between dollar signs.
+  """
+  for text in figure.findobj(Text):
+    text.set_parse_math(False)
+    fonts = _fonts(text.get_text())
+    if fonts and len(fonts) > 1:
+      text.set_fontfamily(fonts)
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -133,7 +199,33 @@ def kl_bars(
 
 def save(figure: Figure, path: epath.Path) -> None:
   """Writes a chart as PNG; makes the folder."""
+  draw_as_written(figure)
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=150)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(buffer.getvalue())
+
+
+@functools.lru_cache(maxsize=256)
+def _fonts(text: str) -> list[str] | None:
+  """Families that have all characters of a text.
+
+  Returns:
+    Matplotlib's own, and another that is installed if it is needed; None if
+    there is none that has the rest.
+  """
+  missing = {ord(c) for c in text if c.isprintable()} - _characters(
+    font_manager.findfont(_FONT)
+  )
+  if not missing:
+    return [_FONT]
+  for font in font_manager.fontManager.ttflist:
+    # It has a box for each character there is.
+    if 'Last Resort' not in font.name and missing <= _characters(font.fname):
+      return [_FONT, font.name]
+  return None
+
+
+@functools.lru_cache(maxsize=256)
+def _characters(path: str) -> frozenset[int]:
+  return frozenset(font_manager.get_font(path).get_charmap())
