@@ -22,6 +22,7 @@ from training_loop import GRID
 from training_loop import Loop
 from training_loop import Schedule
 from vae import devices
+from vae import numerics
 from vae import optimizers
 from vae import splits
 from vae import training
@@ -78,13 +79,14 @@ def train_and_evaluate(
   Raises:
     UserError: if a loss or gradient is not finite, or a mistake shows.
   """
-  trainer = SingleRun(config, data)
   run = Run(config, epath.Path(workdir), writer)
-  (error,) = _train(trainer, [run], data, stop)
-  if error is not None:
-    raise error
-  (state,) = trainer.states(trainer.snapshot())
-  return state
+  with numerics.fixed(config.model.dtype):
+    trainer = SingleRun(config, data)
+    (error,) = _train(trainer, [run], data, stop)
+    if error is not None:
+      raise error
+    (state,) = trainer.states(trainer.snapshot())
+    return state
 
 
 def train_population(
@@ -107,8 +109,9 @@ def train_population(
   Returns:
     What ended each run before the others, if anything did.
   """
-  population = Population([run.config for run in runs], data, latent_dim)
-  return _train(population, runs, data, stop)
+  with numerics.fixed(runs[0].config.model.dtype):
+    population = Population([run.config for run in runs], data, latent_dim)
+    return _train(population, runs, data, stop)
 
 
 def _train(

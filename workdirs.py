@@ -14,12 +14,14 @@ from configs import default
 import run_config
 from vae import atomic_files
 from vae import checkpoints
+from vae import numerics
 from vae import paths
 from vae import trained
 from vae.errors import UserError
 from vae.errors import WriteError
 
 _DATA = 'data.json'
+_ENVIRONMENT = 'environment.json'
 
 
 def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
@@ -30,7 +32,7 @@ def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
 
   Raises:
     UserError: if the workdir holds checkpoints of a config that contradicts
-      this one.
+      this one, or that were trained with another precision of products.
   """
   if not checkpoints.exist(workdir):
     return
@@ -49,6 +51,7 @@ def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
       f'{workdir} holds a run of another config: {"; ".join(changed)}. '
       'Name another --workdir, or give the old values.'
     )
+  _check_environment(workdir)
 
 
 def check_writable(folder: epath.Path, flag: str) -> None:
@@ -96,6 +99,7 @@ def claim(
       write_json(workdir / trained.CONFIG, resolved.to_dict())
     if found != found | data:
       write_json(workdir / _DATA, found | data)
+    write_json(workdir / _ENVIRONMENT, numerics.environment())
 
 
 def _update_config(
@@ -117,6 +121,35 @@ def _update_config(
     with kept.ignore_type():
       kept.update_from_flattened_dict(changed)
     write_json(workdir / trained.CONFIG, kept.to_dict())
+
+
+def _check_environment(workdir: epath.Path) -> None:
+  """Compares what a run was trained with to what there is now.
+
+  Another version of JAX or another device is noted: bits differ, and who
+  changes it knows. The precision is a variable that is easily overlooked.
+  """
+  path = workdir / _ENVIRONMENT
+  try:
+    found = json.loads(path.read_text())
+    was = {key: found[key] for key in numerics.environment()}
+  except (OSError, ValueError, TypeError, KeyError):
+    return  # Of an older run; it only says more.
+  now = numerics.environment()
+  if now['matmul_precision'] != was['matmul_precision']:
+    old, new = (e['matmul_precision'] or 'not set' for e in (was, now))
+    raise UserError(
+      f'{workdir} holds a run for which JAX_DEFAULT_MATMUL_PRECISION was {old} '
+      f'and is now {new}. Name another --workdir, set it as it was, or delete '
+      f'{path} to go on so.'
+    )
+  if now != was:
+    print(
+      f'note: {workdir} was trained by jax {was["jax"]} on {was["platform"]}; '
+      f'with jax {now["jax"]} on {now["platform"]} its numbers differ in their '
+      'last digits.',
+      flush=True,
+    )
 
 
 def check_data(workdir: epath.Path, data: dict[str, int | str]) -> None:

@@ -4,8 +4,10 @@
 
 The networks of the configs, with their batch, trained in dispatches as
 `train.py` makes them; the same with a checkpoint after each dispatch, written
-to its end; measured in turns (rounds.py). The difference is what a checkpoint
-costs, and its share is that of one for every `checkpoint.every_minutes`.
+and read back; measured in turns (rounds.py). The difference is what a
+checkpoint costs, and its share is that of one for every
+`checkpoint.every_minutes`. Then the last one is read back alone, in time and in
+processor time, which other work on the machine does not change.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import itertools
 import pathlib
 import sys
 import tempfile
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -24,8 +27,12 @@ from benchmarks import results
 from benchmarks import rounds
 from configs import celeba
 from configs import faces
+from vae import model as models
+from vae import optimizers
 from vae import splits
+from vae import training
 from vae.checkpoint_writer import CheckpointWriter
+from vae.checkpoints import Checkpoints
 from vae.single import SingleRun
 
 _CONFIGS = {'faces': faces, 'celeba': celeba}
@@ -38,13 +45,24 @@ def main() -> None:
   results.warn_of_other_work(facts)
   print(results.describe(facts), flush=True)
   rows = [_measure(name, args) for name in _CONFIGS]
-  header = ['config', 'ms per step', 'ms per checkpoint', 'share of the loop']
+  header = [
+    'config',
+    'ms per step',
+    'ms per checkpoint',
+    'share of the loop',
+    'ms to read back',
+    'processor ms',
+    'share of a processor',
+  ]
   lines = [
     [
       row['config'],
       results.significant(row['milliseconds_per_step']),
       results.significant(row['milliseconds_per_checkpoint']),
       f'{row["share"]:.3%}',
+      results.significant(row['milliseconds_to_read_back']),
+      results.significant(row['processor_milliseconds_to_read_back']),
+      f'{row["read_back_share"]:.3%}',
     ]
     for row in rows
   ]
@@ -92,6 +110,7 @@ def _measure(name: str, args: argparse.Namespace) -> dict[str, object]:
         # Whole dispatches, so that each has its checkpoint.
         one.steps_per_round += -one.steps_per_round % max_steps
       rounds.alternate(contenders, measured, args.rounds)
+    read_back, of_processors = _time_reading(config, folder, args.rounds)
   seconds = np.array(measured[1].step_seconds) - measured[0].step_seconds
   cost = float(np.median(seconds)) * max_steps
   return {
@@ -99,7 +118,29 @@ def _measure(name: str, args: argparse.Namespace) -> dict[str, object]:
     'milliseconds_per_step': measured[0].milliseconds,
     'milliseconds_per_checkpoint': 1000 * cost,
     'share': cost / (60 * config.checkpoint.every_minutes),
+    'milliseconds_to_read_back': 1000 * read_back,
+    'processor_milliseconds_to_read_back': 1000 * of_processors,
+    'read_back_share': of_processors / (60 * config.checkpoint.every_minutes),
   }
+
+
+def _time_reading(config, folder: str, num_rounds: int) -> tuple[float, float]:
+  """Reads the last checkpoint back, as its writer does.
+
+  Returns:
+    Seconds, and seconds of all processors; medians.
+  """
+  saved = Checkpoints(folder)
+  step = saved.latest_step()
+  model = models.from_config(config)
+  state = training.abstract_state(model, optimizers.Optimizer())
+  seconds = []
+  for _ in range(num_rounds):
+    start = time.perf_counter(), time.process_time()
+    saved.read_back(state, saved.directory / str(step))
+    end = time.perf_counter(), time.process_time()
+    seconds.append(np.subtract(end, start))
+  return tuple(np.median(seconds, axis=0).tolist())
 
 
 def _contender(

@@ -4,6 +4,8 @@ What is measured of each image comes from `vae/per_image.py`; here it becomes
 numbers about the split.
 """
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import functools
 
@@ -16,6 +18,7 @@ from evaluation import log_likelihood
 from evaluation.measurements import Measurements
 from report import progress
 from vae import devices
+from vae import numerics
 from vae import per_image
 from vae import randomness
 from vae import splits
@@ -68,8 +71,7 @@ def measure(
   """
   if results is None:
     results = Measurements(getattr(data, split_name).num_examples)
-  # Else accelerators multiply with fewer bits than float32 has.
-  with jax.default_matmul_precision('highest'):
+  with _precisely(trained):
     _measure(trained, data, split_name, settings, results)
   return results
 
@@ -90,7 +92,7 @@ def summarise(
     mean little, as in training.
   """
   results = Measurements(split.num_examples)
-  with jax.default_matmul_precision('highest'):
+  with _precisely(trained):
     values = _measure_images(
       trained, split, settings, lambda done: None, _DRAWS_OF_SUMMARY
     )
@@ -98,6 +100,15 @@ def summarise(
   _add_mse(results, values)
   codes.add_dimensions(results, values, draws_z=True)
   return results
+
+
+@contextlib.contextmanager
+def _precisely(trained: TrainedVAE) -> Iterator[None]:
+  """A context in which numbers are those of the model, on any machine."""
+  # Else accelerators multiply with fewer bits than float32 has.
+  precision = jax.default_matmul_precision('highest')
+  with numerics.fixed(trained.model.dtype), precision:
+    yield
 
 
 def fitted_split(split_name: str) -> str:

@@ -34,6 +34,7 @@ LONGEST = (
   'test_main.py',
   'test_training.py',
   'test_population.py',
+  'test_numerics.py',
   'test_evaluate.py',
   'test_sweep_study.py',
   'test_benchmarks.py',

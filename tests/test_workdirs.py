@@ -1,6 +1,7 @@
 import json
 
 from etils import epath
+import jax
 import pytest
 
 from configs import celeba
@@ -229,3 +230,37 @@ def test_damaged_config_is_a_clear_error(tmp_path, text):
   (tmp_path / 'config.json').write_text(text)
   with pytest.raises(UserError, match='config.json'):
     workdirs.load_config(epath.Path(tmp_path))
+
+
+def test_another_precision_of_products_is_refused(tmp_path):
+  """It is no part of the config, and changes every number."""
+  config = celeba.get_config()
+  claim(config, tmp_path)
+  jax.config.update('jax_default_matmul_precision', 'bfloat16')
+  try:
+    with pytest.raises(UserError) as caught:
+      workdirs.check(config, epath.Path(tmp_path))
+    assert 'PRECISION was not set and is now bfloat16.' in str(caught.value)
+    # Who knows better deletes what is recorded.
+    (tmp_path / 'environment.json').unlink()
+    claim(config, tmp_path)
+  finally:
+    jax.config.update('jax_default_matmul_precision', None)
+  with pytest.raises(UserError, match='was bfloat16 and is now not set'):
+    workdirs.check(config, epath.Path(tmp_path))
+
+
+def test_another_version_of_jax_is_noted(tmp_path, capsys):
+  config = celeba.get_config()
+  claim(config, tmp_path)
+  claim(config, tmp_path)
+  assert capsys.readouterr().out == ''
+  path = tmp_path / 'environment.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'jax': '0.4.1'}))
+  claim(config, tmp_path)
+  said = capsys.readouterr().out
+  assert said.startswith(f'note: {tmp_path} was trained by jax 0.4.1 on cpu; ')
+  assert said.count('\n') == 1
+  # Once: then it is trained by this one.
+  claim(config, tmp_path)
+  assert capsys.readouterr().out == ''

@@ -150,7 +150,7 @@ class Population(Trainer):
     keys = self._stack(
       [jax.random.key_data(key_of_seed(c.seed)) for c in self._configs]
     )
-    return jax.random.wrap_key_data(devices.shard(keys))
+    return randomness.wrap(devices.shard(keys))
 
   def restore(
     self, saved: Sequence[Checkpoints]

@@ -3,42 +3,60 @@
 A run's seed gives a key for each purpose. Training folds the step into its
 key; then, as in evaluation, the position of each example in the global batch,
 or in its split, is folded in. So neither the devices, nor how a batch is cut,
-nor a restart change a draw. Draws are float32, whatever the model computes in.
+nor a restart change a draw. Draws are float32, whatever the model computes in,
+and made within `numerics.fixed`.
 """
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
+
+from vae import numerics
 
 
 def init_key(seed: int) -> jax.Array:
   """The key of the initial parameters."""
-  return jax.random.fold_in(jax.random.key(seed), 0)
+  return _key(seed, 0)
 
 
 def train_key(seed: int) -> jax.Array:
   """The key that training folds with step and position."""
-  return jax.random.fold_in(jax.random.key(seed), 1)
+  return _key(seed, 1)
 
 
 def eval_key(seed: int) -> jax.Array:
   """The key that evaluation folds with each example's position in its split."""
-  return jax.random.fold_in(jax.random.key(seed), 2)
+  return _key(seed, 2)
 
 
 def sample_key(seed: int) -> jax.Array:
   """The key of the samples that are drawn at each validation."""
-  return jax.random.fold_in(jax.random.key(seed), 3)
+  return _key(seed, 3)
 
 
 def measure_key(seed: int) -> jax.Array:
   """The key that measuring a trained model folds with each position."""
-  return jax.random.fold_in(jax.random.key(seed), 4)
+  return _key(seed, 4)
 
 
 def bound_key(seed: int) -> jax.Array:
   """The same for the importance-weighted bound, whose draws are others."""
-  return jax.random.fold_in(jax.random.key(seed), 5)
+  return _key(seed, 5)
+
+
+def _key(seed: int, purpose: int) -> jax.Array:
+  """A key that is the same whatever JAX's switches say.
+
+  That of `jax.random.key(seed)`, which would add JAX_RANDOM_SEED_OFFSET.
+  """
+  words = jnp.asarray([0, seed], np.uint32)
+  return jax.random.fold_in(wrap(words), purpose)
+
+
+def wrap(words: jax.Array) -> jax.Array:
+  """The keys of their numbers, uint32 [..., 2]."""
+  return jax.random.wrap_key_data(words, impl=numerics.PRNG)
 
 
 def global_positions(axis_name: str | None, per_device: int) -> jax.Array:

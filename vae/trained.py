@@ -11,6 +11,7 @@ import numpy as np
 
 from vae import checkpoints
 from vae import model as models
+from vae import numerics
 from vae import optimizers
 from vae import paths
 from vae import training
@@ -189,7 +190,8 @@ class TrainedVAE:
       batch = rows[start : start + _BATCH_SIZE]
       missing = _BATCH_SIZE - len(batch)
       padded = np.pad(batch, ((0, missing), *((0, 0),) * (rows.ndim - 1)))
-      results.append(_apply(self.model, method, self.variables, padded))
+      with numerics.fixed(self.model.dtype):
+        results.append(_apply(self.model, method, self.variables, padded))
     return jax.tree.map(
       lambda *parts: np.concatenate(parts)[: len(rows)], *results
     )

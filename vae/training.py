@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from vae import devices
+from vae import numerics
 from vae import objective as objectives
 from vae import optimizers
 from vae import randomness
@@ -82,16 +83,18 @@ def settings_from_config(config, model: VAE) -> Settings:
 @functools.lru_cache(maxsize=64)
 def abstract_state(model: VAE, optimizer: OptimizerFactory) -> TrainState:
   """Shapes and dtypes of a state, which a checkpoint is restored into."""
-  variables = _make_init(model).eval_shape(randomness.init_key(0))
-  return jax.eval_shape(lambda v: _first_state(optimizer, v), variables)
+  with numerics.fixed(model.dtype):
+    variables = _make_init(model).eval_shape(randomness.init_key(0))
+    return jax.eval_shape(lambda v: _first_state(optimizer, v), variables)
 
 
 def create_state(
   model: VAE, optimizer: OptimizerFactory, seed: int
 ) -> TrainState:
   """The state before the first step, a function of the seed alone."""
-  variables = _make_init(model)(randomness.init_key(seed))
-  return devices.replicate(_first_state(optimizer, variables))
+  with numerics.fixed(model.dtype):
+    variables = _make_init(model)(randomness.init_key(seed))
+    return devices.replicate(_first_state(optimizer, variables))
 
 
 @functools.lru_cache(maxsize=64)
@@ -165,7 +168,7 @@ def train_step(
 
   images = to_unit_range(images, float_dtype(model))
   if flip:
-    mirrored = jax.vmap(jax.random.bernoulli)(flip_keys)
+    mirrored = randomness.uniform(flip_keys, ()) < 0.5
     images = jnp.where(
       mirrored[:, None, None, None], images[:, :, ::-1], images
     )

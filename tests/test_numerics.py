@@ -1,0 +1,107 @@
+"""A run is a function of its config, whatever the environment switches."""
+
+import json
+import os
+import subprocess
+import sys
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from vae import numerics
+from vae import optimizers
+from vae import randomness
+from vae import training
+from vae.model import VAE
+
+X64 = {'JAX_ENABLE_X64': '1'}
+ALL = X64 | {
+  'JAX_THREEFRY_PARTITIONABLE': '0',
+  'JAX_DEFAULT_PRNG_IMPL': 'rbg',
+  'JAX_RANDOM_SEED_OFFSET': '3',
+  'FLAX_FIX_RNG_SEPARATOR': '1',
+  'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
+  'JAX_NUMPY_RANK_PROMOTION': 'raise',
+}
+
+
+def run(workdir, num_epochs, **switches):
+  """All numbers of `switches_run.py`, to the last bit."""
+  workdir.mkdir(exist_ok=True)
+  environment = dict(
+    os.environ, JAX_PLATFORMS='cpu', PYTHONPATH=str(ROOT), **switches
+  )
+  process = subprocess.run(
+    [sys.executable, ROOT / 'tests/switches_run.py', workdir, str(num_epochs)],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert process.returncode == 0, process.stderr
+  return json.loads((workdir / f'{num_epochs}.json').read_text())
+
+
+def test_switches_change_no_bit_of_a_run(tmp_path):
+  """Of one that begins under some, and goes on under others."""
+  for num_epochs, switches in ((1, ALL), (2, X64)):
+    plain = run(tmp_path / 'plain', num_epochs)
+    assert run(tmp_path / 'switched', num_epochs, **switches) == plain
+
+
+@pytest.mark.parametrize(
+  'switch',
+  [
+    lambda: jax.enable_x64(True),
+    lambda: jax.threefry_partitionable(False),
+    lambda: jax.default_prng_impl('rbg'),
+    lambda: flax.config.temp_flip_flag('fix_rng_separator', True),
+  ],
+)
+def test_switch_changes_no_bit_of_the_first_state(switch):
+  model = VAE(image_shape=(16, 16, 3), latent_dim=3, hidden_channels=(4, 8))
+  optimizer = optimizers.Optimizer()
+  plain = jax.device_get(training.create_state(model, optimizer, seed=2**31))
+  with switch():
+    state = jax.device_get(training.create_state(model, optimizer, seed=2**31))
+  jax.tree.map(np.testing.assert_array_equal, state, plain)
+  assert jax.tree.map(lambda a: a.dtype, state) == jax.tree.map(
+    lambda a: a.dtype, plain
+  )
+
+
+@pytest.mark.parametrize('seed', [0, 7, 2**31, 2**32 - 1])
+def test_keys_are_those_of_threefry(seed):
+  """And so the numbers of a seed are what they always were."""
+  key = jax.random.key(seed, impl='threefry2x32')
+  for purpose, ours in enumerate(
+    (
+      randomness.init_key,
+      randomness.train_key,
+      randomness.eval_key,
+      randomness.sample_key,
+      randomness.measure_key,
+      randomness.bound_key,
+    )
+  ):
+    expected = jax.random.key_data(jax.random.fold_in(key, purpose))
+    np.testing.assert_array_equal(jax.random.key_data(ours(seed)), expected)
+
+
+def test_switches_are_as_before_afterwards():
+  def switches():
+    return jnp.ones(1).dtype, jax.random.key(0).dtype
+
+  before = switches()
+  with jax.enable_x64(True), jax.default_prng_impl('rbg'):
+    others = switches()
+    with numerics.fixed('bfloat16'):
+      assert switches() == before
+    assert switches() == others != before
+    with numerics.fixed('float64'):
+      assert switches() == (np.float64, before[1])
+  assert switches() == before

@@ -1,0 +1,51 @@
+"""Ambient switches of JAX and Flax, by which the same code has other numbers.
+
+A run is a function of its config. So what an environment variable or another
+library switches is fixed where a run is trained or measured, and what cannot be
+fixed is recorded (`environment`).
+"""
+
+from collections.abc import Iterator
+import contextlib
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+
+# The random number generator of all keys.
+PRNG = 'threefry2x32'
+
+
+@contextlib.contextmanager
+def fixed(dtype: Any) -> Iterator[None]:
+  """A context, for this thread, in which these switches have their defaults.
+
+  Args:
+    dtype: that the model computes in; float64 numbers are there for float64
+      alone.
+  """
+  with (
+    jax.enable_x64(jnp.dtype(dtype) == jnp.float64),
+    jax.threefry_partitionable(True),
+    jax.default_prng_impl(PRNG),
+    jax.numpy_dtype_promotion('standard'),
+    jax.numpy_rank_promotion('allow'),
+    # By which Flax would make other keys of the initial values.
+    flax.config.temp_flip_flag('fix_rng_separator', False),
+  ):
+    yield
+
+
+def environment() -> dict[str, str | None]:
+  """What else the last bits of a run depend on.
+
+  Returns:
+    `matmul_precision`, JAX_DEFAULT_MATMUL_PRECISION; and `jax` and `platform`,
+    the version and the devices.
+  """
+  return {
+    'matmul_precision': jax.config.jax_default_matmul_precision,
+    'jax': jax.__version__,
+    'platform': jax.devices()[0].device_kind,
+  }
