@@ -147,6 +147,7 @@ class CachedSplit:
     return self._streamed.names_digest()
 
   def _decode(self) -> np.ndarray:
+    report.say(f'{self._label}: decoding {self.num_examples:,} images …')
     images = np.empty((self.num_examples, *self.image_shape), np.uint8)
     done = 0
     everything = np.arange(self.num_examples)

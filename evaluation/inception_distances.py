@@ -56,6 +56,7 @@ def add(
       )
 
   real = features('images', split)
+  print('decoding samples and reconstructions …', flush=True)
   z = np.random.default_rng(seed).standard_normal(
     (split.num_examples, trained.model.latent_dim)
   )
