@@ -273,6 +273,10 @@ def test_other_data_that_is_named_is_remarked_on(
   code, out, err = evaluate(*flags)
   assert re.search('note: .* other data: .* those of train have', out), out
   assert code == 2 and 'has no labels' in err
+  # And what is measured on it takes the place of nothing.
+  folders = [path.name for path in (trained_run / 'evaluation').iterdir()]
+  pattern = r'test_15_labels_data_dir=[0-9a-f]{12}'
+  assert len([name for name in folders if re.fullmatch(pattern, name)]) == 1
 
 
 def test_labels_of_data_without_labels_are_refused(
