@@ -35,7 +35,7 @@ def compile_quickly() -> None:
 
 
 def check_devices() -> None:
-  """Ends the program if JAX has not the devices that it is told to use."""
+  """Ends the program if JAX lacks the platform that JAX_PLATFORMS names."""
   try:
     devices.check()
   except UserError as error:

@@ -144,7 +144,7 @@ class Worker:
       while True:
         self._stop.raise_if_received()
         for name in self._study.give_back_those_of_the_dead():
-          reports.say(f'{name}: its worker is no more; the point waits again.')
+          reports.say(f'{name}: its worker died; point requeued.')
         if claims := self._take():
           said, others_end_it = '', False
           self._work(claims)

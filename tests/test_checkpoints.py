@@ -287,7 +287,7 @@ def test_disk_that_cannot_be_read_is_no_damage(tmp_path, name):
 
 
 def test_an_older_one_that_cannot_be_ranked_is_moved(tmp_path, capsys):
-  """Nobody could say whether it is to be kept."""
+  """Its rank is unknown, so it can be neither kept nor deleted."""
   saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
   (tmp_path / 'checkpoints/1/metrics/metrics').write_text('{')
   assert saved.restore_last(state_at(0)).state.step == 2

@@ -162,7 +162,7 @@ def test_points_of_a_sweep_have_the_same_numbers(
   metrics, _ = sweep_measuring.measure_run(
     run, data, 'validation', Settings(groups, batch_size=8), 4, ('elbo',)
   )
-  # Models are padded to four dimensions, which nobody asked for.
+  # Models are padded to four dimensions, more than the config has.
   assert metrics['active_units'].unit == 'of 2'
   assert metrics['dimensions_of_90_percent'].unit == 'of 2'
   assert metrics['dimensions_of_90_percent'].value in (1, 2)

@@ -53,7 +53,7 @@ def test_first_dispatch_is_announced_as_it_compiles(setting, capsys):
 
 
 class Timer:
-  """Goes off when it is told, unless it was cancelled."""
+  """Goes off by `go_off`, unless it was cancelled."""
 
   def __init__(self, seconds, function, arguments):
     self.seconds, self.is_on = seconds, False

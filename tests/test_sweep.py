@@ -260,7 +260,7 @@ def test_three_workers_of_which_one_is_killed(celeba_dir, tmp_path):
     assert [w.returncode for w in workers if w is not victim] == [0, 0], outputs
     # The dead worker's point was noticed, and taken up where it stood.
     said = ''.join(out for out, _ in outputs)
-    assert f'{point}: its worker is no more' in said
+    assert f'{point}: its worker died' in said
     assert f'{point}: this run goes on from step' in said
     study = optuna.load_study(
       study_name='shared', storage=open_storage(server.url)

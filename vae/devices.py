@@ -49,7 +49,7 @@ def current() -> Topology:
 
 
 def check() -> None:
-  """Checks that JAX has the devices that it is told to use.
+  """Checks that JAX has the platform that JAX_PLATFORMS names.
 
   Raises:
     UserError: if it has not.

@@ -21,7 +21,7 @@ _FAINT = '#b9c2cf'
 # The one that matplotlib brings.
 _FONT = 'DejaVu Sans'
 
-# More classes are not told apart by their colours, nor longer names read.
+# More colours cannot be distinguished, nor longer names read.
 _MOST_CLASSES = 20
 _MOST_LETTERS = 40
 
