@@ -78,7 +78,8 @@ def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
   size, latent_dim = config.data.image_size, config.model.latent_dim
   shape = (
     f'config.model.latent_dim={latent_dim}, config.model.hidden_channels='
-    f'{tuple(config.model.hidden_channels)} and config.data.image_size={size}'
+    f'{tuple(config.model.hidden_channels)}, config.model.decoder_channels='
+    f'{tuple(config.model.decoder_channels)} and config.data.image_size={size}'
   )
   # With the copy that goes into a checkpoint.
   state = footprint.state_bytes(config)
@@ -92,7 +93,7 @@ def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
     state + footprint.drawing_bytes(config),
     f'{shape} make pictures of which the {footprint.NUM_SAMPLES_DRAWN} of a '
     'validation',
-    'lower one of the last two',
+    'lower one of the last three',
   )
   for key, num_bytes in (
     ('train', footprint.training_bytes),

@@ -283,14 +283,14 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
     )
   if size % 2**strides:
     raise UserError(
-      f'config.data.image_size is {size}; with {strides} hidden_channels it '
-      f'must be a multiple of {2**strides}.'
+      f'config.data.image_size is {size}; with {strides} entries in '
+      f'config.model.hidden_channels it must be a multiple of {2**strides}.'
     )
   if len(config.model.decoder_channels) not in (0, strides):
     raise UserError(
       f'config.model.decoder_channels has {len(config.model.decoder_channels)} '
-      f'entries; with {strides} hidden_channels it must have {strides}, or '
-      'none for their mirror image.'
+      f'entries; with {strides} in config.model.hidden_channels it must have '
+      f'{strides}, or none for their mirror image.'
     )
   if config.data.source == 'folder' and not config.data.dir:
     raise UserError(

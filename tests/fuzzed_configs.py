@@ -132,6 +132,7 @@ GOOD = {
   'data.skip_corrupt': ('True',),
   'model.latent_dim': ('1', '4096'),
   'model.hidden_channels': ('()', '(1,)', '[4, 8]', '(32, 64, 128)'),
+  'model.decoder_channels': ('()', '[8, 4]', '(1, 1)'),
   'model.activation': ('"relu"',),
   'model.likelihood': ('"bernoulli"',),
   'model.sigma': ('1e-3', '1', '100.0'),

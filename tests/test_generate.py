@@ -309,10 +309,8 @@ def test_manifold_covers_the_plane_and_shows_the_labels(make, model):
 
 
 def test_class_that_cannot_be_written_is_printed(make, monkeypatch, capsys):
-  names = {'Bald': ['有', '無']}
-  monkeypatch.setattr(
-    splits.Labels, 'class_names', lambda self, key: names[key]
-  )
+  names = ['有', '無']
+  monkeypatch.setattr(splits.Labels, 'class_names', lambda self, key: names)
   monkeypatch.setattr(plots, '_fonts', lambda text: None)
   make('manifold', side=2)
   said = capsys.readouterr().out

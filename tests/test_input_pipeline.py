@@ -681,7 +681,7 @@ def change_line(number, line):
     (change_line(2, '000001.jpg -1'), 'line 3: .* each of 2 attributes'),
     (change_line(4, '000002.jpg 1 1 -1'), 'line 4: .* each of 4 attributes'),
     (change_line(4, '000002.jpg 1 1 -1 1 1'), 'line 4: '),
-    (change_line(5, '000003.jpg 1 1 -1 0'), 'line 5: '),
+    (change_line(5, '000003.jpg 1 1 -1 2'), 'line 5: '),
     (change_line(5, '000003.jpg 1 1 -1 x'), 'line 5: '),
     (change_line(6, ''), 'lacks .* of 1 images: 000004.jpg'),
     (lambda text: text[:400], 'line'),

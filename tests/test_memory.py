@@ -17,6 +17,7 @@ from vae.errors import UserError
     ('model.latent_dim', 2**31 - 1),
     ('model.hidden_channels', (10**9,)),
     ('model.hidden_channels', (2**31 - 1,) * 6),
+    ('model.decoder_channels', (10**9,) * 5),
     ('data.image_size', 2**15),
     ('train.batch_size', 10**9),
     ('eval.batch_size', 10**9),

@@ -92,6 +92,8 @@ def test_celeba_is_the_articles_schedule():
     ('model', 3, 'a group of settings'),
     ('model.hidden_channels', (10**12,), 'at most 2,147,483,647'),
     ('model.hidden_channels', (1,) * 40, 'there may be at most 6'),
+    ('model.decoder_channels', (32, 0), 'at least 1 each'),
+    ('model.decoder_channels', (32,) * 4, 'it must have 5, or none'),
     ('objective.beta', 1e308, 'at most 1e+09'),
     ('optimizer.learning_rate', 1e-320, 'at least 1e-12'),
     ('optimizer.learning_rate', 1e300, 'at most 1000'),
