@@ -1,8 +1,9 @@
-"""Which points a sweep has, and what is told of mistakes."""
+"""Which points a sweep has, and the errors of mistakes."""
 
 import pytest
 
 from configs import default
+from configs import faces_sweep
 from sweeps import points
 from sweeps.points import Range
 from vae.errors import UserError
@@ -79,3 +80,9 @@ def test_points_are_validated_as_configs():
     points.configure(base, {'objective.beta': -1.0})
   with pytest.raises(UserError, match='must be a multiple of 32'):
     points.configure(base, {'data.image_size': 24})
+
+
+def test_shipped_sweep_has_the_seeds_that_a_comparison_needs():
+  settings = faces_sweep.sweep()
+  assert len(set(settings['seed'])) >= 3
+  assert len(settings['objective.beta']) > 1
