@@ -85,12 +85,13 @@ RULES = {
   'data.skip_corrupt': _ANY,
   'model.latent_dim': _COUNT,
   'model.hidden_channels': (
-    lambda v: all(1 <= channels <= _MAX_COUNT for channels in v),
+    lambda v: all(_is_int(c) and 1 <= c <= _MAX_COUNT for c in v),
     f'channels of at least 1 each and at most {_MAX_COUNT:,}',
   ),
   'model.decoder_channels': (
-    lambda v: all(1 <= channels <= _MAX_COUNT for channels in v),
-    f'channels of at least 1 each and at most {_MAX_COUNT:,}, or ()',
+    lambda v: all(_is_int(c) and 1 <= c <= _MAX_COUNT for c in v),
+    f'a tuple of whole numbers, at least 1 each and at most {_MAX_COUNT:,}; '
+    'or ()',
   ),
   'model.activation': _one_of(*model.ACTIVATIONS),
   'model.likelihood': _one_of(*likelihoods.LIKELIHOODS),

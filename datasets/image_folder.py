@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
 import hashlib
@@ -54,8 +55,11 @@ def find(folder: epath.Path) -> dict[str, EncodedSplit]:
     UserError: if there are too few images, or the names do not say which of
       them are to be trained on.
   """
-  paths, left_out = _list_images(folder)
+  paths, left_out = _list_images(folder, _SPLIT_NAMES)
   split_folders = _find_splits(folder, paths)
+  if not split_folders:
+    # Else images that two classes link to would be in two splits.
+    paths, left_out = _list_images(folder, {})
   if split_folders:
     parts = {
       split: [path for path in paths if _folder(path) == name]
@@ -96,10 +100,12 @@ def find(folder: epath.Path) -> dict[str, EncodedSplit]:
 # Which files there are.
 
 
-def _list_images(folder: epath.Path) -> tuple[list[str], list[str]]:
+def _list_images(
+  folder: epath.Path, split_names: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
   """Lists the images' relative paths, and counts the other files in words."""
-  images, others, num_hidden = [], [], 0
-  for root, folders, files in _walk(str(folder)):
+  images, others, repeated, num_hidden = [], [], [], 0
+  for root, folders, files in _walk(str(folder), split_names, repeated):
     visible = [name for name in folders if not is_hidden(name)]
     num_hidden += len(folders) - len(visible)
     folders[:] = visible
@@ -116,16 +122,28 @@ def _list_images(folder: epath.Path) -> tuple[list[str], list[str]]:
     left_out.append(
       f'files that are no images: {len(others):,} ({_counts(others)})'
     )
+  if repeated:
+    left_out.append(f'links to folders that are listed: {len(repeated):,}')
   if num_hidden:
     left_out.append(f'hidden files and folders: {num_hidden:,}')
   return images, left_out
 
 
-def _walk(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
+def _walk(
+  top: str, split_names: Mapping[str, str], repeated: list[str]
+) -> Iterator[tuple[str, list[str], list[str]]]:
   """Walks a folder as `os.walk` does, and follows links to folders.
 
   Links come after all real folders, and each folder is visited once per split,
   as links may form a loop or lead to one folder twice.
+
+  Args:
+    top: the folder.
+    split_names: the split of each name of a folder in it, in lower case.
+    repeated: gets the links to folders that were visited before.
+
+  Yields:
+    A folder's path, and the names of the folders and of the files in it.
   """
   if '://' in top:
     yield from tf.io.gfile.walk(top)
@@ -135,9 +153,10 @@ def _walk(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
   while waiting:
     for root, folders, files in os.walk(waiting.popleft(), onerror=_raise):
       head = os.path.relpath(root, top).split(os.sep)[0]
-      key = (_SPLIT_NAMES.get(head.lower()), _identity(root))
+      key = (split_names.get(head.lower()), _identity(root))
       if key in seen:
         folders.clear()
+        repeated.append(root)
         continue
       seen.add(key)
       folders.sort()
@@ -195,8 +214,8 @@ def _find_splits(folder: epath.Path, paths: list[str]) -> dict[str, str]:
   if found and 'train' not in found:
     raise UserError(
       f'{shown(folder)} holds {" and ".join(found.values())}/ and no train/; '
-      'call the folder of the training images so, or name a folder of images '
-      'alone with --config.data.dir.'
+      'call the folder of the training images train/, or give these other '
+      'names if they are classes.'
     )
   others = [name for name in tops if name and name not in found.values()]
   if len(found) == 1 and others:

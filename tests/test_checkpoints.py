@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import shutil
+import tempfile
 
 import jax
 from jax.experimental import multihost_utils
@@ -101,6 +102,18 @@ def test_any_name_of_a_workdir_will_do(tmp_path, name):
   assert [path.name for path in workdir.iterdir()] == ['checkpoints']
   for path in tmp_path.rglob('*'):
     assert path.is_relative_to(workdir) or workdir.is_relative_to(path)
+
+
+def test_place_for_a_link_is_missed_and_no_damage_reported(
+  tmp_path, monkeypatch
+):
+  workdir = tmp_path / 'lr=[0.1]'
+  saved = save_all(workdir, {1: 1.0, 2: 2.0})
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'absent'))
+  with pytest.raises(UserError, match='set TMPDIR'):
+    saved.restore_last(state_at(0))
+  monkeypatch.undo()
+  assert saved.restore_last(state_at(0)).state.step == 2
 
 
 def test_saving_takes_no_part_in_the_vote_when_to_stop(tmp_path, monkeypatch):

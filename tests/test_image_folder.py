@@ -269,6 +269,19 @@ def test_one_folder_may_be_two_splits_by_a_link(tmp_path):
   assert found['validation'] == set(numbered(10, 'val/{}.png'))
 
 
+def test_image_is_in_one_split_whatever_links_to_it(tmp_path, capsys):
+  # Without val/ or test/ beside it train/ is a class.
+  write_images(
+    tmp_path, numbered(20, 'train/{}.png') + numbered(20, 'car/{}.png')
+  )
+  (tmp_path / 'car' / 'link').symlink_to('../train')
+  (tmp_path / 'van').symlink_to('car')
+  found = find(tmp_path)
+  files = [(tmp_path / n).resolve() for part in found.values() for n in part]
+  assert len(files) == len(set(files)) == 40
+  assert 'links to folders that are listed: 2' in capsys.readouterr().out
+
+
 # What is no data.
 
 

@@ -44,6 +44,18 @@ def apply(model, *args, method):
   return model.model.apply(model.variables, *args, method=method)
 
 
+def test_config_that_is_older_than_a_setting_has_its_default(
+  trained_run, tmp_path, model, images
+):
+  shutil.copytree(trained_run, tmp_path / 'run')
+  config = json.loads((trained_run / 'config.json').read_text())
+  del config['model']['decoder_channels']
+  (tmp_path / 'run/config.json').write_text(json.dumps(config))
+  np.testing.assert_array_equal(
+    vae.load(tmp_path / 'run').reconstruct(images), model.reconstruct(images)
+  )
+
+
 def test_methods_are_the_models_whatever_the_number_of_rows(model, images):
   x = images / np.float32(255)
   mean, logvar = apply(model, x, method='encode')

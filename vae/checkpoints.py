@@ -267,16 +267,16 @@ class Checkpoints:
       if _digest_of_json(metrics) != _digest_of_json(known):
         raise DamagedError('its metrics are not those that were saved.')
     target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), shapes)
-    try:
-      with open_orbax(folder) as (orbax, plain):
+    with open_orbax(folder) as (orbax, plain):
+      try:
         state = orbax.restore(
           plain / STATE, args=ocp.args.StandardRestore(target)
         )
-    except MemoryError:
-      raise
-    except Exception as error:  # Whatever comes of bytes that make no sense.
-      _check_readable(folder)
-      raise DamagedError(f'it cannot be read: {_brief(error)}.') from error
+      except MemoryError:
+        raise
+      except Exception as error:  # Whatever comes of bytes that make no sense.
+        _check_readable(folder)
+        raise DamagedError(f'it cannot be read: {_brief(error)}.') from error
     found = describe(state)
     if contents is None:
       # Written before there were digests.
@@ -363,6 +363,9 @@ def open_orbax(
   Yields:
     The checkpointer, and a path of the folder without `_NOT_PLAIN` characters:
     a symbolic link's, if its own has some.
+
+  Raises:
+    UserError: if there is no place for the link.
   """
   with contextlib.ExitStack() as stack:
     orbax = stack.enter_context(
@@ -372,7 +375,14 @@ def open_orbax(
       )
     )
     if _NOT_PLAIN.intersection(str(folder)) and not _is_remote(folder):
-      place = stack.enter_context(tempfile.TemporaryDirectory())
+      try:
+        place = stack.enter_context(tempfile.TemporaryDirectory())
+      except OSError as error:
+        raise UserError(
+          f'{folder} has one of {"".join(sorted(_NOT_PLAIN))} in its path and '
+          'needs a link in a temporary folder, which cannot be made '
+          f'({error.strerror}); set TMPDIR to a folder that can be written.'
+        ) from error
       link = epath.Path(place) / 'checkpoint'
       os.symlink(folder, link)
       folder = link

@@ -59,10 +59,15 @@ def check() -> None:
   # JAX asserts where there is neither CUDA nor ROCm.
   except (RuntimeError, AssertionError) as error:
     reason = ' '.join(str(error).split())[:300]
+    platforms = jax.config.jax_platforms
+    what = (
+      f'JAX_PLATFORMS is {platforms!r}; JAX cannot use that here'
+      if platforms
+      else 'JAX finds no device'
+    )
     raise UserError(
-      f'JAX_PLATFORMS is {jax.config.jax_platforms!r}; JAX cannot use that '
-      f'here{reason and f" ({reason})"}. Unset it, or install JAX for the '
-      'device: pip install -U "jax[cuda13]" or "jax[tpu]".'
+      f'{what}{reason and f" ({reason})"}. Unset JAX_PLATFORMS, or install JAX '
+      'for the device: pip install -U "jax[cuda13]" or "jax[tpu]".'
     ) from error
 
 

@@ -219,7 +219,8 @@ def from_config(config, axis_name: str | None = None) -> VAE:
   size = config.data.image_size
   settings = dict(config.model)
   settings['dtype'] = jnp.dtype(settings['dtype'])
-  for name in ('hidden_channels', 'decoder_channels'):
+  # A config that is older than a setting has its default.
+  for name in {'hidden_channels', 'decoder_channels'} & settings.keys():
     settings[name] = tuple(settings[name])
   return VAE(
     image_shape=(size, size, config.data.channels),
