@@ -57,8 +57,10 @@ def find(folder: epath.Path) -> dict[str, EncodedSplit]:
   """
   paths, left_out = _list_images(folder, _SPLIT_NAMES)
   split_folders = _find_splits(folder, paths)
-  if not split_folders:
-    # Else images that two classes link to would be in two splits.
+  if not split_folders and any(
+    _folder(p).lower() in _SPLIT_NAMES for p in paths
+  ):
+    # A class has the name of a split, and a link to it would repeat its images.
     paths, left_out = _list_images(folder, {})
   if split_folders:
     parts = {
