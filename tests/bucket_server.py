@@ -27,6 +27,7 @@ import hashlib
 import http.client
 import http.server
 import json
+import os
 import pathlib
 import random
 import re
@@ -63,7 +64,11 @@ _PERMISSIONS = {
   'objects.get': ('storage.objects.get',),
   'objects.insert': ('storage.objects.create',),
   'objects.list': ('storage.objects.list',),
-  'objects.move': ('storage.objects.move', 'storage.objects.create'),
+  'objects.move': (
+    'storage.objects.get',
+    'storage.objects.delete',
+    'storage.objects.create',
+  ),
   'objects.patch': ('storage.objects.get', 'storage.objects.update'),
   'objects.rewrite': ('storage.objects.get', 'storage.objects.create'),
 }
@@ -243,7 +248,6 @@ def _standard_error(status: int, where: str = '') -> _Error:
   errors = {
     304: ('Not Modified', 'notModified'),
     401: ('Invalid Credentials', 'authError'),
-    403: (f'{ACCOUNT} does not have access to {where}.', 'forbidden'),
     404: (f'No such object: {where}', 'notFound'),
     410: ('The upload session is gone.', 'gone'),
     412: (conditions, 'conditionNotMet'),
@@ -253,6 +257,17 @@ def _standard_error(status: int, where: str = '') -> _Error:
     503: (internal, 'backendError'),
   }
   return _Error(status, *errors.get(status, (f'Status {status}', 'fault')))
+
+
+def _forbidden(permission: str) -> _Error:
+  of_bucket = 'bucket' in permission or permission == 'storage.objects.list'
+  resource = 'bucket' if of_bucket else 'object'
+  message = (
+    f'{ACCOUNT} does not have {permission} access to the Google Cloud Storage '
+    f"{resource}. Permission '{permission}' denied on resource (or it may not "
+    'exist).'
+  )
+  return _Error(403, message, 'forbidden')
 
 
 def _not_implemented(what: str) -> _Error:
@@ -364,6 +379,8 @@ class _Service:
         time.sleep(0.02)
     if answer in ('hang', 'close'):
       raise _NoAnswer
+    if answer == 403:
+      raise _forbidden(entry.permissions[0])
     if answer is not None:
       raise _standard_error(answer, f'{entry.bucket}/{entry.object}')
 
@@ -374,14 +391,7 @@ class _Service:
   def _require(self, *permissions: str):
     """Raises 403 if the account lacks one of the permissions."""
     for permission in filter(self._lacks, permissions):
-      of_object = permission.startswith('storage.objects.')
-      of_object &= permission != 'storage.objects.list'
-      message = (
-        f'{ACCOUNT} does not have {permission} access to the Google Cloud '
-        f'Storage {"object" if of_object else "bucket"}. Permission '
-        f"'{permission}' denied on resource (or it may not exist)."
-      )
-      raise _Error(403, message, 'forbidden')
+      raise _forbidden(permission)
 
   def _limit_rate(self, bucket: str, name: str):
     limit = self.faults.writes_per_second
@@ -789,6 +799,7 @@ class _Service:
 
   def _objects_move(self, request, entry, bucket, object, **target):
     with self._lock:
+      self._limit_rate(bucket, object)
       resource = self._copy(request, entry, bucket, object)
       del self.buckets[bucket][object]
     return _json_response(resource)
@@ -909,11 +920,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     body = self._body()
     request = _Request(self.command, self.path, self.headers, body, scheme)
     try:
-      response = (
-        self.server.control(request)
-        if request.path.startswith('/_')
-        else self.server.service.answer(request)
-      )
+      if request.path.startswith('/_'):
+        response = self.server.control(request)
+      else:
+        response = self.server.service.answer(request)
     except _NoAnswer:
       self.close_connection = True
       return
@@ -988,6 +998,13 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         connection.shutdown(socket.SHUT_RDWR)
 
   def control(self, request: _Request) -> _Response:
+    """Answers `Server`, with 404 if there is no such bucket or object."""
+    try:
+      return self._control(request)
+    except KeyError:
+      return _Response(404)
+
+  def _control(self, request: _Request) -> _Response:
     service = self.service
     parts = request.path.split('/', 3)[1:]
     parts = [urllib.parse.unquote(part) for part in parts]
@@ -1010,7 +1027,7 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
       case 'DELETE', '_objects', bucket, name:
         del service.buckets[bucket][name]
       case _:
-        return _Response(404)
+        raise KeyError(request.path)
     return _json_response(dataclasses.asdict(service.faults))
 
 
@@ -1112,8 +1129,7 @@ def serve_in_process(buckets=('bucket',), port: int = 0) -> Iterator[Server]:
 def environment(server: Server) -> dict[str, str]:
   """Variables that send every client to the server, without credentials."""
   return {
-    # TensorFlow: proxy, trusted certificate, and (as tensorstore) no metadata
-    # server.
+    # TensorFlow; the token is also tensorstore's.
     'https_proxy': server.url,
     'CURL_CA_BUNDLE': server.certificate,
     'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'token',
@@ -1121,7 +1137,9 @@ def environment(server: Server) -> dict[str, str]:
     'TENSORSTORE_GCS_HTTP_URL': server.url,
     # google-cloud-storage and gcsfs.
     'STORAGE_EMULATOR_HOST': server.url,
-    'GOOGLE_CLOUD_PROJECT': 'project',
+    # No user's credentials, and no metadata server (169.254.169.254).
+    'GOOGLE_APPLICATION_CREDENTIALS': '',
+    'CLOUDSDK_CONFIG': os.path.dirname(server.certificate),
     'NO_GCE_CHECK': 'true',
     # gcsfs would ask by gRPC which kind of bucket it is.
     'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',

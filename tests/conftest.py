@@ -22,6 +22,7 @@ from configs import default
 from datasets import cartoon_faces
 import input_pipeline
 import metric_writer
+from tests import bucket_server
 from tests import preloaded
 import train
 
@@ -135,6 +136,13 @@ def make_small_config(data_dir):
 def small_config(celeba_dir):
   """See `make_small_config`."""
   return make_small_config(celeba_dir)
+
+
+@pytest.fixture
+def storage_server():
+  """A Google Cloud Storage with an empty bucket named 'bucket'."""
+  with bucket_server.serve() as server:
+    yield server
 
 
 @pytest.fixture(scope='session')
