@@ -119,7 +119,8 @@ class Faults:
     denied_permissions: Patterns (fnmatch) of permissions that the account
       lacks. Requests that need one are answered with 403.
     answers: From a regular expression, searched in 'METHOD BUCKET/OBJECT'
-      such as 'objects.insert bucket/folder/object', to a status code, or to
+      such as 'objects.insert bucket/folder/object', to a status code (401 is
+      the answer to requests without credentials), or to
       'close' (the connection is closed without an answer) or 'hang' (there is
       no answer until this entry is removed, and then the connection closes).
   """
@@ -247,7 +248,6 @@ def _standard_error(status: int, where: str = '') -> _Error:
   internal = 'We encountered an internal error. Please try again.'
   errors = {
     304: ('Not Modified', 'notModified'),
-    401: ('Invalid Credentials', 'authError'),
     404: (f'No such object: {where}', 'notFound'),
     410: ('The upload session is gone.', 'gone'),
     412: (conditions, 'conditionNotMet'),
@@ -259,15 +259,16 @@ def _standard_error(status: int, where: str = '') -> _Error:
   return _Error(status, *errors.get(status, (f'Status {status}', 'fault')))
 
 
-def _forbidden(permission: str) -> _Error:
+def _denied(permission: str, is_anonymous: bool = False) -> _Error:
   of_bucket = 'bucket' in permission or permission == 'storage.objects.list'
   resource = 'bucket' if of_bucket else 'object'
   message = (
-    f'{ACCOUNT} does not have {permission} access to the Google Cloud Storage '
-    f"{resource}. Permission '{permission}' denied on resource (or it may not "
-    'exist).'
+    f'{"Anonymous caller" if is_anonymous else ACCOUNT} does not have '
+    f'{permission} access to the Google Cloud Storage {resource}. Permission '
+    f"'{permission}' denied on resource (or it may not exist)."
   )
-  return _Error(403, message, 'forbidden')
+  status, reason = (401, 'required') if is_anonymous else (403, 'forbidden')
+  return _Error(status, message, reason)
 
 
 def _not_implemented(what: str) -> _Error:
@@ -379,8 +380,8 @@ class _Service:
         time.sleep(0.02)
     if answer in ('hang', 'close'):
       raise _NoAnswer
-    if answer == 403:
-      raise _forbidden(entry.permissions[0])
+    if answer in (401, 403):
+      raise _denied(entry.permissions[0], is_anonymous=answer == 401)
     if answer is not None:
       raise _standard_error(answer, f'{entry.bucket}/{entry.object}')
 
@@ -391,7 +392,7 @@ class _Service:
   def _require(self, *permissions: str):
     """Raises 403 if the account lacks one of the permissions."""
     for permission in filter(self._lacks, permissions):
-      raise _forbidden(permission)
+      raise _denied(permission)
 
   def _limit_rate(self, bucket: str, name: str):
     limit = self.faults.writes_per_second

@@ -358,12 +358,19 @@ def test_unavailable_requests_follow_the_seed(storage_server):
 
 
 def test_answers(storage_server):
-  answers = {r'objects\.insert bucket/a': 403, 'bucket/c': 'close'}
+  answers = {
+    r'objects\.insert bucket/a': 403,
+    'bucket/c': 'close',
+    'bucket/d': 401,
+  }
   storage_server.set_faults(answers=answers)
   status, answer = upload(storage_server, 'a')
   assert status == 403
   assert "'storage.objects.create' denied" in answer['error']['message']
   assert upload(storage_server, 'b')[0] == 200
+  status, answer = get(storage_server, '/bucket/o/d')
+  assert status == 401
+  assert answer['error']['message'].startswith('Anonymous caller does not have')
   with pytest.raises(http.client.RemoteDisconnected):
     get(storage_server, '/bucket/o/c')
   assert storage_server.log()[-1].status == 0
