@@ -307,9 +307,9 @@ class _Object:
   digests: Mapping[str, str]
   attributes: Mapping[str, Any]
   generation: int
+  created: str
+  updated: str
   metageneration: int = 1
-  created: str = dataclasses.field(default_factory=_now)
-  updated: str = dataclasses.field(default_factory=_now)
 
   @property
   def etag(self) -> str:
@@ -663,12 +663,9 @@ class _Service:
     attributes = {k: attributes[k] for k in mutable if attributes.get(k)}
     with self._lock:
       self._require_for_write(entry)
-      objects = self._bucket(bucket)
-      _check_preconditions(query, objects.get(name))
+      _check_preconditions(query, self._bucket(bucket).get(name))
       self._limit_rate(bucket, name)
-      generation = self._new_generation()
-      objects[name] = _Object(data, digests, attributes, generation)
-      return objects[name]
+      return self._store(bucket, name, data, digests, attributes)
 
   def _require_for_write(self, entry):
     """Replacing an object needs one permission more than creating it."""
@@ -676,17 +673,20 @@ class _Service:
       entry.permissions += ('storage.objects.delete',)
       self._require('storage.objects.delete')
 
-  def _new_generation(self) -> int:
-    now = time.time_ns() // 1000
-    self._last_generation = max(self._last_generation + 1, now)
-    return self._last_generation
+  def _store(self, bucket: str, name: str, data, digests, attributes):
+    """Creates or replaces an object; the lock must be held."""
+    generation = max(self._last_generation + 1, time.time_ns() // 1000)
+    self._last_generation = generation
+    now = _now()
+    written = _Object(data, digests, attributes, generation, now, now)
+    self.buckets[bucket][name] = written
+    return written
 
   def put(self, bucket: str, name: str, data: bytes):
     """Writes an object without a request."""
     digests = _digests(data)
     with self._lock:
-      written = _Object(data, digests, {}, self._new_generation())
-      self.buckets[bucket][name] = written
+      self._store(bucket, name, data, digests, {})
 
   def _upload_name(self, request) -> str:
     upload = self._uploads.get(request.query.get('upload_id', ''))

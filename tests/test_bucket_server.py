@@ -79,6 +79,7 @@ def test_resource(storage_server):
   assert resource['name'] == 'a/b'
   assert resource['size'] == '9'
   assert resource['metageneration'] == '1'
+  assert resource['timeCreated'] == resource['updated']
   assert get(storage_server, '/bucket/o/a%2Fb') == (200, resource)
   _, newer = upload(storage_server, 'a/b')
   assert int(newer['generation']) > int(resource['generation'])
