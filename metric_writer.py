@@ -1,5 +1,6 @@
 """Where a run's metrics go: TensorBoard, through clu, and `metrics.jsonl`."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import contextlib
 import json
@@ -15,6 +16,8 @@ import tensorflow as tf
 
 import report as reports
 from vae import atomic_files
+from vae import mirror
+from vae import paths
 from vae.errors import UserError
 
 FILENAME = 'metrics.jsonl'
@@ -39,15 +42,25 @@ class MetricWriter:
   """Writes scalars to both, pictures and hyperparameters to TensorBoard.
 
   Where the disk does not take them training goes on: that is told once, lines
-  wait until it does, and TensorBoard's curves have a gap.
+  wait until it does, and TensorBoard's curves have a gap. For a workdir in a
+  bucket all is written locally and copied in the background.
   """
 
   def __init__(self, workdir: epath.Path):
-    self._path = workdir / FILENAME
+    self._workdir, self._mirror = workdir, None
+    folder = workdir
+    if paths.is_remote(workdir):
+      self._mirror = mirror.Mirror(workdir, reports.warn)
+      folder = self._mirror.folder
+      if (workdir / FILENAME).exists():
+        (folder / FILENAME).write_bytes((workdir / FILENAME).read_bytes())
+    self._path = folder / FILENAME
     # Lines that the disk has not taken.
     self._waiting = []
     self._tensorboard = metric_writers.AsyncWriter(
-      _PatientSummaryWriter(str(workdir / 'tensorboard'))
+      _PatientSummaryWriter(
+        str(folder / 'tensorboard'), in_pieces=self._mirror is not None
+      )
     )
 
   def rewind(self, step: int, validated: bool) -> None:
@@ -76,17 +89,32 @@ class MetricWriter:
     text = ''.join(json.dumps(row) + '\n' for row in kept)
     try:
       atomic_files.replace(self._path, text.encode())
+      if self._mirror is not None:
+        self._mirror.copy()
     except OSError as error:
       raise UserError(
-        f'{self._path} cannot be written ({error.strerror or error}); once it '
-        'can be, the same command goes on.'
+        f'{self._workdir / FILENAME} cannot be written '
+        f'({error.strerror or error}); once it can be, the same command goes '
+        'on.'
       ) from error
 
-  def flush(self) -> None:
-    """Has the lines on disk, that the disk takes."""
+  def flush(self) -> Callable[[], None]:
+    """Writes the lines that still wait, as far as the disk takes them.
+
+    Returns:
+      A function that waits until the lines are on disk, or in the bucket, for
+      any thread. It raises OSError if a bucket fails to take them, unless it
+      denies access: then they are lost, and a checkpoint need not be.
+    """
     if self._waiting:
       self._write_line('')
-    if self._path.exists() and '://' not in str(self._path):
+    return self._sync
+
+  def _sync(self) -> None:
+    if self._mirror is not None:
+      with contextlib.suppress(PermissionError):
+        self._mirror.copy()
+    elif self._path.exists():
       with contextlib.suppress(OSError), self._path.open('a') as file:
         os.fsync(file.fileno())
 
@@ -115,7 +143,7 @@ class MetricWriter:
         file.write(text)
     except OSError:
       # Half a line would swallow the next one.
-      if self._path.exists() and '://' not in str(self._path):
+      if self._path.exists():
         os.truncate(self._path, end)
       raise
 
@@ -135,12 +163,22 @@ class MetricWriter:
   def close(self) -> None:
     """Waits until everything is written, that can be."""
     self._tensorboard.close()
-    if not self._waiting:
-      return
-    with contextlib.suppress(OSError):
-      self._append(''.join(self._waiting))
-      return
-    _warn(f'{len(self._waiting)} lines of {self._path} could not be written')
+    if self._waiting:
+      try:
+        self._append(''.join(self._waiting))
+      except OSError:
+        _warn(
+          f'{len(self._waiting)} lines of {self._path} could not be written'
+        )
+    if self._mirror is not None:
+      try:
+        self._mirror.close()
+      except OSError as error:
+        reports.warn(
+          f'warning: the metrics could not be written into {self._workdir} '
+          f'({error.strerror or error}); copy them there from '
+          f'{self._mirror.folder}.'
+        )
 
 
 class _PatientSummaryWriter:
@@ -150,8 +188,15 @@ class _PatientSummaryWriter:
   record, behind which nothing would be read.
   """
 
-  def __init__(self, logdir: str):
-    self._logdir = logdir
+  def __init__(self, logdir: str, in_pieces: bool):
+    """Opens no file yet.
+
+    Args:
+      logdir: the folder of the files.
+      in_pieces: whether to end a file after pictures, so that files stay small;
+        TensorBoard reads one after the other.
+    """
+    self._logdir, self._in_pieces = logdir, in_pieces
     self._writer: metric_writers.SummaryWriter | None = None
     self._is_failing = False
 
@@ -160,6 +205,9 @@ class _PatientSummaryWriter:
 
   def write_images(self, step, images):
     self._try('write_images', step, images)
+    if self._in_pieces:
+      self.close()
+      self._writer = None
 
   def write_hparams(self, hparams):
     self._try('write_hparams', hparams)

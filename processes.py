@@ -4,13 +4,18 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import signal
+import socket
 import traceback
+from typing import Any
+import uuid
 
 import jax
 import numpy as np
+import psutil
 
 import command_line
 from vae import devices
@@ -130,6 +135,43 @@ def working_together() -> Iterator[None]:
       raise
     traceback.print_exc()
     os._exit(1)
+
+
+@functools.cache
+def this_one() -> dict[str, object]:
+  """Identifies this process to others, as JSON."""
+  process = psutil.Process()
+  return {
+    'host': socket.gethostname(),
+    'pid': process.pid,
+    'started': process.create_time(),
+    'machine': this_machine(),
+  }
+
+
+@functools.cache
+def this_machine() -> str:
+  """What processes that see each other have in common, and others have not.
+
+  Containers may share a host's name, and not its processes.
+  """
+  try:
+    with open('/proc/sys/kernel/random/boot_id') as file:
+      return f'{file.read().strip()} {os.readlink("/proc/self/ns/pid")}'
+  except OSError:
+    return f'{socket.gethostname()} {uuid.getnode()}'
+
+
+def is_alive(other: Mapping[str, Any]) -> bool:
+  """Whether a process of this machine, as `this_one`, still runs."""
+  try:
+    process = psutil.Process(other['pid'])
+    return (
+      abs(process.create_time() - other['started']) < 1
+      and process.status() != psutil.STATUS_ZOMBIE
+    )
+  except psutil.NoSuchProcess:
+    return False
 
 
 def _end_in_a_sentence() -> None:

@@ -36,8 +36,8 @@ class Writer(Protocol):
       validated: whether the metrics of that step's validation are kept, too.
     """
 
-  def flush(self) -> None:
-    """Has the numbers on disk, where they survive what ends the machine."""
+  def flush(self) -> Callable[[], None]:
+    """Returns a function that waits until the numbers are saved."""
 
   def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
     """Takes numbers by name."""
@@ -57,6 +57,7 @@ class NullWriter:
 
   def flush(self):
     """See `Writer`."""
+    return lambda: None
 
   def write_scalars(self, step, scalars):
     """See `Writer`."""
@@ -235,9 +236,12 @@ class Report:
       if self._untold
     }
 
-  def flush(self, run: int) -> None:
-    """Has a run's metrics on disk, before a checkpoint that counts on them."""
-    self._writers[run].flush()
+  def flush(self, run: int) -> Callable[[], None]:
+    """Returns a function that waits until a run's metrics are saved.
+
+    They have to be before a checkpoint that counts on them.
+    """
+    return self._writers[run].flush()
 
   def drop(self, run: int) -> None:
     """Tells no more of a run."""

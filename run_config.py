@@ -24,9 +24,6 @@ DTYPES = ('float32', 'bfloat16', 'float64')
 # Side of the central square of CelebA's images, 178×218, that is the custom.
 CELEBA_CROP_SIZE = 148
 
-# Of folders that are not local.
-SCHEMES = ('gs', 's3')
-
 
 def _one_of(*values):
   accepted = 'one of ' + ', '.join(map(str, values))
@@ -71,8 +68,8 @@ RULES = {
   'seed': (lambda v: 0 <= v < 2**32, 'from 0 to 2**32 - 1'),
   'data.source': _one_of(*SOURCES),
   'data.dir': (
-    lambda v: _is_path(v) and ('://' not in v or v.split('://')[0] in SCHEMES),
-    'a folder, local or of gs:// or s3://, named in UTF-8; or empty',
+    lambda v: _is_path(v) and ('://' not in v or v.startswith('gs://')),
+    'a folder, local or of gs://, named in UTF-8; or empty',
   ),
   'data.crop_size': _between(0, 2**_SIDE_BITS - 1),
   'data.image_size': _SIDE,

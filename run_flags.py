@@ -1,7 +1,6 @@
 """The flags of the scripts that use what a run has trained."""
 
 import hashlib
-import os
 import re
 
 from absl import flags
@@ -101,7 +100,7 @@ def in_name(flag: flags.FlagHolder) -> str:
   """
   values = flag.value if isinstance(flag.value, list) else [str(flag.value)]
   if flag.name in _PATHS:
-    values = map(os.path.abspath, values)
+    values = [str(paths.absolute(value)) for value in values]
   text = ','.join(values)
   if not re.fullmatch(r'[\w.,+-]{1,40}', text, re.ASCII):
     digest = hashlib.sha256(text.encode(errors='surrogateescape'))

@@ -411,7 +411,7 @@ def _check_workdir(workdir: epath.Path, definition: dict[str, object]) -> None:
 def _storage(workdir: epath.Path) -> str:
   if _STORAGE.value is not None:
     return _STORAGE.value
-  if '://' in str(workdir):
+  if paths.is_remote(workdir):
     raise UserError(
       f'--workdir={workdir} is no local folder, so the record of the sweep '
       'cannot be a file in it; give --storage too.'

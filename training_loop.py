@@ -344,10 +344,8 @@ class Loop:
 
   def _save(self, run: int) -> None:
     """Has a run's writer write what was kept."""
-    if self._unproved[run]:
-      self._report.flush(run)
     for kept in self._unproved[run]:
-      self._writers[run].save(*kept)
+      self._writers[run].save(*kept, first=self._report.flush(run))
     self._unproved[run] = []
 
 

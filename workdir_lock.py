@@ -7,14 +7,24 @@ import errno
 import fcntl
 import json
 import os
-import socket
+import threading
+import time
+import uuid
 
 from etils import epath
+import fsspec
 
+import processes
+from vae import paths
 from vae.errors import UserError
 from vae.errors import WriteError
 
 _FILENAME = 'lock.json'
+
+# Of the object in a bucket. After a minute without a touch its holder is dead.
+_SECONDS_BETWEEN_TOUCHES = 15.0
+_SECONDS_UNTIL_DEAD = 60.0
+_SECONDS_BETWEEN_LOOKS = 2.0
 
 # What file systems say that have no locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -40,14 +50,16 @@ class InUseError(UserError):
 def hold(workdir: epath.Path) -> Iterator[None]:
   """Keeps other runs out of a workdir, which exists.
 
-  The operating system takes the lock off whatever ends the process. On object
-  stores and file systems that have none, nothing is locked.
+  The operating system takes the lock off whatever ends the process. On file
+  systems that have none, nothing is locked. In a bucket the lock is an object
+  that its holder touches now and then.
 
   Raises:
     InUseError: if another run has it; names that run.
   """
-  if '://' in str(workdir):
-    yield
+  if paths.is_remote(workdir):
+    with _ObjectLock(workdir):
+      yield
     return
   path = workdir / _FILENAME
   with contextlib.ExitStack() as stack:
@@ -55,32 +67,145 @@ def hold(workdir: epath.Path) -> Iterator[None]:
       file = stack.enter_context(open(path, 'ab', buffering=0))
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise InUseError(workdir, _holder(path)) from None
+      raise InUseError(workdir, _in_words(path.read_bytes())) from None
     except OSError as error:
       if error.errno not in _NO_LOCKS:
         raise WriteError(
           f'{path} cannot be locked ({error.strerror or error}); name another '
           '--workdir.'
         ) from error
-    now = datetime.datetime.now().astimezone()
-    holder = {
-      'host': socket.gethostname(),
-      'process': os.getpid(),
-      'since': now.isoformat(' ', 'seconds'),
-    }
     # Only a note of who has it, which a full disk need not take.
     with contextlib.suppress(OSError):
       file.truncate(0)
-      file.write(f'{json.dumps(holder)}\n'.encode())
+      file.write(f'{json.dumps(_this_holder())}\n'.encode())
     yield
 
 
-def _holder(path: epath.Path) -> str:
-  try:
-    holder = json.loads(path.read_text())
-    return (
-      f'process {holder["process"]} on {holder["host"]}, since '
-      f'{holder["since"]}'
+class _ObjectLock:
+  """A lock on a workdir in a bucket; a context manager.
+
+  Only one process can create the object, and only one can delete a generation
+  of it. A holder that ended without deleting it is known by its process, if it
+  ran on this machine, and else by the object not being touched any more.
+  """
+
+  def __init__(self, workdir: epath.Path):
+    self._workdir, self._path = workdir, str(workdir / _FILENAME)
+    self._bucket, _, self._name = self._path.removeprefix('gs://').partition(
+      '/'
     )
-  except (OSError, ValueError, KeyError, TypeError):
+    self._files = fsspec.filesystem('gcs')
+    self._generation = None
+    self._released = threading.Event()
+    self._thread = threading.Thread(target=self._touch_often, daemon=True)
+
+  def __enter__(self):
+    try:
+      while not self._create():
+        self._delete_if_dead()
+    except OSError as error:
+      raise WriteError(
+        f'{self._path} cannot be written ({error.strerror or error}); name '
+        'another --workdir.'
+      ) from error
+    self._thread.start()
+
+  def __exit__(self, *unused_args):
+    self._released.set()
+    self._thread.join()
+    # Else the next run waits for a while.
+    with contextlib.suppress(OSError):
+      self._delete(self._generation)
+
+  def _create(self) -> bool:
+    """Whether this process has the lock now."""
+    content = json.dumps(_this_holder() | {'lock': uuid.uuid4().hex}).encode()
+    with contextlib.suppress(FileExistsError):
+      self._files.pipe_file(self._path, content, mode='create')
+    # A request that was repeated finds what it made itself.
+    with contextlib.suppress(FileNotFoundError):
+      self._generation = self._facts()['generation']
+      return self._files.cat_file(self._path) == content
+    return False
+
+  def _delete_if_dead(self) -> None:
+    """Deletes the lock of a process that ended without doing so.
+
+    Raises:
+      InUseError: if its holder runs.
+    """
+    with contextlib.suppress(FileNotFoundError):
+      facts = self._facts()
+      text = self._files.cat_file(self._path)
+      is_dead = _is_dead(text)
+      if is_dead is None:
+        is_dead = self._stays(facts, _in_words(text))
+      if not is_dead:
+        raise InUseError(self._workdir, _in_words(text))
+      self._delete(facts['generation'])
+
+  def _stays(self, facts: dict[str, str], holder: str) -> bool:
+    """Whether the object is not touched for as long as a dead holder's."""
+    print(
+      f'{self._workdir} is locked by {holder}; waiting up to '
+      f'{_SECONDS_UNTIL_DEAD:.0f}s for a sign that it still runs …',
+      flush=True,
+    )
+    end = time.monotonic() + _SECONDS_UNTIL_DEAD
+    while time.monotonic() < end:
+      time.sleep(_SECONDS_BETWEEN_LOOKS)
+      if self._facts()['updated'] != facts['updated']:
+        return False
+    return True
+
+  def _facts(self) -> dict[str, str]:
+    return self._call('GET', json_out=True)
+
+  def _delete(self, generation: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+      self._call('DELETE', generation=generation)
+
+  def _touch_often(self) -> None:
+    while not self._released.wait(_SECONDS_BETWEEN_TOUCHES):
+      try:
+        touched = {'metadata': {'touched': str(time.time())}}
+        self._call('PATCH', generation=self._generation, json=touched)
+      except FileNotFoundError:
+        # This process did not run for a while, and writes no more.
+        message = f'error: another run took {self._workdir} over.\n'
+        os.write(2, message.encode())
+        os._exit(2)
+      except OSError:
+        pass  # The bucket cannot be reached; perhaps the next time.
+
+  def _call(self, method: str, **kwargs):
+    return self._files.call(
+      method, 'b/{}/o/{}', self._bucket, self._name, **kwargs
+    )
+
+
+def _this_holder() -> dict[str, object]:
+  now = datetime.datetime.now().astimezone()
+  return processes.this_one() | {'since': now.isoformat(' ', 'seconds')}
+
+
+def _is_dead(text: bytes) -> bool | None:
+  """Whether the holder that a lock names is gone; None if it may be."""
+  try:
+    holder = json.loads(text)
+    if holder['machine'] == processes.this_machine():
+      return not processes.is_alive(holder)
+  except (ValueError, KeyError, TypeError):
+    pass
+  return None
+
+
+def _in_words(text: bytes) -> str:
+  """The holder that a lock names."""
+  try:
+    holder = json.loads(text)
+    return (
+      f'process {holder["pid"]} on {holder["host"]}, since {holder["since"]}'
+    )
+  except (ValueError, KeyError, TypeError):
     return 'another process'

@@ -309,8 +309,7 @@ def _of_files(paths: Iterable[bytes]) -> str | None:
 
 def is_hidden(name: str) -> bool:
   """Whether a file or folder of this name is no data."""
-  # A bucket's folders end with a slash.
-  return name.startswith('.') or name.rstrip('/') in _SYSTEM_NAMES
+  return name.startswith('.') or name in _SYSTEM_NAMES
 
 
 def some(names: list[str]) -> str:

@@ -11,7 +11,6 @@ import os
 
 from etils import epath
 import numpy as np
-import tensorflow as tf
 
 from datasets.encoded import EncodedSplit
 from datasets.encoded import FileSplit
@@ -21,6 +20,8 @@ import image_files
 import report
 from vae.errors import shown
 from vae.errors import UserError
+from vae.paths import is_remote
+from vae.paths import list_files
 from vae.splits import Labels
 
 # Names of folders at the top, in lower case, and the split that each holds.
@@ -147,8 +148,8 @@ def _walk(
   Yields:
     A folder's path, and the names of the folders and of the files in it.
   """
-  if '://' in top:
-    yield from tf.io.gfile.walk(top)
+  if is_remote(top):
+    yield from _walk_names(top, list_files(top))
     return
   seen = {(split, _identity(top)) for split in SPLITS}
   waiting = collections.deque([top])
@@ -165,6 +166,26 @@ def _walk(
       yield root, folders, files
       paths = [os.path.join(root, name) for name in folders]
       waiting.extend(filter(os.path.islink, paths))
+
+
+def _walk_names(
+  top: str, names: Iterable[str]
+) -> Iterator[tuple[str, list[str], list[str]]]:
+  """As `os.walk`, from the names of all files, relative to the folder."""
+  folders, files = collections.defaultdict(set), collections.defaultdict(list)
+  for name in names:
+    place, name = os.path.split(name)
+    files[place].append(name)
+    while place:
+      parent, folder = os.path.split(place)
+      folders[parent].add(folder)
+      place = parent
+  waiting = collections.deque([''])
+  while waiting:
+    place = waiting.popleft()
+    visited = sorted(folders[place])
+    yield os.path.join(top, place), visited, files[place]
+    waiting.extend(os.path.join(place, folder) for folder in visited)
 
 
 def _identity(folder: str) -> tuple[int, int]:

@@ -1,9 +1,11 @@
 """What `evaluate.py` leaves: metrics.json, figures, and a page with both."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import tempfile
 
 from etils import epath
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from evaluation import html_page
 from evaluation.measurements import Measurements
 from vae import figures
+from vae import paths
 from vae import plots
 from vae import posterior
 from vae import walks
@@ -55,14 +58,22 @@ def write(
     originals: images of the split, uint8 [n, height, width, channels].
     validation_path: (rate, distortion) of the run's validations, [n, 2].
   """
-  aside = folder / f'.partial.{os.getpid()}'
-  aside.mkdir(parents=True)
-  captions = _draw(aside, facts, results, trained, originals, validation_path)
-  (aside / METRICS).write_text(_json(facts, results))
-  (aside / PAGE).write_text(_page(aside, facts, results, captions))
-  for path in aside.iterdir():
-    path.replace(folder / path.name)
-  aside.rmdir()
+  with contextlib.ExitStack() as stack:
+    if paths.is_remote(folder):
+      temporary = tempfile.TemporaryDirectory()
+      aside = epath.Path(stack.enter_context(temporary))
+    else:
+      aside = folder / f'.partial.{os.getpid()}'
+      aside.mkdir(parents=True)
+    captions = _draw(aside, facts, results, trained, originals, validation_path)
+    (aside / METRICS).write_text(_json(facts, results))
+    (aside / PAGE).write_text(_page(aside, facts, results, captions))
+    if paths.is_remote(folder):
+      paths.copy(aside, folder)
+      return
+    for path in aside.iterdir():
+      path.replace(folder / path.name)
+    aside.rmdir()
 
 
 def write_partial(

@@ -17,6 +17,7 @@ from tensorboard.summary.writer import record_writer
 
 from sweeps import variation
 from sweeps.results import Result
+from vae import atomic_files
 
 # TensorBoard reads the files that have the first of these in their names; the
 # last tells this module's files from others.
@@ -185,7 +186,4 @@ def _write_events(path, summary):
     event = event_pb2.Event(wall_time=now, **content)
     writer.write(event.SerializeToString())
   path.parent.mkdir(parents=True, exist_ok=True)
-  # Not read by TensorBoard until it has its name.
-  partial = path.with_name(f'{time.time_ns()}.partial')
-  partial.write_bytes(file.getvalue())
-  partial.replace(path)
+  atomic_files.replace(path, file.getvalue())

@@ -23,7 +23,7 @@ class PointWriter:
       PointLostError: as `write_scalars`.
     """
     self._study.check(self._claim)
-    self._writer.flush()
+    return self._writer.flush()
 
   def write_scalars(self, step, scalars):
     """See `reports.Writer`.

@@ -25,6 +25,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 import sqlalchemy
 
+import processes
 from sweeps import definition as definitions
 from sweeps import liveness
 from sweeps import points
@@ -160,7 +161,7 @@ class Study:
     trial = self._patiently(self._storage.get_trial, claim.trial_id)
     return (
       trial.state == TrialState.RUNNING
-      and trial.user_attrs.get('worker') == liveness.this_worker()
+      and trial.user_attrs.get('worker') == processes.this_one()
     )
 
   def _patiently(self, function: Callable[..., Any], *args, **kwargs) -> Any:
@@ -308,7 +309,7 @@ class Study:
       self._storage.set_trial_user_attr,
       claim.trial_id,
       'worker',
-      liveness.this_worker(),
+      processes.this_one(),
     )
     self._heart.beat_for(claim.trial_id)
 
@@ -451,7 +452,7 @@ class Study:
       for trial in self._by_name().values()
       if trial.state == TrialState.RUNNING
       and (worker := trial.user_attrs.get('worker'))
-      and worker != liveness.this_worker()
+      and worker != processes.this_one()
     }
     return len(workers)
 

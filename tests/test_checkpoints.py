@@ -405,21 +405,6 @@ def test_an_unreadable_checkpoint_does_not_count(tmp_path, monkeypatch, damage):
   assert 'step 4 could be written' in relief
 
 
-def test_object_store_has_a_last_file_instead_of_a_rename(
-  tmp_path, monkeypatch
-):
-  monkeypatch.setattr(checkpoints, '_is_remote', lambda path: True)
-  assert save_all(tmp_path, {1: 1.0, 2: 2.0}).all_steps() == [1, 2]
-  # As of a process that was killed while it wrote.
-  (tmp_path / 'checkpoints/2/commit_success.txt').unlink()
-  saved = checkpoints.Checkpoints(tmp_path)
-  assert saved.all_steps() == [1] and saved.latest_step() == 1
-  saved = save_all(tmp_path, {3: 3.0, 4: 4.0, 5: 5.0})
-  assert saved.all_steps() == [1, 3, 4, 5]
-  assert sorted(p.name for p in saved.directory.iterdir()) == list('1345')
-  assert saved.restore_last(state_at(0)).state.step == 5
-
-
 def test_waiting_for_a_disk_ends_when_told_to(tmp_path, monkeypatch):
   Disk(monkeypatch, 10**9)
   monkeypatch.setattr(checkpoint_writer, '_SECONDS_TO_ASK', 0.01)

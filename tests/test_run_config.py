@@ -105,7 +105,7 @@ def test_celeba_is_the_articles_schedule():
     ('data.crop_size', -1, 'at least 0'),
     ('data.dir', 'a\0b', 'a folder'),
     ('data.dir', '\udcff', 'in UTF-8'),
-    ('data.dir', 'bogus://x', 'of gs:// or s3://'),
+    ('data.dir', 'bogus://x', 'local or of gs://'),
     pytest.param('data.source', 'x' * 10**6, 'one of celeba', id='long string'),
     ('data.source', np.array([['a'], ['b']]), 'a string'),
     ('data.source', 'imagenet', 'one of celeba, cartoon_faces, folder'),

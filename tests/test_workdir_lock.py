@@ -67,7 +67,7 @@ def test_lock_goes_with_its_process(holder, tmp_path, end):
     holder.wait()
   assert (tmp_path / 'lock.json').exists()
   assert try_to_hold(tmp_path)
-  assert f'"process": {os.getpid()}' in (tmp_path / 'lock.json').read_text()
+  assert f'"pid": {os.getpid()}' in (tmp_path / 'lock.json').read_text()
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"host": 3}', '\0\0'])

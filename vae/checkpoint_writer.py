@@ -15,12 +15,13 @@ import os
 import re
 import threading
 import time
+from typing import Any
 
 from etils import epath
 import jax
-import orbax.checkpoint as ocp
 
 from vae import checkpoints
+from vae import paths
 from vae.checkpoints import Checkpoints
 from vae.checkpoints import DamagedError
 from vae.errors import WriteError
@@ -123,6 +124,7 @@ class CheckpointWriter:
     state: TrainState,
     metrics: Mapping[str, float] | None = None,
     untold: Mapping[str, list[float]] | None = None,
+    first: Callable[[], None] = lambda: None,
   ) -> None:
     """Has a checkpoint written, once the one before it is.
 
@@ -134,11 +136,13 @@ class CheckpointWriter:
       metrics: of a validation of this very state; a checkpoint without them
         gives way to any that has them.
       untold: as of `checkpoints.Restored`.
+      first: called before writing, in the background; saves the metrics that
+        the checkpoint counts on.
     """
     state = jax.device_get(state)
     with self._changed:
       self._changed.wait_for(self._is_tried)
-      self._job = (step, state, dict(metrics or {}), dict(untold or {}))
+      self._job = (step, state, dict(metrics or {}), dict(untold or {}), first)
       self._changed.notify_all()
 
   def _is_tried(self) -> bool:
@@ -179,7 +183,8 @@ class CheckpointWriter:
     if error is None and self._error is not None:
       self._warn(f'The checkpoint of step {step:,} could be written.')
 
-  def _write(self, step, state, metrics, untold) -> None:
+  def _write(self, step, state, metrics, untold, first) -> None:
+    first()
     if step in self._saved.all_steps():
       # It was saved when the run was stopped, and is validated now; or could
       # not be flushed.
@@ -196,15 +201,11 @@ class CheckpointWriter:
     folder = self._saved.unfinished(step)
     folder.mkdir()
     contents = checkpoints.make_contents(state, metrics, untold)
-    with checkpoints.open_orbax(folder) as (orbax, plain):
-      orbax.save(plain / checkpoints.STATE, args=ocp.args.StandardSave(state))
-    for path, content in (
-      (checkpoints.METRICS_FILE, metrics),
-      (checkpoints.CONTENTS_FILE, contents),
-    ):
-      (folder / path).parent.mkdir()
-      (folder / path).write_text(json.dumps(content))
-    self._saved.read_back(state, folder)
+    checkpoints.save_state(state, folder)
+    _write_json(folder / checkpoints.METRICS_FILE, metrics)
+    self._saved.read_back(state, folder, contents)
+    _write_json(folder / checkpoints.CONTENTS_FILE, contents)
+    checkpoints.check_contents(folder)
     _flush(folder)
     self._saved.publish(step)
 
@@ -218,9 +219,14 @@ class CheckpointWriter:
         self._saved.delete(step)
 
 
+def _write_json(path: epath.Path, content: Mapping[str, Any]) -> None:
+  path.parent.mkdir()
+  path.write_text(json.dumps(content))
+
+
 def _flush(folder: epath.Path) -> None:
   """Forces a folder and all in it to disk."""
-  if '://' in str(folder):
+  if paths.is_remote(folder):
     return
   for root, _, names in os.walk(folder):
     for path in (root, *(os.path.join(root, name) for name in names)):
@@ -229,7 +235,7 @@ def _flush(folder: epath.Path) -> None:
 
 def _flush_names(folder: epath.Path) -> None:
   """Forces the names in a folder to disk."""
-  if '://' not in str(folder):
+  if not paths.is_remote(folder):
     _sync(folder)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vae import atomic_files
+from vae import paths
 from vae.errors import UserError
 from vae.training import TrainState
 
@@ -32,15 +33,13 @@ METRIC = 'val/loss'
 
 # In the folder of a checkpoint: the state, its table of contents, its metrics.
 STATE = 'default'
+# The table is written last: a bucket cannot rename, and there a checkpoint is
+# complete if it has one.
 CONTENTS_FILE = 'contents/metadata'
 METRICS_FILE = 'metrics/metrics'
 
 # Part of the name of a folder that is being written or deleted.
 _UNFINISHED = '.orbax-checkpoint-tmp'
-
-# An object store cannot rename; there this file, the last one to be written,
-# says that a checkpoint is complete.
-_COMMIT = 'commit_success.txt'
 
 # Orbax takes a path for a pattern, and TensorStore a backslash for a slash.
 _NOT_PLAIN = frozenset('*?[]\\')
@@ -112,7 +111,7 @@ class Checkpoints:
 
   def __init__(self, workdir: epath.PathLike):
     """Takes the folder of the run, which need not be there."""
-    self._workdir = epath.Path(workdir).resolve()
+    self._workdir = paths.absolute(workdir)
     self.directory = self._workdir / DIRECTORY
 
   def all_steps(self) -> list[int]:
@@ -120,8 +119,8 @@ class Checkpoints:
     if not self.directory.is_dir():
       return []
     folders = self.directory.iterdir()
-    if _is_remote(self.directory):
-      folders = (f for f in folders if (f / _COMMIT).exists())
+    if paths.is_remote(self.directory):
+      folders = (f for f in folders if (f / CONTENTS_FILE).exists())
     names = (folder.name for folder in folders)
     return sorted(int(name) for name in names if name.isdecimal())
 
@@ -240,7 +239,7 @@ class Checkpoints:
         number, place = number + 1, folder / f'{other}_{number}'
       try:
         folder.mkdir(exist_ok=True)
-        (self.directory / str(other)).rename(place)
+        paths.move(self.directory / str(other), place)
       except OSError as reason:
         raise UserError(
           f'the checkpoint of step {other} in {self.directory} is damaged '
@@ -252,14 +251,20 @@ class Checkpoints:
         f'moved to {place}; the run goes on from that of step {step}.'
       )
 
-  def _restore(self, shapes: TrainState, folder: epath.Path) -> Restored:
-    """Reads all of a checkpoint.
+  def _restore(
+    self,
+    shapes: TrainState,
+    folder: epath.Path,
+    contents: dict[str, Any] | None = None,
+  ) -> Restored:
+    """Reads all of a checkpoint, but for `contents` if they are given.
 
     Raises:
       DamagedError: if it is not as it was written.
       UserError: if its arrays are not those of `shapes`.
     """
-    contents, metrics = _read_contents(folder), _read_metrics(folder)
+    contents = contents or _read_contents(folder)
+    metrics = _read_metrics(folder)
     if contents is not None:
       check_arrays(contents['arrays'], shapes)
       # They may have been added, just before the run was killed.
@@ -267,16 +272,7 @@ class Checkpoints:
       if _digest_of_json(metrics) != _digest_of_json(known):
         raise DamagedError('its metrics are not those that were saved.')
     target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), shapes)
-    with open_orbax(folder) as (orbax, plain):
-      try:
-        state = orbax.restore(
-          plain / STATE, args=ocp.args.StandardRestore(target)
-        )
-      except MemoryError:
-        raise
-      except Exception as error:  # Whatever comes of bytes that make no sense.
-        _check_readable(folder)
-        raise DamagedError(f'it cannot be read: {_brief(error)}.') from error
+    state = _restore_state(folder, target)
     found = describe(state)
     if contents is None:
       # Written before there were digests.
@@ -301,37 +297,38 @@ class Checkpoints:
     ):
       atomic_files.replace(path, json.dumps(content).encode())
 
-  def read_back(self, state: TrainState, folder: epath.Path) -> None:
+  def read_back(
+    self, state: TrainState, folder: epath.Path, contents: dict[str, Any]
+  ) -> None:
     """Checks that a checkpoint that was just written can be restored.
 
     Args:
       state: that was written.
       folder: of the checkpoint, under whatever name.
+      contents: its table of contents, which need not be in the folder yet.
 
     Raises:
       DamagedError: if what is read is not what was written.
       UserError: if the disk cannot be read.
     """
-    self._restore(state, folder)
+    self._restore(state, folder, contents)
 
   def unfinished(self, step: int) -> epath.Path:
     """The folder that the checkpoint of a step is written into."""
-    if _is_remote(self.directory):
+    if paths.is_remote(self.directory):
       return self._folder(step)
     return self.directory / f'{step}{_UNFINISHED}'
 
   def publish(self, step: int) -> None:
     """Makes a checkpoint that is written one of `all_steps`."""
-    if _is_remote(self.directory):
-      (self._folder(step) / _COMMIT).write_text('')
-    else:
+    if not paths.is_remote(self.directory):
       self.unfinished(step).rename(self._folder(step))
 
   def delete(self, step: int) -> None:
     """Deletes a checkpoint; one that is half deleted is none of `all_steps`."""
     folder = self._folder(step)
-    if _is_remote(folder):
-      (folder / _COMMIT).unlink()
+    if paths.is_remote(folder):
+      (folder / CONTENTS_FILE).unlink()
     else:
       folder = folder.rename(self.unfinished(step))
     folder.rmtree()
@@ -341,9 +338,9 @@ class Checkpoints:
     for folder in self.directory.iterdir():
       name = folder.name
       if _UNFINISHED in name or (
-        _is_remote(folder)
+        paths.is_remote(folder)
         and name.isdecimal()
-        and not (folder / _COMMIT).exists()
+        and not (folder / CONTENTS_FILE).exists()
       ):
         folder.rmtree()
 
@@ -351,8 +348,36 @@ class Checkpoints:
     return self.directory / str(step)
 
 
+def save_state(state: TrainState, folder: epath.Path) -> None:
+  """Writes a state into the folder of its checkpoint, which is there."""
+  with _open_orbax(folder) as (orbax, plain):
+    orbax.save(plain / STATE, args=ocp.args.StandardSave(state))
+    if paths.is_remote(folder):
+      paths.copy(plain, folder)
+
+
+def _restore_state(folder: epath.Path, target: TrainState) -> TrainState:
+  """Reads a state, as a tree of the shapes and dtypes of `target`.
+
+  Raises:
+    DamagedError: if it cannot be made of what is there.
+    UserError: if what is there cannot be read.
+  """
+  with _open_orbax(folder) as (orbax, plain):
+    if paths.is_remote(folder):
+      with _reading_errors(folder / STATE):
+        paths.copy(folder / STATE, plain / STATE)
+    try:
+      return orbax.restore(plain / STATE, args=ocp.args.StandardRestore(target))
+    except MemoryError:
+      raise
+    except Exception as error:  # Whatever comes of bytes that make no sense.
+      _check_readable(plain)
+      raise DamagedError(f'it cannot be read: {_brief(error)}.') from error
+
+
 @contextlib.contextmanager
-def open_orbax(
+def _open_orbax(
   folder: epath.Path,
 ) -> Iterator[tuple[ocp.Checkpointer, epath.Path]]:
   """An Orbax checkpointer of one state, and a path that it understands.
@@ -361,11 +386,13 @@ def open_orbax(
     folder: to be read or written, whatever characters are in its path.
 
   Yields:
-    The checkpointer, and a path of the folder without `_NOT_PLAIN` characters:
-    a symbolic link's, if its own has some.
+    The checkpointer, and the folder; but a symbolic link to it if its path has
+    `_NOT_PLAIN` characters, and an empty local folder if it is in a bucket:
+    Orbax there asks for rights that writing objects does not need, and its
+    errors say nothing.
 
   Raises:
-    UserError: if there is no place for the link.
+    UserError: if there is no place for the link or the local folder.
   """
   with contextlib.ExitStack() as stack:
     orbax = stack.enter_context(
@@ -374,18 +401,20 @@ def open_orbax(
         multiprocessing_options=alone(),
       )
     )
-    if _NOT_PLAIN.intersection(str(folder)) and not _is_remote(folder):
+    if paths.is_remote(folder) or _NOT_PLAIN.intersection(str(folder)):
       try:
         place = stack.enter_context(tempfile.TemporaryDirectory())
       except OSError as error:
         raise UserError(
-          f'{folder} has one of {"".join(sorted(_NOT_PLAIN))} in its path and '
-          'needs a link in a temporary folder, which cannot be made '
+          f'{folder} needs a temporary folder, which cannot be made '
           f'({error.strerror}); set TMPDIR to a folder that can be written.'
         ) from error
-      link = epath.Path(place) / 'checkpoint'
-      os.symlink(folder, link)
-      folder = link
+      plain = epath.Path(place) / 'checkpoint'
+      if paths.is_remote(folder):
+        plain.mkdir()
+      else:
+        os.symlink(folder, plain)
+      folder = plain
     yield orbax, folder
 
 
@@ -465,8 +494,15 @@ def _read(path: epath.Path) -> bytes:
     DamagedError: if it is not there.
     UserError: if it cannot be read, which says nothing of what it holds.
   """
-  try:
+  with _reading_errors(path):
     return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _reading_errors(path: epath.Path) -> Iterator[None]:
+  """Turns what reading raises into the two errors of `_read`."""
+  try:
+    yield
   except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
     raise DamagedError(f'{path.name} is not there.') from error
   except OSError as error:
@@ -482,11 +518,8 @@ def _check_readable(folder: epath.Path) -> None:
   Raises:
     UserError: if what is there cannot be read at all.
   """
-  if _is_remote(folder):
-    return
-  for root, _, names in os.walk(folder):
-    for name in names:
-      _read(epath.Path(root) / name)
+  for name in paths.list_files(folder):
+    _read(folder / name)
 
 
 def _read_contents(folder: epath.Path) -> dict[str, Any] | None:
@@ -503,16 +536,25 @@ def _read_contents(folder: epath.Path) -> dict[str, Any] | None:
   raise DamagedError('its table of contents is not what was saved.')
 
 
+def check_contents(folder: epath.Path) -> None:
+  """Checks the table of contents that was just written.
+
+  Raises:
+    DamagedError: if it is not what was written; it is deleted.
+  """
+  try:
+    _read_contents(folder)
+  except DamagedError:
+    (folder / CONTENTS_FILE).unlink()
+    raise
+
+
 def _read_metrics(folder: epath.Path) -> dict[str, float]:
   path = folder / METRICS_FILE
   metrics = _read_json(path)
   if not isinstance(metrics, dict):
     raise DamagedError(f'{path.name} cannot be read.')
   return metrics
-
-
-def _is_remote(path: epath.Path) -> bool:
-  return '://' in str(path)
 
 
 def _read_json(path: epath.Path) -> Any:

@@ -11,6 +11,8 @@ import stat
 
 from etils import epath
 
+from vae import paths
+
 # Of an image, a list or an archive: far more than any needs.
 MAX_BYTES = 1 << 28
 
@@ -61,6 +63,6 @@ def read(
   Raises:
     OSError: as `check` does.
   """
-  if '://' not in str(path):
+  if not paths.is_remote(path):
     check(path, max_bytes)
   return path.read_bytes()

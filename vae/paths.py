@@ -1,6 +1,21 @@
-"""Paths as users write them."""
+"""Paths as users write them: local ones, and gs://BUCKET/… of a bucket."""
+
+from concurrent import futures
+import os
 
 from etils import epath
+import fsspec
+
+from vae.errors import UserError
+
+# epath prefers TensorFlow for buckets if it is installed, whose client retries
+# for ever if a bucket is missing. epath reads this once, at its first gs://.
+os.environ['EPATH_USE_TF'] = '0'
+for _name in ('gs', 'gcs'):
+  fsspec.register_implementation(_name, 'vae.buckets.FileSystem', clobber=True)
+
+# Requests to a bucket that are under way at a time.
+_COPIED_AT_ONCE = 8
 
 
 def expand(path: epath.PathLike) -> epath.Path:
@@ -8,5 +23,58 @@ def expand(path: epath.PathLike) -> epath.Path:
 
   A shell leaves the `~` of --workdir=~/runs as it is. A URL such as
   gs://BUCKET/runs, and a name that is no user's, stay too.
+
+  Raises:
+    UserError: if it is a URL, but not of gs://.
   """
+  if is_remote(path) and not str(path).startswith('gs://'):
+    raise UserError(f'{path} is neither a local path nor gs://BUCKET/….')
   return epath.Path(path).expanduser()
+
+
+def is_remote(path: epath.PathLike) -> bool:
+  """Whether a path is in a bucket, and not on a disk."""
+  return '://' in str(path)
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+  """The path without `..`, from the root; a bucket's stays as it is."""
+  path = epath.Path(path)
+  return path if is_remote(path) else path.resolve()
+
+
+def list_files(folder: epath.PathLike) -> list[str]:
+  """Relative paths of the files in a folder and below it, sorted."""
+  folder = str(folder).rstrip('/')
+  if not is_remote(folder):
+    found = (
+      os.path.relpath(os.path.join(root, name), folder)
+      for root, _, names in os.walk(folder)
+      for name in names
+    )
+  else:
+    top = folder.partition('://')[2] + '/'
+    names = fsspec.filesystem('gcs').find(folder)
+    found = (name.removeprefix(top) for name in names)
+  # Consoles of buckets make empty objects for folders.
+  return sorted(name for name in found if name and not name.endswith('/'))
+
+
+def copy(source: epath.Path, target: epath.Path) -> None:
+  """Copies the files of a folder; one of the two may be in a bucket."""
+
+  def copy_file(name: str) -> None:
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    (target / name).write_bytes((source / name).read_bytes())
+
+  with futures.ThreadPoolExecutor(_COPIED_AT_ONCE) as pool:
+    list(pool.map(copy_file, list_files(source)))
+
+
+def move(source: epath.Path, target: epath.Path) -> None:
+  """Moves a folder to a path that is free, on the same disk or bucket."""
+  if is_remote(source):
+    copy(source, target)
+    source.rmtree()
+  else:
+    source.rename(target)
