@@ -31,6 +31,7 @@ import os
 import pathlib
 import random
 import re
+import signal
 import socket
 import socketserver
 import ssl
@@ -1152,6 +1153,8 @@ def main():
   parser.add_argument('--port', type=int, default=4443, help='0: a free one')
   parser.add_argument('--buckets', default='bucket', help='comma-separated')
   arguments = parser.parse_args()
+  # The certificate's folder is removed at the end.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit())
   with serve(arguments.buckets.split(','), arguments.port) as server:
     print(json.dumps(dataclasses.asdict(server)), flush=True)
     with contextlib.suppress(KeyboardInterrupt):

@@ -405,6 +405,8 @@ def test_process():
     server.delete('two', 'a b/ü')
     with pytest.raises(KeyError):
       server.read('two', 'a b/ü')
+    assert os.path.exists(server.certificate)
+  assert not os.path.exists(server.certificate)
 
 
 # Clients.
