@@ -21,6 +21,8 @@ from datasets.decoded import digest
 from vae import ordinary_files
 from vae.errors import shown
 from vae.errors import UserError
+from vae.paths import is_remote
+from vae.paths import list_generations
 from vae.splits import Labels
 
 SPLITS = ('train', 'validation', 'test')
@@ -106,7 +108,8 @@ class FileSplit:
     self._names = np.array(names, dtype=object)
     self._paths = np.array(paths, dtype=object)
     self._read_labels = read_labels
-    self._remote = b'://' in folder
+    self._folder = os.fsdecode(folder)
+    self._remote = is_remote(self._folder)
     self.num_examples = len(names)
 
   def read(
@@ -151,9 +154,12 @@ class FileSplit:
     )
 
   def fingerprint(self) -> str | None:
-    """See `EncodedSplit`: of names, sizes and times of change."""
+    """See `EncodedSplit`: of names, sizes and times of change.
+
+    Of objects in a bucket, of names and generations.
+    """
     if self._remote:
-      return None
+      return _of_objects(self._folder, map(os.fsdecode, self._names))
     return _of_files(self._paths)
 
   def names_digest(self, indices: np.ndarray) -> str:
@@ -260,8 +266,9 @@ class TfdsSplit:
   def fingerprint(self) -> str | None:
     """See `EncodedSplit`: of the files that hold the records."""
     files = self._builder.info.splits[self._split].filepaths
-    if any('://' in str(path) for path in files):
-      return None
+    if is_remote(self._builder.data_dir):
+      folder = str(self._builder.data_dir)
+      return _of_objects(folder, (os.path.basename(path) for path in files))
     return _of_files([os.fsencode(path) for path in files])
 
   def names_digest(self, indices: np.ndarray) -> str:
@@ -305,6 +312,12 @@ def _of_files(paths: Iterable[bytes]) -> str | None:
     path = os.path.abspath(path)
     hashed.update(b'%s\n%d\n%d\n' % (path, facts.st_size, facts.st_mtime_ns))
   return hashed.hexdigest()
+
+
+def _of_objects(folder: str, names: Iterable[str]) -> str:
+  """A hash of the names and generations of objects in a bucket's folder."""
+  generations = list_generations(folder)
+  return digest(folder, *((name, generations.get(name)) for name in names))
 
 
 def is_hidden(name: str) -> bool:

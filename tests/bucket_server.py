@@ -1133,6 +1133,8 @@ def environment(server: Server) -> dict[str, str]:
   return {
     # TensorFlow; the token is also tensorstore's.
     'https_proxy': server.url,
+    # The processes of one run find each other without it.
+    'no_proxy': '127.0.0.1,localhost',
     'CURL_CA_BUNDLE': server.certificate,
     'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'token',
     # tensorstore, as Orbax uses it.

@@ -261,7 +261,7 @@ def test_bucket_that_fails_for_a_while_loses_no_checkpoint(
 def test_outage_does_not_make_a_checkpoint_incomplete(server, hasty, workdir):
   """Else the next save would delete it."""
   saved = save_all(workdir, {1: 1.0})
-  server.set_faults(answers={'contents': 503})
+  server.set_faults(answers={'objects.list': 503})
   with pytest.raises(OSError, match='503'):
     saved.all_steps()
   with pytest.raises(OSError, match='503'):
@@ -503,6 +503,28 @@ def test_folder_of_images_in_a_bucket_is_the_local_one(
       for s in (ours, theirs)
     ]
     assert read[0] == read[1]
+
+
+def test_decoded_images_are_kept_until_an_object_is_written_again(
+  server, workdir, tmp_path
+):
+  names = [f'{i}.png' for i in range(30)]
+  local = epath.Path(tmp_path) / 'data'
+  write_images(local, names)
+  paths.copy(local, workdir)
+
+  def fingerprints():
+    paths.list_generations.cache_clear()  # As in another process.
+    found = image_folder.find(workdir)
+    return {split: found[split].fingerprint() for split in SPLITS}
+
+  first = fingerprints()
+  assert fingerprints() == first and len(set(first.values())) == 3
+  split = image_folder.find(workdir)['test']
+  path = epath.Path(split.name(0))
+  path.write_bytes(path.read_bytes())
+  second = fingerprints()
+  assert [s for s in SPLITS if first[s] != second[s]] == ['test']
 
 
 # Which clients there are.

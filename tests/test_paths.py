@@ -35,7 +35,6 @@ def at_home(trained_run, monkeypatch):
     ('runs/~', 'runs/~'),
     ('/runs/~/a', '/runs/~/a'),
     ('gs://bucket/~/a', 'gs://bucket/~/a'),
-    ('s3://~/a', 's3://~/a'),
     ('~no_such_user/a', '~no_such_user/a'),
   ],
 )

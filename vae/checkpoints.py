@@ -116,12 +116,14 @@ class Checkpoints:
 
   def all_steps(self) -> list[int]:
     """The steps of all the checkpoints, ascending."""
-    if not self.directory.is_dir():
-      return []
-    folders = self.directory.iterdir()
     if paths.is_remote(self.directory):
-      folders = (f for f in folders if (f / CONTENTS_FILE).exists())
-    names = (folder.name for folder in folders)
+      end = f'/{CONTENTS_FILE}'
+      files = paths.list_files(self.directory)
+      names = (name.removesuffix(end) for name in files if name.endswith(end))
+    elif self.directory.is_dir():
+      names = (folder.name for folder in self.directory.iterdir())
+    else:
+      return []
     return sorted(int(name) for name in names if name.isdecimal())
 
   def latest_step(self) -> int | None:
@@ -298,14 +300,17 @@ class Checkpoints:
       atomic_files.replace(path, json.dumps(content).encode())
 
   def read_back(
-    self, state: TrainState, folder: epath.Path, contents: dict[str, Any]
+    self,
+    state: TrainState,
+    folder: epath.Path,
+    contents: dict[str, Any] | None = None,
   ) -> None:
     """Checks that a checkpoint that was just written can be restored.
 
     Args:
       state: that was written.
       folder: of the checkpoint, under whatever name.
-      contents: its table of contents, which need not be in the folder yet.
+      contents: its table of contents, if it is not in the folder yet.
 
     Raises:
       DamagedError: if what is read is not what was written.
@@ -335,12 +340,10 @@ class Checkpoints:
 
   def clear_unfinished(self) -> None:
     """Deletes what a killed process left half written or half deleted."""
+    complete = set(map(str, self.all_steps()))
     for folder in self.directory.iterdir():
-      name = folder.name
-      if _UNFINISHED in name or (
-        paths.is_remote(folder)
-        and name.isdecimal()
-        and not (folder / CONTENTS_FILE).exists()
+      if _UNFINISHED in folder.name or (
+        folder.name.isdecimal() and folder.name not in complete
       ):
         folder.rmtree()
 
