@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import datetime
+import email.utils
 import errno
 import fcntl
 import json
@@ -124,7 +125,7 @@ class _ObjectLock:
       self._files.pipe_file(self._path, content, mode='create')
     # A request that was repeated finds what it made itself.
     with contextlib.suppress(FileNotFoundError):
-      self._generation = self._facts()['generation']
+      self._generation = self._look()[0]['generation']
       return self._files.cat_file(self._path) == content
     return False
 
@@ -135,31 +136,46 @@ class _ObjectLock:
       InUseError: if its holder runs.
     """
     with contextlib.suppress(FileNotFoundError):
-      facts = self._facts()
+      facts, _ = self._look()
       text = self._files.cat_file(self._path)
       is_dead = _is_dead(text)
       if is_dead is None:
-        is_dead = self._stays(facts, _in_words(text))
+        is_dead = not self._is_touched(_in_words(text))
       if not is_dead:
         raise InUseError(self._workdir, _in_words(text))
       self._delete(facts['generation'])
 
-  def _stays(self, facts: dict[str, str], holder: str) -> bool:
-    """Whether the object is not touched for as long as a dead holder's."""
-    print(
-      f'{self._workdir} is locked by {holder}; waiting up to '
-      f'{_SECONDS_UNTIL_DEAD:.0f}s for a sign that it still runs …',
-      flush=True,
-    )
-    end = time.monotonic() + _SECONDS_UNTIL_DEAD
-    while time.monotonic() < end:
-      time.sleep(_SECONDS_BETWEEN_LOOKS)
-      if self._facts()['updated'] != facts['updated']:
-        return False
-    return True
+  def _is_touched(self, holder: str) -> bool:
+    """Whether the object is touched within the time that a holder has for it.
 
-  def _facts(self) -> dict[str, str]:
-    return self._call('GET', json_out=True)
+    Args:
+      holder: in words, for a line if that has to be waited for.
+    """
+    facts, age = self._look()
+    if age < _SECONDS_UNTIL_DEAD:
+      print(
+        f'{self._workdir} is locked by {holder}; waiting up to '
+        f'{_SECONDS_UNTIL_DEAD:.0f}s for a sign that it still runs …',
+        flush=True,
+      )
+    last = facts['updated']
+    while age < _SECONDS_UNTIL_DEAD:
+      time.sleep(_SECONDS_BETWEEN_LOOKS)
+      facts, age = self._look()
+      if facts['updated'] != last:
+        return True
+    return False
+
+  def _look(self) -> tuple[dict[str, str], float]:
+    """The object's metadata, and how many seconds ago it was touched.
+
+    By the bucket's clock; that of the holder's machine may be another.
+    """
+    headers, content = self._call('GET')
+    facts = json.loads(content)
+    now = email.utils.parsedate_to_datetime(headers['Date'])
+    touched = datetime.datetime.fromisoformat(facts['updated'])
+    return facts, (now - touched).total_seconds()
 
   def _delete(self, generation: str) -> None:
     with contextlib.suppress(FileNotFoundError):

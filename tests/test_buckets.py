@@ -454,11 +454,22 @@ def test_run_on_another_machine_counts_as_long_as_it_touches_the_lock(
     process.wait()
     if end == 'unreadable':
       (workdir / 'lock.json').write_text('[')
-    start = time.monotonic()
     assert try_to_hold(workdir)
-    assert time.monotonic() - start >= 2
   who = 'another process' if end == 'unreadable' else f'process {process.pid}'
   assert f'locked by {who}' in capsys.readouterr().out
+
+
+def test_lock_of_a_run_that_died_long_ago_is_not_waited_for(
+  server, workdir, monkeypatch, capsys
+):
+  monkeypatch.setattr(workdir_lock, '_SECONDS_UNTIL_DEAD', 2)
+  with holder(workdir, 'another') as process:
+    process.kill()
+    process.wait()
+  time.sleep(4)
+  monkeypatch.setattr(workdir_lock.time, 'sleep', lambda seconds: 1 / 0)
+  assert try_to_hold(workdir)
+  assert 'waiting' not in capsys.readouterr().out
 
 
 def test_run_that_slept_while_another_took_over_ends(
