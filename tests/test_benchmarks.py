@@ -104,3 +104,19 @@ def test_minimum_bytes_of_a_network_counted_by_hand():
   for expected, is_fused in ((separate, False), (fused, True)):
     counted = bandwidth.minimum_bytes(config, 10, 'bfloat16', is_fused)
     assert counted == 10 * expected + 40 * parameters
+
+
+def test_run_in_a_bucket_is_compared_with_one_on_a_disk(tmp_path):
+  output = tmp_path / 'results.json'
+  result = subprocess.run(
+    [sys.executable, 'benchmarks/bucket.py', '--quick', f'--output={output}'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert result.returncode == 0, result.stderr
+  assert 'bucket / disk, median of the rounds' in result.stdout
+  found = json.loads(output.read_text())
+  speeds = found['images_per_second']
+  assert found['ratio'] == speeds['bucket'][0] / speeds['disk'][0] > 0

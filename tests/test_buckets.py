@@ -5,6 +5,7 @@ test_bucket_runs.py has whole runs.
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ from tests.conftest import ROOT
 from tests.test_checkpoints import save_all
 from tests.test_checkpoints import state_at
 from tests.test_image_folder import write_images
+import vae
 from vae import atomic_files
 from vae import checkpoints
 from vae import mirror
@@ -79,6 +81,13 @@ def test_urls_stay_as_they_are():
   assert str(checkpoints.Checkpoints(url).directory) == f'{url}/checkpoints'
   with pytest.raises(UserError, match='s3://b/a is neither a local path nor'):
     paths.expand('s3://b/a')
+
+
+def test_missing_client_is_told_at_once(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'gcsfs', None)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(UserError, match='gs://b/run needs gcsfs: pip install'):
+    vae.load('gs://b/run')
 
 
 def test_folder_of_a_bucket_is_like_a_local_one(server, workdir, tmp_path):

@@ -2,6 +2,7 @@
 
 from concurrent import futures
 import functools
+import importlib.util
 import os
 
 from etils import epath
@@ -26,10 +27,13 @@ def expand(path: epath.PathLike) -> epath.Path:
   gs://BUCKET/runs, and a name that is no user's, stay too.
 
   Raises:
-    UserError: if it is a URL, but not of gs://.
+    UserError: if it is a URL, but not of gs://, or gcsfs is not installed.
   """
-  if is_remote(path) and not str(path).startswith('gs://'):
-    raise UserError(f'{path} is neither a local path nor gs://BUCKET/….')
+  if is_remote(path):
+    if not str(path).startswith('gs://'):
+      raise UserError(f'{path} is neither a local path nor gs://BUCKET/….')
+    if importlib.util.find_spec('gcsfs') is None:
+      raise UserError(f'{path} needs gcsfs: pip install gcsfs.')
   return epath.Path(path).expanduser()
 
 
