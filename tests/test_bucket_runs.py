@@ -116,16 +116,22 @@ def test_killed_run_ends_in_the_bits_of_a_local_one(
 
 
 def test_results_of_a_run_in_a_bucket_are_those_of_a_local_one(
-  server, data, local, workdir
+  server, data, local, workdir, celeba_dir, inception_file
 ):
-  """Copied there, so that no bit of it differs."""
+  """Copied there, so that no bit of it differs; labels and weights too."""
   undisturbed, _ = local
   paths.copy(undisturbed, workdir)
+  weights = workdir / 'weights.tgz'
+  weights.write_bytes(inception_file.read_bytes())
   found = []
-  for folder in (workdir, undisturbed):
+  for folder, images, network in (
+    (workdir, data, weights),
+    (undisturbed, celeba_dir, inception_file),
+  ):
     code, _, err = run(
       f'--workdir={folder}',
-      '--metrics=bounds',
+      f'--data_dir={images}',
+      f'--inception_weights={network}',
       '--importance_samples=4',
       script='evaluate.py',
     )
@@ -138,7 +144,7 @@ def test_results_of_a_run_in_a_bucket_are_those_of_a_local_one(
       if name.startswith(('evaluation/', 'generated/'))
     ]
     pictures = {
-      name: (folder / name).read_bytes()
+      re.sub('data_dir=[0-9a-f]+', '', name): (folder / name).read_bytes()
       for name in names
       if name.endswith('.png')
     }
@@ -146,6 +152,7 @@ def test_results_of_a_run_in_a_bucket_are_those_of_a_local_one(
     (path,) = (name for name in names if name.endswith('metrics.json'))
     results = json.loads((folder / path).read_text())
     assert results.pop('workdir') == str(folder) and results.pop('date')
+    assert {'fid_samples', 'mig'} <= results['metrics'].keys()
     found.append((pictures, results))
   assert found[0] == found[1] and len(found[0][0]) > 5
 

@@ -5,10 +5,8 @@ import math
 import re
 import shutil
 
-import numpy as np
 import pytest
 
-from tests import test_inception_weights
 from tests.browser import open_page
 from tests.preloaded import run
 from tests.test_main import finish
@@ -27,24 +25,6 @@ FIGURES = {
 def evaluate(*flags):
   """Exit status, standard output and standard error."""
   return run(*flags, script='evaluate.py')
-
-
-@pytest.fixture(scope='module')
-def inception_file(tmp_path_factory):
-  """The archive of an Inception network with random weights."""
-  generator = np.random.default_rng(0)
-  shapes = test_inception_weights.parameter_shapes()
-  values = {}
-  for name, shape in shapes.items():
-    if name.endswith('conv2d_params'):
-      deviation = np.sqrt(2 / np.prod(shape[:3]))
-      values[name] = deviation * generator.standard_normal(shape, np.float32)
-    else:
-      values[name] = float(name.endswith(('gamma', 'variance')))
-  path = tmp_path_factory.mktemp('inception') / 'inception.tgz'
-  graph = test_inception_weights.graph_of(values, shapes)
-  path.write_bytes(test_inception_weights.pack(graph))
-  return path
 
 
 @pytest.fixture(scope='module')
