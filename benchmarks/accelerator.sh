@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
 # Checks and measures an accelerator in one call of at most eight minutes.
 #
-#   benchmarks/accelerator.sh [--quick] [--seconds=480] [--parts=PART,...] FOLDER
+#   benchmarks/accelerator.sh [--quick] [--seconds=460] [--parts=PART,...] FOLDER
 #
 # The most valuable part comes first. Each has a process of its own and its share
 # of the time; one that fails, or takes longer, leaves the others alone, and one
 # for which no time is left is skipped. FOLDER ($OUT if it is not given) gets a
 # JSON file from each part, the trace of a step, and log.txt: for each part a
 # line that says how it ended, and the last lines that it printed. Parts that are
-# run again take the place of those before. The folder is made into tables by
-#
-#   python benchmarks/accelerator_tables.py FOLDER
+# run again take the place of those before. In the end, and at any time later,
+# accelerator_tables.py prints the folder's tables.
 #
 # Needs JAX, Flax, optax, Orbax and PyTorch, and no network. ml_collections may
 # be a wheel in the folder wheels/ instead. Python is $PYTHON, or python3.
@@ -18,12 +17,12 @@ set -u
 
 usage() {
   echo "accelerator.sh: $1; usage: benchmarks/accelerator.sh [--quick]" \
-    "[--seconds=480] [--parts=PART,...] FOLDER" >&2
+    "[--seconds=460] [--parts=PART,...] FOLDER" >&2
   exit 2
 }
 
 all=checks,train_step,end_to_end,command_buffers,population,profile
-quick=() seconds=480 parts=$all folder=${OUT:-}
+quick=() seconds=460 parts=$all folder=${OUT:-}
 for argument; do
   case $argument in
     --quick) quick=(--quick) ;;
@@ -61,9 +60,9 @@ status=0
 least=20
 [ ${#quick[@]} = 0 ] || least=1
 
-# Runs a part; of 480 seconds it may take so many.
+# Runs a part; of 460 seconds it may take so many.
 measure() {  # PART SECONDS SCRIPT FLAG...
-  local part=$1 limit=$(($2 * seconds / 480)) script=$3
+  local part=$1 limit=$(($2 * seconds / 460)) script=$3
   shift 3
   [[ ,$parts, == *,$part,* ]] || return
   local left=$((seconds - SECONDS)) start=$SECONDS outcome
@@ -73,15 +72,18 @@ measure() {  # PART SECONDS SCRIPT FLAG...
     outcome="skipped, as $((left > 0 ? left : 0)) s were left"
   else
     limit=$((limit < left ? limit : left))
-    timeout --kill-after=5 $((limit < least ? least : limit)) \
+    limit=$((limit < least ? least : limit))
+    timeout --kill-after=5 $limit \
       "$python" "benchmarks/$script.py" "${quick[@]}" "$@" \
       --output="$folder/$part.json" > "$output" 2>&1
-    case $? in
-      0) outcome=done ;;
-      124 | 137) outcome='ended, as it took too long' ;;
-      *) outcome="failed with exit status $?" ;;
-    esac
-    outcome="$outcome after $((SECONDS - start)) s"
+    local code=$? after=$((SECONDS - start))
+    if ((code == 0)); then
+      outcome="done after $after s"
+    elif ((code == 124 || code == 137 && after >= limit)); then
+      outcome="ended after $after s, as it took too long"
+    else
+      outcome="failed after $after s with exit status $code"
+    fi
   fi
   [[ $outcome == done* ]] || status=1
   { echo "=== $part: $outcome" && tail -n 80 "$output"; } >> "$log"
@@ -99,5 +101,5 @@ measure end_to_end 90 end_to_end --loop_only
 measure command_buffers 75 command_buffers
 measure population 60 population --runs=8 --rounds=3 --seconds=1
 measure profile 45 profile_step
-echo "$python benchmarks/accelerator_tables.py $folder prints the tables."
+"$python" benchmarks/accelerator_tables.py "$folder" || status=1
 exit $status
