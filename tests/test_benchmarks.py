@@ -51,7 +51,7 @@ def test_scripts_run_without_tensorflow(script, flags, said, tmp_path):
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=600,
   )
   assert result.returncode == 0, result.stderr
   assert said in result.stdout
