@@ -164,8 +164,13 @@ def table(modes: dict[str, dict[str, Any]]) -> str:
     'once: after the last epoch (its checkpoint, its pictures), s',
     lambda m: m['after_the_last_epoch'],
   )
-  row('first step, cold, s', lambda m: m['first_step_cold'], '{:.1f}')
-  row('first step, warm, s', lambda m: m['first_step_warm'], '{:.1f}')
+  for state in ('cold', 'warm'):
+    if f'first_step_{state}' in first:
+      row(
+        f'first step, {state}, s',
+        lambda m, state=state: m[f'first_step_{state}'],
+        '{:.1f}',
+      )
   return results.table(['', *(f'`{cache}`' for cache in modes)], rows)
 
 

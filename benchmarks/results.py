@@ -12,6 +12,7 @@ import sys
 
 import jax
 
+from vae import atomic_files
 from vae import devices
 from vae import paths
 from vae.errors import UserError
@@ -106,10 +107,18 @@ def significant(number: float) -> str:
   return f'{number:.1f}' if abs(number) >= 10 else f'{number:.2f}'
 
 
-def write(path: str | None, content: dict[str, object]) -> None:
-  """Writes it as JSON, where a path is given."""
+def save(path: str | None, content: dict[str, object]) -> None:
+  """Writes JSON if a path is given; again whenever there is more."""
   if path:
-    paths.expand(path).write_text(json.dumps(content, indent=2) + '\n')
+    text = json.dumps(content, indent=2) + '\n'
+    # Whoever is ended while it writes leaves what there was.
+    atomic_files.replace(paths.expand(path), text.encode())
+
+
+def write(path: str | None, content: dict[str, object]) -> None:
+  """Writes JSON if a path is given, and prints that."""
+  save(path, content)
+  if path:
     print(f'\n{path}: all rounds.')
 
 

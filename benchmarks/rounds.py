@@ -7,8 +7,14 @@ median counts.
 
 import argparse
 from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -116,6 +122,61 @@ def speedup(measured: Measured, other: Measured) -> float:
   times = np.array(measured.step_seconds), np.array(other.step_seconds)
   ratios = times[1] / times[0]
   return float(np.median(ratios)) * measured.batch_size / other.batch_size
+
+
+@contextlib.contextmanager
+def in_process(
+  name: str,
+  batch_size: int,
+  dtype: str,
+  command: Sequence[str],
+  environment: Mapping[str, str],
+) -> Iterator[Contender]:
+  """A contender that another process runs, which calls `serve`.
+
+  Args:
+    name: the contender's.
+    batch_size: the contender's.
+    dtype: the contender's.
+    command: starts the process.
+    environment: variables that the process has beside this one's.
+
+  Raises:
+    ChildProcessError: when it runs, if the process has ended.
+  """
+  with subprocess.Popen(
+    command,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    env={**os.environ, **environment},
+  ) as process:
+
+    def answers(word):
+      lines = iter(process.stdout.readline, '')
+      return any(line == f'{word}\n' for line in lines)
+
+    def run(num_steps):
+      with contextlib.suppress(BrokenPipeError):
+        print(num_steps, file=process.stdin, flush=True)
+      if not answers('done'):
+        raise ChildProcessError(f'{name}: its process ended, see above.')
+
+    # It has compiled nothing yet; but it has started, and made its images.
+    answers('ready')
+    try:
+      yield Contender(name, batch_size, dtype, run)
+    finally:
+      with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+
+
+def serve(contender: Contender) -> None:
+  """Makes as many steps as each line of the input says; answers when done."""
+  print('ready', flush=True)
+  for line in sys.stdin:
+    contender.run(int(line))
+    print('done', flush=True)
 
 
 def _time(contender: Contender, num_steps: int) -> float:

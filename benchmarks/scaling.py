@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -36,7 +35,7 @@ def main() -> None:
   """Measures, prints a table for each thing, and writes JSON."""
   args = _arguments()
   if args.serve:
-    _serve(args)
+    rounds.serve(_contender(args, str(jax.device_count())))
     return
   facts = results.machine()
   results.warn_of_other_work(facts)
@@ -131,38 +130,19 @@ def _contender(
   return jax_vae.training_steps(name, config, split, batch_size, max_steps)
 
 
-@contextlib.contextmanager
-def _on_devices(args: argparse.Namespace, count: int):
+def _on_devices(
+  args: argparse.Namespace, count: int
+) -> contextlib.AbstractContextManager[rounds.Contender]:
   """A contender in a process that has so many virtual devices."""
   flags = os.environ.get('XLA_FLAGS', '')
   flags += f' --xla_force_host_platform_device_count={count}'
-  command = [sys.executable, __file__, '--serve', *['--quick'] * args.quick]
-  with subprocess.Popen(
-    command,
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
-  ) as process:
-    # It has compiled nothing yet; but it has started, and made its images.
-    process.stdout.readline()
-
-    def run(num_steps):
-      print(num_steps, file=process.stdin, flush=True)
-      if not process.stdout.readline():
-        raise SystemExit(f'The process with {count} devices ended.')
-
-    yield rounds.Contender(str(count), args.batch_size, 'float32', run)
-    process.stdin.close()
-
-
-def _serve(args: argparse.Namespace) -> None:
-  """Makes as many steps as each line of the input says; answers when done."""
-  contender = _contender(args, str(jax.device_count()))
-  print('ready', flush=True)
-  for line in sys.stdin:
-    contender.run(int(line))
-    print('done', flush=True)
+  return rounds.in_process(
+    str(count),
+    args.batch_size,
+    'float32',
+    [sys.executable, __file__, '--serve', *['--quick'] * args.quick],
+    {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
+  )
 
 
 def _row(

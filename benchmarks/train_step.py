@@ -84,6 +84,7 @@ def main() -> None:
     for name, message in failures.items():
       print(f'\n{name} failed: {message}')
     sys.stdout.flush()
+    results.save(args.output, content)
   results.write(args.output, content)
 
 
@@ -100,6 +101,9 @@ def _arguments() -> argparse.Namespace:
   rounds.add_flags(parser, num_rounds=7, seconds=2.0)
   parser.add_argument(
     '--without_torch', action='store_true', help='only plain Flax beside it'
+  )
+  parser.add_argument(
+    '--without_plain', action='store_true', help='only PyTorch beside it'
   )
   parser.add_argument(
     '--torch_variants',
@@ -182,9 +186,10 @@ def _measure(
       label = 'float32 at default precision (TF32)'
     name = f'{_OURS}, {label}'
     enter(jax_vae.training_steps(name, typed, split, batch_size, max_steps))
-    enter(
-      jax_vae.plain_steps(f'plain Flax, {label}', typed, pixels, batch_size)
-    )
+    if not args.without_plain:
+      enter(
+        jax_vae.plain_steps(f'plain Flax, {label}', typed, pixels, batch_size)
+      )
   if not args.without_torch:
     device = 'cuda' if on_gpu else 'cpu'
     default = torch_vae.GPU_VARIANTS if on_gpu else torch_vae.CPU_VARIANTS

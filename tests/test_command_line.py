@@ -18,7 +18,7 @@ def run_script(body, *arguments, cwd=ROOT):
     env=os.environ | {'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
-    timeout=20,
+    timeout=300,
   )
   return process.returncode, process.stdout, process.stderr
 

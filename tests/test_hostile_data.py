@@ -957,7 +957,7 @@ def test_what_is_no_file_is_not_opened(tmp_path):
     ('pipe', 'it is a named pipe'),
     ('', 'it is a folder'),
     ('none', 'No such file or directory'),
-    ('a\0b', 'embedded null byte'),
+    ('a\0b', 'its name has a zero byte'),
   ):
     with pytest.raises(OSError) as caught:
       ordinary_files.read(tmp_path / name)

@@ -39,8 +39,9 @@ def check(
   """
   try:
     facts = os.stat(path)
-  except ValueError as error:  # A zero byte in the name.
-    raise OSError(errno.EINVAL, str(error), path) from error
+  except ValueError as error:
+    # Python has other words for it in each version.
+    raise OSError(errno.EINVAL, 'its name has a zero byte', path) from error
   kind = stat.S_IFMT(facts.st_mode)
   size = facts.st_size
   if kind != stat.S_IFREG:

@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Checks and measures an accelerator in one call of at most eight minutes.
+#
+#   benchmarks/accelerator.sh [--quick] [--seconds=460] [--parts=PART,...] FOLDER
+#
+# The most valuable part comes first. Each has a process of its own and its share
+# of the time; one that fails, or takes longer, leaves the others alone, and one
+# for which no time is left is skipped. FOLDER ($OUT if it is not given) gets a
+# JSON file from each part, the trace of a step, and log.txt: for each part a
+# line that says how it ended, and the last lines that it printed. Parts that are
+# run again take the place of those before. In the end, and at any time later,
+# accelerator_tables.py prints the folder's tables.
+#
+# Needs JAX, Flax, optax, Orbax and PyTorch, and no network. ml_collections may
+# be a wheel in the folder wheels/ instead. Python is $PYTHON, or python3.
+set -u
+
+usage() {
+  echo "accelerator.sh: $1; usage: benchmarks/accelerator.sh [--quick]" \
+    "[--seconds=460] [--parts=PART,...] FOLDER" >&2
+  exit 2
+}
+
+all=checks,train_step,end_to_end,command_buffers,population,profile
+quick=() seconds=460 parts=$all folder=${OUT:-}
+for argument; do
+  case $argument in
+    --quick) quick=(--quick) ;;
+    --seconds=*) seconds=${argument#*=} ;;
+    --parts=*) parts=${argument#*=} ;;
+    -*) usage "no flag is called $argument" ;;
+    *) folder=$argument ;;
+  esac
+done
+[ -n "$folder" ] || usage 'no folder is given'
+[[ $seconds =~ ^[1-9][0-9]*$ ]] || usage "--seconds=$seconds is no number"
+for part in ${parts//,/ }; do
+  [[ ,$all, == *,$part,* ]] || usage "no part is called $part, of $all"
+done
+mkdir -p "$folder" && folder=$(cd "$folder" && pwd) || exit 2
+cd "$(dirname "$0")/.." || exit 2
+
+python=${PYTHON:-python3}
+if ! "$python" -c 'import ml_collections' 2> /dev/null; then
+  wheel=$(compgen -G "$PWD/wheels/ml_collections-*.whl" | tail -n 1)
+  if [ -z "$wheel" ]; then
+    echo "accelerator.sh: $python has no ml_collections, nor has wheels/: pip" \
+      'download --no-deps --dest=wheels ml-collections' >&2
+    exit 2
+  fi
+  # Python imports from a wheel as it is.
+  export PYTHONPATH=$wheel${PYTHONPATH:+:$PYTHONPATH}
+fi
+
+log=$folder/log.txt
+output=$(mktemp)
+trap 'rm -f "$output"' EXIT
+status=0
+# A part that has less time is not begun.
+least=20
+[ ${#quick[@]} = 0 ] || least=1
+
+# Runs a part; of 460 seconds it may take so many.
+measure() {  # PART SECONDS SCRIPT FLAG...
+  local part=$1 limit=$(($2 * seconds / 460)) script=$3
+  shift 3
+  [[ ,$parts, == *,$part,* ]] || return
+  local left=$((seconds - SECONDS)) start=$SECONDS outcome
+  rm -f "$folder/$part.json"
+  : > "$output"
+  if ((left < least)); then
+    outcome="skipped, as $((left > 0 ? left : 0)) s were left"
+  else
+    limit=$((limit < left ? limit : left))
+    limit=$((limit < least ? least : limit))
+    timeout --kill-after=5 $limit \
+      "$python" "benchmarks/$script.py" "${quick[@]}" "$@" \
+      --output="$folder/$part.json" > "$output" 2>&1
+    local code=$? after=$((SECONDS - start))
+    if ((code == 0)); then
+      outcome="done after $after s"
+    elif ((code == 124 || code == 137 && after >= limit)); then
+      outcome="ended after $after s, as it took too long"
+    else
+      outcome="failed after $after s with exit status $code"
+    fi
+  fi
+  [[ $outcome == done* ]] || status=1
+  { echo "=== $part: $outcome" && tail -n 80 "$output"; } >> "$log"
+  echo "$part: $outcome"
+}
+
+# The kinds that can be PyTorch's fastest, and what it does as installed.
+variants=(--torch_variants='eager,TF32 channels-last compiled graph,bf16 channels-last compiled graph,bf16 channels-last graph')
+[ ${#quick[@]} = 0 ] || variants=()
+
+measure checks 150 accelerator_checks
+measure train_step 180 train_step --batch_sizes=64,1024,4096 --without_plain \
+  --rounds=5 --seconds=0.7 "${variants[@]}"
+measure end_to_end 90 end_to_end --loop_only
+measure command_buffers 75 command_buffers
+measure population 60 population --runs=8 --rounds=3 --seconds=1
+measure profile 45 profile_step
+"$python" benchmarks/accelerator_tables.py "$folder" || status=1
+exit $status
