@@ -140,9 +140,14 @@ class DeviceSplit:
     self.image_shape = split.image_shape
 
   @functools.cached_property
-  def images(self) -> jax.Array:
-    """All images, uint8 [num_examples, height, width, channels]."""
-    return devices.replicate(self._split.images)
+  def flat_images(self) -> jax.Array:
+    """All images, uint8 [num_examples, height·width·channels].
+
+    With one axis for each image a TPU keeps it in one piece, and gathers a
+    batch from where the images lie. With three it interleaves the images, and
+    copies all of them at each dispatch before it gathers.
+    """
+    return devices.replicate(self._split.images.reshape(self.num_examples, -1))
 
   def batches(
     self, indices: np.ndarray, batch_size: int
@@ -161,7 +166,7 @@ class DeviceSplit:
 
 def stored_images(split: Split) -> jax.Array | None:
   """The images that the chunks of a split name; None if they hold their own."""
-  return split.images if isinstance(split, DeviceSplit) else None
+  return split.flat_images if isinstance(split, DeviceSplit) else None
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:

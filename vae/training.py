@@ -238,7 +238,7 @@ def train_loop(
     state: likewise.
     settings: likewise.
     key: likewise.
-    stored: uint8 [num_examples, height, width, channels], or None.
+    stored: uint8 [num_examples, height·width·channels], or None.
     batches: [max_steps, per_device_batch, …], images or, with `stored`,
       indices of its images.
     num_steps: how many of the steps to run.
@@ -249,7 +249,7 @@ def train_loop(
   """
 
   def step(state, index):
-    images = _images(stored, batches, index)
+    images = _images(model, stored, batches, index)
     return train_step(
       model, optimizer, flip, skip_nonfinite, state, settings, key, images
     )
@@ -327,7 +327,7 @@ def eval_loop(
   batch_size = batches.shape[1] * devices.axis_size(axis_name)
 
   def step(index):
-    images = _images(stored, batches, index)
+    images = _images(model, stored, batches, index)
     positions = start + index * batch_size
     positions += randomness.global_positions(axis_name, len(images))
     *_, z_keys = _keys(key, positions)
@@ -365,13 +365,17 @@ def make_eval_steps(model: VAE) -> Callable[..., Metrics]:
 
 
 def _images(
-  stored: jax.Array | None, batches: jax.Array, index: jax.Array | int
+  model: VAE,
+  stored: jax.Array | None,
+  batches: jax.Array,
+  index: jax.Array | int,
 ) -> jax.Array:
   """A batch of those of a chunk, or the stored images that it names."""
   batch = lax.dynamic_index_in_dim(batches, index, keepdims=False)
   if stored is None:
     return batch
-  return stored.at[batch].get(mode='promise_in_bounds')
+  rows = stored.at[batch].get(mode='promise_in_bounds')
+  return rows.reshape(len(batch), *model.image_shape)
 
 
 def _buffers(shapes: Any, length: int) -> Any:
