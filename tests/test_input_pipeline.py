@@ -26,6 +26,7 @@ from tests.conftest import SPLIT_SIZES
 from tests.conftest import write_faces
 from vae import devices
 from vae import splits
+from vae import tiles
 from vae.errors import UserError
 
 SPLITS = ('train', 'validation', 'test')
@@ -128,7 +129,7 @@ def test_cache_changes_nothing(small_config):
     train = input_pipeline.load(small_config).train
     if cache == 'device':
       np.testing.assert_array_equal(
-        train.flat_images, everything(train).reshape(40, -1)
+        tiles.unpack(train.tiles, train.image_shape), everything(train)
       )
     results.append(list(train.batches(order, 8)))
   for batches in results:

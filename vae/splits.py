@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from vae import devices
+from vae import tiles
 from vae.devices import Topology
 
 
@@ -140,14 +141,9 @@ class DeviceSplit:
     self.image_shape = split.image_shape
 
   @functools.cached_property
-  def flat_images(self) -> jax.Array:
-    """All images, uint8 [num_examples, height·width·channels].
-
-    With one axis for each image a TPU keeps it in one piece, and gathers a
-    batch from where the images lie. With three it interleaves the images, and
-    copies all of them at each dispatch before it gathers.
-    """
-    return devices.replicate(self._split.images.reshape(self.num_examples, -1))
+  def tiles(self) -> jax.Array:
+    """All images, uint8 [num_examples, 8·k, 128] (`vae.tiles`)."""
+    return devices.replicate(tiles.pack(self._split.images))
 
   def batches(
     self, indices: np.ndarray, batch_size: int
@@ -165,8 +161,12 @@ class DeviceSplit:
 
 
 def stored_images(split: Split) -> jax.Array | None:
-  """The images that the chunks of a split name; None if they hold their own."""
-  return split.flat_images if isinstance(split, DeviceSplit) else None
+  """The images that the chunks of a split name; None if they hold their own.
+
+  Returns:
+    uint8 [num_examples, 8·k, 128] (`vae.tiles`), or None.
+  """
+  return split.tiles if isinstance(split, DeviceSplit) else None
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:

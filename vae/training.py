@@ -25,6 +25,7 @@ from vae import numerics
 from vae import objective as objectives
 from vae import optimizers
 from vae import randomness
+from vae import tiles
 from vae.model import VAE
 from vae.objective import Objective
 from vae.optimizers import OptimizerFactory
@@ -238,7 +239,7 @@ def train_loop(
     state: likewise.
     settings: likewise.
     key: likewise.
-    stored: uint8 [num_examples, height·width·channels], or None.
+    stored: uint8 [num_examples, 8·k, 128] (`vae.tiles`), or None.
     batches: [max_steps, per_device_batch, …], images or, with `stored`,
       indices of its images.
     num_steps: how many of the steps to run.
@@ -374,8 +375,8 @@ def _images(
   batch = lax.dynamic_index_in_dim(batches, index, keepdims=False)
   if stored is None:
     return batch
-  rows = stored.at[batch].get(mode='promise_in_bounds')
-  return rows.reshape(len(batch), *model.image_shape)
+  named = stored.at[batch].get(mode='promise_in_bounds')
+  return tiles.unpack(named, model.image_shape)
 
 
 def _buffers(shapes: Any, length: int) -> Any:
