@@ -225,8 +225,9 @@ def _note_on_batch(batch_size: int, per_device: int) -> str | None:
   full = -(-per_device // _TPU_LANES) * _TPU_LANES
   return (
     f'config.train.batch_size={batch_size} is {per_device} images on a chip, '
-    f'which computes {_TPU_LANES} side by side; a batch of '
-    f'{full * (batch_size // per_device):,} hardly takes longer.'
+    f'which computes {_TPU_LANES} side by side and so is '
+    f'{per_device / full:.0%} full; '
+    f'{full * (batch_size // per_device):,} would fill it.'
   )
 
 

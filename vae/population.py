@@ -306,9 +306,8 @@ def _at_once() -> bool:
   """Whether a device computes all its members at the same time.
 
   A GPU does. A CPU has no fast path for products of many small matrices, nor
-  cores to spare, and a TPU would take half as long again, by XLA's estimate,
-  and several times the memory (benchmarks/tpu_compile.py); there one member
-  follows the other.
+  cores to spare, and a TPU would take half as long again and twice the memory,
+  by XLA's estimate (benchmarks/README.md); there one member follows the other.
   """
   return jax.default_backend() == 'gpu'
 
