@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -92,35 +93,38 @@ def main() -> None:
   facts = results.machine()
   print(results.describe(facts), flush=True)
   content = {'machine': facts, 'settings': vars(args), 'rows': []}
-  for name in args.slices:
-    tpus = slice_of(name)
+  for name, program, dtype, batch_size in itertools.product(
+    args.slices, args.programs, args.dtypes, args.batch_sizes
+  ):
+    tpus, start = slice_of(name), time.monotonic()
     facts['libtpu'] = ' '.join(tpus[0].client.platform_version.split())
-    for program in args.programs:
-      for dtype in args.dtypes:
-        for batch_size in args.batch_sizes:
-          config = _config(args, dtype)
-          start = time.monotonic()
-          compiled = lower(
-            program, tpus, config, batch_size, args.num_images, args.members
-          ).compile()
-          row = {
-            'slice': name,
-            'device': tpus[0].device_kind,
-            'chips': len(tpus),
-            'hosts': len({tpu.process_index for tpu in tpus}),
-            'program': program,
-            'dtype': dtype,
-            'batch_size_per_chip': batch_size,
-            'compile_seconds': time.monotonic() - start,
-            **describe(compiled),
-          }
-          content['rows'].append(row)
-          print(json.dumps(row), file=sys.stderr, flush=True)
-          if args.output:  # Each takes minutes: what there is counts.
-            pathlib.Path(args.output).write_text(json.dumps(content, indent=2))
-          if args.hlo:
-            file = f'{name}_{program}_{dtype}_{batch_size}.txt'
-            pathlib.Path(args.hlo, file).write_text(compiled.as_text())
+    compiled = lower(
+      program,
+      tpus,
+      _config(args, dtype),
+      batch_size,
+      args.num_images,
+      args.members,
+    ).compile()
+    row = {
+      'slice': name,
+      'device': tpus[0].device_kind,
+      'chips': len(tpus),
+      'hosts': len({tpu.process_index for tpu in tpus}),
+      'program': program,
+      'dtype': dtype,
+      'batch_size_per_chip': batch_size,
+      'compile_seconds': time.monotonic() - start,
+      **describe(compiled),
+    }
+    content['rows'].append(row)
+    print(table([row]).splitlines()[-1], flush=True)
+    if args.output:  # A program takes minutes, and what there is counts.
+      pathlib.Path(args.output).write_text(json.dumps(content, indent=2))
+    if args.hlo:
+      file = f'{name}_{program}_{dtype}_{batch_size}.txt'
+      pathlib.Path(args.hlo, file).write_text(compiled.as_text())
+  print()
   print(table(content['rows']))
   results.write(args.output, content)
 
@@ -130,7 +134,9 @@ def _arguments() -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
-    '--slices', default='v5e-1,v5e-8,v5e-32,v4-64', help=f'of {list(SLICES)}'
+    '--slices',
+    default='v5e-1,v5e-8,v5e-32,v4-64',
+    help=f'by commas, of {", ".join(SLICES)}',
   )
   parser.add_argument(
     '--programs', default=','.join(PROGRAMS), help='by commas (all)'
@@ -160,6 +166,9 @@ def _arguments() -> argparse.Namespace:
   for name in ('slices', 'programs', 'dtypes', 'batch_sizes'):
     setattr(args, name, getattr(args, name).split(','))
   args.batch_sizes = list(map(int, args.batch_sizes))
+  for name, known in (('slices', SLICES), ('programs', PROGRAMS)):
+    for unknown in set(getattr(args, name)) - set(known):
+      parser.error(f'--{name}: there is no {unknown}; there are {[*known]}')
   return args
 
 

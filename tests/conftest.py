@@ -38,6 +38,7 @@ LONGEST = (
   'test_evaluate.py',
   'test_sweep_study.py',
   'test_benchmarks.py',
+  'test_tpu_compile.py',
 )
 
 # Train, validation and test images of the small data set.
