@@ -47,8 +47,11 @@ def num_bytes(tree):
 
 @pytest.mark.parametrize(
   ('name', 'num_images', 'image_bytes'),
-  # 16·16·3 bytes lie in a tile of 1,024.
-  [('small', 100_000, 1024), ('wide', 20_000, 128 * 128 * 3)],
+  [
+    ('celeba', 162_770, 64 * 64 * 3),
+    ('narrow', 1_000_000, 1024),  # 28·28 bytes lie in a tile.
+    ('wide', 20_000, 128 * 128 * 3),
+  ],
 )
 def test_images_on_the_device_are_not_copied(
   programs, name, num_images, image_bytes
@@ -61,7 +64,7 @@ def test_images_on_the_device_are_not_copied(
 
 def test_the_state_is_changed_where_it_lies(programs, state):
   leaves = jax.tree.leaves(state)
-  for name in ('small', 'train'):
+  for name in ('narrow', 'train'):
     assert programs[name]['aliases'] >= len(leaves)
     aliased = 1e6 * programs[name]['aliased_megabytes']
     assert aliased >= num_bytes(state)
@@ -87,7 +90,7 @@ def test_devices_talk_of_nothing_else(programs):
   assert programs['eval']['collectives'].keys() == {'all-reduce'}
   (sums,) = programs['eval']['collectives']['all-reduce']
   assert sums % (4 * 100) == 0
-  for name in ('small', 'wide', 'bound', 'sample', 'population'):
+  for name in ('narrow', 'wide', 'bound', 'sample', 'population'):
     assert programs[name]['collectives'] == {}
 
 
