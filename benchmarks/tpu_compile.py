@@ -56,7 +56,6 @@ SLICES = {
   'v4-64': ('v4:2x4x4', {'chip_config_name': 'megacore'}),
   'v5p-64': ('v5p:2x4x4', {'chip_config_name': 'megachip'}),
   'v6e-1': ('v6e:1x1', {'chips_per_host_bounds': (1, 1, 1)}),
-  'v6e-8': ('v6e:2x4', {'chips_per_host_bounds': (2, 4, 1)}),
 }
 
 # Where `make libtpu` puts it: beside the environment, where JAX would take each
