@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test test-faults lint
+.PHONY: demo test test-faults lint libtpu
 
 # Trains on the embedded cartoon faces and leaves pictures in logs/faces.
 # Large pages (glibc 2.35 or later) spare a CPU some of the step's time.
@@ -19,6 +19,19 @@ test: $(VENV)/installed-for-tests
 # table. As root it also fills a disk. Takes minutes.
 test-faults: $(VENV)/installed-for-tests
 	$(VENV)/bin/python -m pytest -m faults
+
+# The compiler for TPUs, in the version that JAX asks for, for
+# benchmarks/tpu_compile.py and its test. In a folder of its own: beside JAX it
+# would have each start look for a TPU.
+libtpu: .libtpu/installed
+
+.libtpu/installed: $(VENV)/installed
+	@echo 'Installing libtpu (700 MB) …'
+	$(VENV)/bin/python -m pip install --quiet --no-deps --upgrade \
+	  --target=.libtpu "$$($(VENV)/bin/python -c "import importlib.metadata; \
+	  print(next(r.split(';')[0] for r in importlib.metadata.requires('jax') \
+	  if r.startswith('libtpu')))")"
+	touch $@
 
 lint: $(VENV)/installed-for-tests
 	$(VENV)/bin/ruff check

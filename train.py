@@ -37,6 +37,10 @@ import workdirs
 # For so long a run that is finished waits for a disk that takes its last state.
 _PATIENCE_SECONDS = 600.0
 
+# Numbers that a TPU computes side by side: where channels are few XLA lays the
+# images of a batch along them, and fills up what the batch lacks.
+_TPU_LANES = 128
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -165,6 +169,9 @@ def _train(
     f'{data.validation.num_examples:,}), {topology.num_devices} × '
     f'{jax.devices()[0].device_kind}, into {where}.'
   )
+  note = _note_on_batch(config.train.batch_size, trainer.per_device_batch_size)
+  if note is not None:
+    reports.say(note)
   report = reports.Report(
     [(run.writer, run.workdir) for run in runs],
     step=step,
@@ -209,6 +216,19 @@ def _train(
       loop.errors, saved, loop.bad_since, strict=True
     )
   ]
+
+
+def _note_on_batch(batch_size: int, per_device: int) -> str | None:
+  """What to say of a batch that leaves a part of a TPU idle."""
+  if jax.default_backend() != 'tpu' or per_device % _TPU_LANES == 0:
+    return None
+  full = -(-per_device // _TPU_LANES) * _TPU_LANES
+  return (
+    f'config.train.batch_size={batch_size} is {per_device} images on a chip, '
+    f'which computes {_TPU_LANES} side by side and so is '
+    f'{per_device / full:.0%} full; '
+    f'{full * (batch_size // per_device):,} would fill it.'
+  )
 
 
 def _advice(

@@ -64,7 +64,7 @@ def training_steps(
       chunk = next(chunks)
       steps = min(num_steps, chunk.num_batches)
       state, _ = train_steps(
-        state, settings, key, split.images, chunk.batches, steps
+        state, settings, key, split.tiles, chunk.batches, steps
       )
       num_steps -= steps
     jax.block_until_ready(state)

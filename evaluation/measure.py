@@ -4,12 +4,9 @@ What is measured of each image comes from `vae/per_image.py`; here it becomes
 numbers about the split.
 """
 
-from collections.abc import Iterator
-import contextlib
 import dataclasses
 import functools
 
-import jax
 import numpy as np
 
 from evaluation import codes
@@ -71,7 +68,7 @@ def measure(
   """
   if results is None:
     results = Measurements(getattr(data, split_name).num_examples)
-  with _precisely(trained):
+  with numerics.precise(trained.model.dtype):
     _measure(trained, data, split_name, settings, results)
   return results
 
@@ -92,7 +89,7 @@ def summarise(
     mean little, as in training.
   """
   results = Measurements(split.num_examples)
-  with _precisely(trained):
+  with numerics.precise(trained.model.dtype):
     values = _measure_images(
       trained, split, settings, lambda done: None, _DRAWS_OF_SUMMARY
     )
@@ -100,15 +97,6 @@ def summarise(
   _add_mse(results, values)
   codes.add_dimensions(results, values, draws_z=True)
   return results
-
-
-@contextlib.contextmanager
-def _precisely(trained: TrainedVAE) -> Iterator[None]:
-  """A context in which numbers are those of the model, on any machine."""
-  # Else accelerators multiply with fewer bits than float32 has.
-  precision = jax.default_matmul_precision('highest')
-  with numerics.fixed(trained.model.dtype), precision:
-    yield
 
 
 def fitted_split(split_name: str) -> str:

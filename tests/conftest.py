@@ -40,6 +40,7 @@ LONGEST = (
   'test_sweep_study.py',
   'test_bucket_runs.py',
   'test_benchmarks.py',
+  'test_tpu_compile.py',
 )
 
 # Train, validation and test images of the small data set.

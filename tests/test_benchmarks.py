@@ -15,6 +15,7 @@ from benchmarks import accelerator_tables
 from benchmarks import bandwidth
 from benchmarks import profile_step
 from benchmarks import rounds
+from benchmarks import tpu_compile
 from configs import celeba
 from tests.conftest import ROOT
 from tests.preloaded import program_lines
@@ -31,6 +32,12 @@ from tests.preloaded import program_lines
     ('accelerator_checks', [], 'same bits'),
     ('command_buffers', [], 'with the loop'),
     ('profile_step', [], 'ms a step'),
+    pytest.param(
+      *('tpu_compile', [], 'images a chip'),
+      marks=pytest.mark.skipif(
+        not tpu_compile.has_libtpu(), reason='no libtpu (make libtpu)'
+      ),
+    ),
   ],
 )
 def test_scripts_run_without_tensorflow(script, flags, said, tmp_path):
@@ -370,3 +377,42 @@ def test_tables_have_what_the_parts_left(tmp_path):
   ):
     assert line in text.splitlines(), line
   assert 'float32 34%, bfloat16 36%' in text
+
+
+def test_without_libtpu_there_is_one_line(monkeypatch, capsys):
+  monkeypatch.setattr(tpu_compile, 'has_libtpu', lambda: False)
+  monkeypatch.setattr(sys, 'argv', ['tpu_compile.py'])
+  with pytest.raises(SystemExit) as caught:
+    tpu_compile.main()
+  assert caught.value.code == 2
+  message = capsys.readouterr().err
+  assert message.count('\n') == 1 and 'make libtpu' in message
+
+
+# As XLA writes a program: a step is the body of a loop, behind which come sums.
+PROGRAM = """HloModule jit_f, is_scheduled=true
+
+%body.2 (p.1: (f32[3], s32[])) -> (f32[3], s32[]) {
+  %a = (f32[2,32]{1,0:T(8,128)}, bf16[5]{0}) all-reduce(%x, %y)
+  %b = f32[3]{0} fusion(%a), backend_config={"estimated_cycles":"70"}
+  %c = f32[] all-reduce-start(%b), backend_config={"estimated_cycles":"5"}
+}
+
+%condition.3 (p.2: (f32[3], s32[])) -> pred[] {
+  ROOT %d = pred[] compare(%e, %f), backend_config={"estimated_cycles":"1"}
+}
+
+ENTRY %main.4 (p.3: f32[3]) -> f32[3] {
+  %g = f32[3]{0} copy(%p.3), backend_config={"estimated_cycles":"1000"}
+  ROOT %h = (f32[3]) while(%g), condition=%condition.3, body=%body.2
+}
+"""
+
+
+def test_what_a_compiled_program_says():
+  sizes = tpu_compile.collective_bytes(PROGRAM)
+  assert sizes == {'all-reduce': [2 * 32 * 4 + 5 * 2, 4]}
+  assert tpu_compile._cycles(PROGRAM) == 75
+  # Without a loop all counts.
+  straight = PROGRAM.replace('body=%body.2', '').replace(' while(', ' call(')
+  assert tpu_compile._cycles(straight) == 1000

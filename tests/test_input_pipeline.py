@@ -26,6 +26,7 @@ from tests.conftest import SPLIT_SIZES
 from tests.conftest import write_faces
 from vae import devices
 from vae import splits
+from vae import tiles
 from vae.errors import UserError
 
 SPLITS = ('train', 'validation', 'test')
@@ -127,7 +128,9 @@ def test_cache_changes_nothing(small_config):
     small_config.data.cache = cache
     train = input_pipeline.load(small_config).train
     if cache == 'device':
-      np.testing.assert_array_equal(train.images, everything(train))
+      np.testing.assert_array_equal(
+        tiles.unpack(train.tiles, train.image_shape), everything(train)
+      )
     results.append(list(train.batches(order, 8)))
   for batches in results:
     assert [len(b) for b in batches] == [8, 8, 8, 8, 5]
@@ -144,19 +147,23 @@ def test_auto_caches_what_fits(small_config, monkeypatch):
 
   monkeypatch.setattr(memory.psutil, 'virtual_memory', lambda: Memory)
   num_bytes = sum(SPLIT_SIZES) * 16 * 16 * 3
+  # There an image of 768 bytes takes a tile.
+  on_device = sum(SPLIT_SIZES) * 1024
   streamed, cached = input_pipeline.StreamedSplit, input_pipeline.CachedSplit
-  for available, on_devices, kind in (
+  for available, free_on_device, kind in (
     (2 * num_bytes, None, streamed),
-    (2 * num_bytes, 10 * num_bytes, streamed),
+    (2 * num_bytes, 10 * on_device, streamed),
     (2 * num_bytes + 2, None, cached),
-    (2 * num_bytes + 2, 2 * num_bytes, cached),
-    (2 * num_bytes + 2, 2 * num_bytes + 2, splits.DeviceSplit),
+    (2 * num_bytes + 2, 2 * on_device, cached),
+    (2 * num_bytes + 2, 2 * on_device + 2, splits.DeviceSplit),
   ):
     Memory.available = available
-    monkeypatch.setattr(devices, 'free_memory', lambda free=on_devices: free)
+    monkeypatch.setattr(
+      devices, 'free_memory', lambda free=free_on_device: free
+    )
     assert type(input_pipeline.load(small_config).train) is kind
   small_config.data.cache = 'device'
-  monkeypatch.setattr(devices, 'free_memory', lambda: num_bytes - 1)
+  monkeypatch.setattr(devices, 'free_memory', lambda: on_device - 1)
   fails(small_config, 'cache is device, but .* use host or auto')
 
 

@@ -105,3 +105,26 @@ def test_switches_are_as_before_afterwards():
     with numerics.fixed('float64'):
       assert switches() == (np.float64, before[1])
   assert switches() == before
+
+
+def products(model):
+  """The lines of the program of a whole pass that multiply."""
+  images = jnp.zeros((2, *model.image_shape))
+  variables = model.init(jax.random.key(0), images)
+  lowered = jax.jit(lambda v, x: model.apply(v, x)).lower(variables, images)
+  lines = lowered.as_text().splitlines()
+  names = 'stablehlo.convolution', 'stablehlo.dot_general'
+  return [line for line in lines if any(name in line for name in names)]
+
+
+@pytest.mark.parametrize('convolution', ['native', 'matmul'])
+def test_precise_products_have_the_precision_of_float32(convolution):
+  model = VAE((8, 8, 3), 2, (4, 8), convolution=convolution)
+  with numerics.fixed(np.float32):
+    assert not any('HIGHEST' in line for line in products(model))
+  with numerics.precise(np.float32):
+    lines = products(model)
+  # Two and three convolutions, and two dense layers; there is no third, as
+  # the log variance is not used.
+  assert len(lines) == 2 + 3 + 2
+  assert all(line.count('HIGHEST') == 2 for line in lines)

@@ -3,6 +3,7 @@ import pytest
 
 from vae import devices
 from vae import splits
+from vae import tiles
 
 
 def numbered(count):
@@ -44,9 +45,11 @@ def indices_in(chunk, split):
   batches = chunk.batches
   if isinstance(split, splits.DeviceSplit):
     assert batches.dtype == np.int32
-    batches = np.asarray(split.images)[batches]
-  batches = batches[:, : chunk.num_batches, :, 0, 0, 0].swapaxes(0, 1)
-  return batches.reshape(chunk.num_batches, -1)
+    batches = np.asarray(split.tiles)[batches]
+  # The first number of an image is its index.
+  indices = batches.reshape(*batches.shape[:3], -1)[..., 0]
+  indices = indices[:, : chunk.num_batches].swapaxes(0, 1)
+  return indices.reshape(chunk.num_batches, -1)
 
 
 def go_through(first_step=0, max_steps=3, num_devices=1, split=None):
@@ -82,12 +85,15 @@ def test_chunks_devices_and_place_do_not_change_the_batches(
 def test_images_on_the_device_are_those_of_the_split():
   on_host, on_device = numbered(43), stored(43)
   assert on_device.num_examples == 43 and on_device.image_shape == (2, 2, 1)
-  np.testing.assert_array_equal(on_device.images, on_host.images)
+  assert on_device.tiles.shape == (43, 8, 128)
+  np.testing.assert_array_equal(
+    tiles.unpack(on_device.tiles, (2, 2, 1)), on_host.images
+  )
   np.testing.assert_array_equal(
     next(on_device.batches(np.array([5, 3]), 2)), on_host.images[[5, 3]]
   )
   assert splits.stored_images(on_host) is None
-  assert splits.stored_images(on_device) is on_device.images
+  assert splits.stored_images(on_device) is on_device.tiles
 
 
 @pytest.mark.parametrize('batch_size', [1, 7, 10, 43, 50])

@@ -370,3 +370,38 @@ def test_steps_of_a_dispatch_go_with_place_and_platform(monkeypatch):
   assert steps(splits.DeviceSplit(on_host)) == 100
   config.train.log_every_steps = 30
   assert steps(splits.DeviceSplit(on_host)) == 90
+
+
+@pytest.mark.parametrize(
+  ('batch_size', 'per_device', 'said'),
+  [
+    (512, 16, '12% full; 4,096 would fill it'),
+    (64, 64, '50% full; 128 would fill it'),
+    (192, 192, '75% full; 256 would fill it'),
+    (1024, 128, None),
+    (256, 256, None),
+  ],
+)
+def test_a_tpu_that_is_not_full_is_noted(
+  monkeypatch, batch_size, per_device, said
+):
+  note = lambda: train._note_on_batch(batch_size, per_device)
+  assert note() is None
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  if said is None:
+    assert note() is None
+  else:
+    assert f'={batch_size} is {per_device} images on a chip' in note()
+    assert said in note() and '\n' not in note()
+
+
+def test_a_run_on_a_tpu_begins_with_the_note(
+  setting, tmp_path, monkeypatch, capsys
+):
+  config, data = setting
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  stop = lambda: True
+  train.train_and_evaluate(config, tmp_path, data, Stopper(), stop)
+  output = capsys.readouterr().out
+  # One device, and one line.
+  assert output.count('config.train.batch_size=8 is 8 images on a chip') == 1

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -54,6 +55,20 @@ def test_config_that_is_older_than_a_setting_has_its_default(
   np.testing.assert_array_equal(
     vae.load(tmp_path / 'run').reconstruct(images), model.reconstruct(images)
   )
+
+
+@pytest.mark.parametrize('method', ['encode', 'reconstruct', 'sample'])
+def test_numbers_are_computed_precisely(model, images, monkeypatch, method):
+  asked = []
+  apply = trained._apply
+
+  def asking(*args):
+    asked.append(jax.config.jax_default_matmul_precision)
+    return apply(*args)
+
+  monkeypatch.setattr(trained, '_apply', asking)
+  getattr(model, method)(3 if method == 'sample' else images)
+  assert set(asked) == {'highest'}
 
 
 def test_methods_are_the_models_whatever_the_number_of_rows(model, images):

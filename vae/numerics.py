@@ -37,6 +37,20 @@ def fixed(dtype: Any) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def precise(dtype: Any) -> Iterator[None]:
+  """`fixed`, in which float32 numbers are multiplied as float32.
+
+  By default a TPU rounds the factors of a float32 product to bfloat16, and a
+  GPU to TF32. Training does so too; a trained model is measured without.
+
+  Args:
+    dtype: as of `fixed`.
+  """
+  with fixed(dtype), jax.default_matmul_precision('highest'):
+    yield
+
+
 def environment() -> dict[str, str | None]:
   """What else the last bits of a run depend on.
 

@@ -9,7 +9,8 @@ do the encoder's: all stay 0, and each member is the run that it would be by
 itself.
 
 Members are laid over the devices first, each with the whole of its batches, so
-that nothing is communicated, and vectorised within a device.
+that nothing is communicated, and within a device vectorised or one after the
+other.
 """
 
 from collections.abc import Callable
@@ -85,6 +86,7 @@ class Population(Trainer):
     # Members of one seed see the same images with the same noise.
     self._one_seed = len({c.seed for c in configs}) == 1
     self.batches_per_step = 1 if self._one_seed else self.num_runs
+    self.per_device_batch_size = config.train.batch_size
     program = (self._model, self._one_seed, self._layout[0])
     settings = map(self._settings_of, configs, self._models)
     super().__init__(
@@ -303,10 +305,11 @@ def _over_members(function, in_axes, out_axes, num_devices, **options):
 def _at_once() -> bool:
   """Whether a device computes all its members at the same time.
 
-  An accelerator does. A CPU has no fast path for products of many small
-  matrices, nor cores to spare; there one member follows the other.
+  A GPU does. A CPU has no fast path for products of many small matrices, nor
+  cores to spare, and a TPU would take half as long again and twice the memory,
+  by XLA's estimate (benchmarks/README.md); there one member follows the other.
   """
-  return jax.default_backend() != 'cpu'
+  return jax.default_backend() == 'gpu'
 
 
 def _one_by_one(function, in_axes, out_axes):

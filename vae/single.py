@@ -35,6 +35,9 @@ class SingleRun(Trainer):
     """
     self._config = config
     self._topology = devices.current()
+    self.per_device_batch_size = (
+      config.train.batch_size // self._topology.num_devices
+    )
     self._model = models.from_config(config, axis_name=devices.AXIS)
     steps_per_epoch = data.train.num_examples // config.train.batch_size
     optimizer = optimizers.from_config(config, steps_per_epoch)

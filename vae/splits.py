@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from vae import devices
+from vae import tiles
 from vae.devices import Topology
 
 
@@ -140,9 +141,9 @@ class DeviceSplit:
     self.image_shape = split.image_shape
 
   @functools.cached_property
-  def images(self) -> jax.Array:
-    """All images, uint8 [num_examples, height, width, channels]."""
-    return devices.replicate(self._split.images)
+  def tiles(self) -> jax.Array:
+    """All images, uint8 [num_examples, 8·k, 128] (`vae.tiles`)."""
+    return devices.replicate(tiles.pack(self._split.images))
 
   def batches(
     self, indices: np.ndarray, batch_size: int
@@ -160,8 +161,12 @@ class DeviceSplit:
 
 
 def stored_images(split: Split) -> jax.Array | None:
-  """The images that the chunks of a split name; None if they hold their own."""
-  return split.images if isinstance(split, DeviceSplit) else None
+  """The images that the chunks of a split name; None if they hold their own.
+
+  Returns:
+    uint8 [num_examples, 8·k, 128] (`vae.tiles`), or None.
+  """
+  return split.tiles if isinstance(split, DeviceSplit) else None
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:

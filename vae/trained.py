@@ -85,8 +85,8 @@ class TrainedVAE:
 
   Images are [n, height, width, channels], uint8 or floating in [0, 1], of the
   size that the model was trained on; latents are [n, latent_dim]. What is
-  returned is float32. Any n goes: it is cut into batches of one size, so that
-  each method is compiled once.
+  returned is float32, and computed precisely (`numerics.precise`). Any n goes:
+  it is cut into batches of one size, so that each method is compiled once.
 
   Attributes:
     config: of the run.
@@ -190,7 +190,7 @@ class TrainedVAE:
       batch = rows[start : start + _BATCH_SIZE]
       missing = _BATCH_SIZE - len(batch)
       padded = np.pad(batch, ((0, missing), *((0, 0),) * (rows.ndim - 1)))
-      with numerics.fixed(self.model.dtype):
+      with numerics.precise(self.model.dtype):
         results.append(_apply(self.model, method, self.variables, padded))
     return jax.tree.map(
       lambda *parts: np.concatenate(parts)[: len(rows)], *results

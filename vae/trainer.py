@@ -22,6 +22,7 @@ class Trainer(abc.ABC):
   Attributes:
     num_runs: that are trained.
     batches_per_step: how many the devices are sent for a step.
+    per_device_batch_size: images of a batch that a device has at a time.
     num_parameters: of all models together.
     step: how many updates were dispatched.
     is_validated: whether the state that was restored had been validated.
@@ -29,6 +30,7 @@ class Trainer(abc.ABC):
 
   num_runs: int
   batches_per_step: int
+  per_device_batch_size: int
   num_parameters: int
 
   def __init__(

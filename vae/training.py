@@ -25,6 +25,7 @@ from vae import numerics
 from vae import objective as objectives
 from vae import optimizers
 from vae import randomness
+from vae import tiles
 from vae.model import VAE
 from vae.objective import Objective
 from vae.optimizers import OptimizerFactory
@@ -238,7 +239,7 @@ def train_loop(
     state: likewise.
     settings: likewise.
     key: likewise.
-    stored: uint8 [num_examples, height, width, channels], or None.
+    stored: uint8 [num_examples, 8·k, 128] (`vae.tiles`), or None.
     batches: [max_steps, per_device_batch, …], images or, with `stored`,
       indices of its images.
     num_steps: how many of the steps to run.
@@ -249,7 +250,7 @@ def train_loop(
   """
 
   def step(state, index):
-    images = _images(stored, batches, index)
+    images = _images(model, stored, batches, index)
     return train_step(
       model, optimizer, flip, skip_nonfinite, state, settings, key, images
     )
@@ -327,7 +328,7 @@ def eval_loop(
   batch_size = batches.shape[1] * devices.axis_size(axis_name)
 
   def step(index):
-    images = _images(stored, batches, index)
+    images = _images(model, stored, batches, index)
     positions = start + index * batch_size
     positions += randomness.global_positions(axis_name, len(images))
     *_, z_keys = _keys(key, positions)
@@ -365,13 +366,17 @@ def make_eval_steps(model: VAE) -> Callable[..., Metrics]:
 
 
 def _images(
-  stored: jax.Array | None, batches: jax.Array, index: jax.Array | int
+  model: VAE,
+  stored: jax.Array | None,
+  batches: jax.Array,
+  index: jax.Array | int,
 ) -> jax.Array:
   """A batch of those of a chunk, or the stored images that it names."""
   batch = lax.dynamic_index_in_dim(batches, index, keepdims=False)
   if stored is None:
     return batch
-  return stored.at[batch].get(mode='promise_in_bounds')
+  named = stored.at[batch].get(mode='promise_in_bounds')
+  return tiles.unpack(named, model.image_shape)
 
 
 def _buffers(shapes: Any, length: int) -> Any:
