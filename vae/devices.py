@@ -67,7 +67,8 @@ def check() -> None:
     )
     raise UserError(
       f'{what}{reason and f" ({reason})"}. Unset JAX_PLATFORMS, or install JAX '
-      'for the device: pip install -U "jax[cuda13]" or "jax[tpu]".'
+      'for the device: pip install -r requirements.txt "jax[cuda13]" (or '
+      '"jax[tpu]").'
     ) from error
 
 
