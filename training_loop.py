@@ -164,11 +164,12 @@ class Loop:
     finally:
       # Also where the data, or Ctrl-C, ends the loop: what was computed counts.
       self._settle_all()
-      self._report.finish_pictures()
       for run, kept in enumerate(self._unproved):
         # Of several, whose next steps were all skipped, the last will do.
         self._unproved[run] = [k for k in kept[-1:] if _is_finite(k[1])]
         self._save(run)
+      # After the states, which matter more to who is about to be killed.
+      self._report.finish_pictures()
 
   def _goes_on(self) -> bool:
     return not self.is_stopped and not all(self.errors)

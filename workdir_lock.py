@@ -104,6 +104,8 @@ class _ObjectLock:
     try:
       while not self._create():
         self._delete_if_dead()
+      # Without the right to do this, the lock would be taken for dead.
+      self._touch()
     except OSError as error:
       raise WriteError(
         f'{self._path} cannot be written ({error.strerror or error}); name '
@@ -181,11 +183,14 @@ class _ObjectLock:
     with contextlib.suppress(FileNotFoundError):
       self._call('DELETE', generation=generation)
 
+  def _touch(self) -> None:
+    touched = {'metadata': {'touched': str(time.time())}}
+    self._call('PATCH', generation=self._generation, json=touched)
+
   def _touch_often(self) -> None:
     while not self._released.wait(_SECONDS_BETWEEN_TOUCHES):
       try:
-        touched = {'metadata': {'touched': str(time.time())}}
-        self._call('PATCH', generation=self._generation, json=touched)
+        self._touch()
       except FileNotFoundError:
         # This process did not run for a while, and writes no more.
         message = f'error: another run took {self._workdir} over.\n'

@@ -2,6 +2,7 @@
 
 import errno
 
+from vae.errors import UserError
 from vae.errors import WriteError
 
 _NUMBERS = {
@@ -18,8 +19,10 @@ _NUMBERS = {
 
 def is_at_fault(error: Exception) -> bool:
   """Whether the next point would fail in the same way."""
-  if isinstance(error, OSError):
-    return error.errno in _NUMBERS
+  # A checkpoint that cannot be read now says nothing of its point either.
+  cause = error.__cause__ if isinstance(error, UserError) else error
+  if isinstance(cause, OSError) and cause.errno in _NUMBERS:
+    return True
   return isinstance(error, WriteError)
 
 

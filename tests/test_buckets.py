@@ -271,12 +271,23 @@ def test_outage_does_not_make_a_checkpoint_incomplete(server, hasty, workdir):
   """Else the next save would delete it."""
   saved = save_all(workdir, {1: 1.0})
   server.set_faults(answers={'objects.list': 503})
-  with pytest.raises(OSError, match='503'):
+  with pytest.raises(UserError, match='checkpoints cannot be read .*503'):
     saved.all_steps()
-  with pytest.raises(OSError, match='503'):
+  with pytest.raises(UserError, match='checkpoints cannot be read .*503'):
     saved.clear_unfinished()
   server.set_faults()
   assert saved.restore_last(state_at(0)).state.step == 1
+
+
+def test_best_checkpoint_is_no_other_while_it_cannot_be_read(
+  server, hasty, workdir
+):
+  saved = save_all(workdir, {1: 1.0, 2: 2.0})
+  server.set_faults(answers={'objects.get .*/1/metrics': 503})
+  with pytest.raises(UserError, match='metrics cannot be read .*503'):
+    saved.find('best')
+  server.set_faults()
+  assert saved.find('best') == 1
 
 
 # Metrics.
@@ -311,6 +322,14 @@ def test_metrics_are_in_the_bucket_when_a_checkpoint_needs_them(
   again.write_scalars(2, {'train/loss': 1.5})
   again.close()
   assert rows(workdir) == [1, 2]
+
+
+def test_unfinished_files_are_not_copied(server, slow_mirror, workdir):
+  copier = mirror.Mirror(workdir, print)
+  for name in ('a', '0123.partial'):
+    (copier.folder / name).write_text('x')
+  copier.close()
+  assert paths.list_files(workdir) == ['a']
 
 
 def test_many_lines_are_few_requests(server, workdir, monkeypatch):
@@ -492,6 +511,13 @@ def test_run_that_slept_while_another_took_over_ends(
       assert process.wait(timeout=60) == 2
       assert f'another run took {workdir} over' in process.stderr.read()
     assert not (workdir / 'lock.json').exists()
+
+
+def test_run_that_may_not_touch_its_lock_does_not_begin(server, workdir):
+  """Else others take it over after a minute, and both write."""
+  server.set_faults(denied_permissions=('storage.objects.update',))
+  with pytest.raises(UserError, match=r'lock.json cannot .*objects\.update'):
+    try_to_hold(workdir)
 
 
 # Data.

@@ -13,6 +13,7 @@ import pytest
 from evaluation import measure
 from evaluation.measurements import Metric
 import stop_signals
+from sweeps import disk
 from sweeps import points
 from sweeps import results_writer
 from sweeps import study as studies
@@ -251,3 +252,14 @@ def test_halves_of_a_population_get_into_their_folders(
   monkeypatch.setattr(train, 'train_population', raises(MemoryError('full')))
   worker.run()
   assert states(study) == ['complete'] * 3
+
+
+@pytest.mark.parametrize(
+  ('number', 'ends'), [(errno.EIO, True), (errno.ENOENT, False)]
+)
+def test_worker_ends_if_a_checkpoint_cannot_be_read(number, ends):
+  """The next point's could not be either; one that is gone is its own."""
+  try:
+    raise UserError('a checkpoint cannot be read') from OSError(number, 'so')
+  except UserError as error:
+    assert disk.is_at_fault(error) == ends

@@ -115,15 +115,20 @@ class Checkpoints:
     self.directory = self._workdir / DIRECTORY
 
   def all_steps(self) -> list[int]:
-    """The steps of all the checkpoints, ascending."""
-    if paths.is_remote(self.directory):
-      end = f'/{CONTENTS_FILE}'
-      files = paths.list_files(self.directory)
-      names = (name.removesuffix(end) for name in files if name.endswith(end))
-    elif self.directory.is_dir():
-      names = (folder.name for folder in self.directory.iterdir())
-    else:
-      return []
+    """The steps of all the checkpoints, ascending.
+
+    Raises:
+      UserError: if they cannot be listed.
+    """
+    with _reading_errors(self.directory):
+      if paths.is_remote(self.directory):
+        end = f'/{CONTENTS_FILE}'
+        files = paths.list_files(self.directory)
+        names = [name.removesuffix(end) for name in files if name.endswith(end)]
+      elif self.directory.is_dir():
+        names = [folder.name for folder in self.directory.iterdir()]
+      else:
+        return []
     return sorted(int(name) for name in names if name.isdecimal())
 
   def latest_step(self) -> int | None:
@@ -139,11 +144,14 @@ class Checkpoints:
   def losses(self) -> dict[int, float]:
     """The validation loss by step; infinite if there is none.
 
-    Checkpoints whose metrics cannot be read are left out.
+    Checkpoints whose metrics are damaged are left out.
+
+    Raises:
+      UserError: if metrics cannot be read: another would be the best.
     """
     losses = {}
     for step in self.all_steps():
-      with contextlib.suppress(DamagedError, UserError):
+      with contextlib.suppress(DamagedError):
         losses[step] = loss(_read_metrics(self._folder(step)))
     return losses
 

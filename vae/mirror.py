@@ -48,6 +48,8 @@ class Mirror:
     """
     with self._copying:
       for name in paths.list_files(self.folder):
+        if name.endswith('.partial'):
+          continue  # Of `atomic_files`, and gone in a moment.
         path = self.folder / name
         facts = os.stat(path)
         facts = (facts.st_size, facts.st_mtime_ns)
