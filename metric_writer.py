@@ -47,13 +47,14 @@ class MetricWriter:
   """
 
   def __init__(self, workdir: epath.Path):
-    self._workdir, self._mirror = workdir, None
-    folder = workdir
+    self._workdir, self._mirror, self.folder = workdir, None, None
     if paths.is_remote(workdir):
       self._mirror = mirror.Mirror(workdir, reports.warn)
-      folder = self._mirror.folder
+      self.folder = self._mirror.folder
       if (workdir / FILENAME).exists():
-        (folder / FILENAME).write_bytes((workdir / FILENAME).read_bytes())
+        content = (workdir / FILENAME).read_bytes()
+        (self.folder / FILENAME).write_bytes(content)
+    folder = self.folder or workdir
     self._path = folder / FILENAME
     # Lines that the disk has not taken.
     self._waiting = []

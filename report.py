@@ -26,7 +26,14 @@ _SECONDS_IN_SILENCE = 2
 
 
 class Writer(Protocol):
-  """Takes the metrics; `metric_writer.MetricWriter` is one."""
+  """Takes the metrics; `metric_writer.MetricWriter` is one.
+
+  Attributes:
+    folder: a local folder that is copied into the workdir, which gets the
+      pictures; None if they go to the workdir itself.
+  """
+
+  folder: epath.Path | None
 
   def rewind(self, step: int, validated: bool) -> None:
     """Forgets what was written beyond `step`.
@@ -51,6 +58,8 @@ class Writer(Protocol):
 
 class NullWriter:
   """Takes metrics and does nothing with them."""
+
+  folder = None
 
   def rewind(self, step, validated):
     """See `Writer`."""
@@ -302,16 +311,17 @@ class Report:
     epoch = step // self._steps_per_epoch
     pictures = draw()
     self._writers[0].write_images(step, pictures)
-    paths = []
+    paths, workdir = [], self._workdirs[0]
     for name, picture in pictures.items():
-      path = self._workdirs[0] / name / f'epoch_{epoch:04d}.png'
+      path = f'{name}/epoch_{epoch:04d}.png'
       try:
-        figures.save_png(picture, path)
-        paths.append(path)
+        folder = self._writers[0].folder or workdir
+        figures.save_png(picture, folder / path)
+        paths.append(workdir / path)
       except OSError as error:
         warn(
-          f'warning: {path} cannot be written ({error.strerror or error}); '
-          'training goes on.'
+          f'warning: {workdir / path} cannot be written '
+          f'({error.strerror or error}); training goes on.'
         )
     return paths
 

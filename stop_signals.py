@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 
 import jax
@@ -18,6 +19,9 @@ from jax.experimental import multihost_utils
 
 # A signal that comes while a call sleeps is looked for so often.
 _SECONDS_BETWEEN_LOOKS = 0.2
+
+# Which what is being written has after a second Ctrl-C.
+_SECONDS_TO_LEAVE = 5.0
 
 _ON_INTERRUPT = (
   '\nFinishing the steps under way, then saving; Ctrl-C again stops at once.\n'
@@ -98,7 +102,10 @@ class StopSignals:
     del frame
     again = self.received is not None
     self.received = signal.Signals(number)
-    if not self._num_calls or (again and number == signal.SIGINT):
+    if again and number == signal.SIGINT:
+      _leave_soon()
+      self.raise_if_received()
+    if not self._num_calls:
       self.raise_if_received()
     if again:
       return
@@ -110,3 +117,16 @@ class StopSignals:
       # be what was interrupted.
       with contextlib.suppress(OSError, ValueError, AttributeError):
         os.write(sys.stderr.fileno(), _ON_INTERRUPT.encode())
+
+
+def _leave_soon() -> None:
+  """Ends the process, though it waits for a bucket that does not answer."""
+
+  def leave():
+    with contextlib.suppress(OSError):
+      os.write(2, b'\nStopped without waiting any longer.\n')
+    os._exit(130)
+
+  timer = threading.Timer(_SECONDS_TO_LEAVE, leave)
+  timer.daemon = True
+  timer.start()

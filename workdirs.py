@@ -5,6 +5,7 @@ So that no run goes on there as another than it began.
 
 import contextlib
 import json
+import threading
 import uuid
 
 from etils import epath
@@ -22,6 +23,9 @@ from vae.errors import WriteError
 
 _DATA = 'data.json'
 _ENVIRONMENT = 'environment.json'
+
+# After which a folder that is tried is said not to answer, as a bucket may.
+_SECONDS_IN_SILENCE = 2.0
 
 
 def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
@@ -64,7 +68,14 @@ def check_writable(folder: epath.Path, flag: str) -> None:
   Raises:
     UserError: if that fails.
   """
-  with _writing_errors(folder, flag):
+  waiting = threading.Timer(
+    _SECONDS_IN_SILENCE, print, (f'{flag}={folder} does not answer yet …',)
+  )
+  waiting.daemon = True
+  waiting.start()
+  with contextlib.ExitStack() as stack:
+    stack.callback(waiting.cancel)
+    stack.enter_context(_writing_errors(folder, flag))
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f'.probe.{uuid.uuid4().hex}'
     probe.write_text('')

@@ -11,6 +11,7 @@ class PointWriter:
   def __init__(self, writer: reports.Writer, study: Study, claim: Claim):
     """Takes the writer that is to have all, and what to ask and to tell."""
     self._writer, self._study, self._claim = writer, study, claim
+    self.folder = writer.folder
 
   def rewind(self, step, validated):
     """See `reports.Writer`."""

@@ -176,6 +176,38 @@ def test_signal_stops_a_run_that_no_other_joins(server, data, local, workdir):
   assert step - 2 < max(steps) <= step
 
 
+def test_second_interrupt_ends_a_run_whose_bucket_hangs(
+  running, data, local, workdir
+):
+  _, flags = local
+  flags = (
+    *flags,
+    f'--config.data.dir={data}',
+    f'--workdir={workdir}',
+    '--config.train.num_epochs=100000',
+  )
+  process = start(*flags)
+  while 'val:' not in process.stdout.readline():
+    assert process.poll() is None
+  running.set_faults(answers={'.': 'hang'})
+  try:
+    process.send_signal(signal.SIGINT)
+    assert 'Ctrl-C again stops at once' in process.stderr.readline() + (
+      process.stderr.readline()
+    )
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+  finally:
+    running.set_faults()
+  process.communicate()
+  # What was in the bucket is there, and no other run is kept out.
+  step = checkpoints.latest_step(workdir)
+  flags = (*flags, f'--config.train.num_epochs={step // 5 + 1}')
+  code, out, err = run(*flags)
+  assert code == 0, err
+  assert f'goes on from step {step:,}' in out or not step
+
+
 def test_two_processes_write_one_run(server, data, local, workdir):
   _, flags = local
   flags = (*flags, '--config.train.num_epochs=20', f'--config.data.dir={data}')

@@ -197,10 +197,11 @@ def test_missing_bucket_is_told_at_once_and_not_made(server, url):
 # Checkpoints.
 
 
-def test_checkpoint_without_its_last_object_is_none(server, workdir):
-  assert save_all(workdir, {1: 1.0, 2: 2.0}).all_steps() == [1, 2]
-  # As of a process that was killed while it wrote.
-  (workdir / 'checkpoints/2/contents/metadata').unlink()
+def test_checkpoint_that_is_marked_unfinished_is_none(server, workdir):
+  saved = save_all(workdir, {1: 1.0, 2: 2.0})
+  assert saved.all_steps() == [1, 2]
+  # As of a process that was killed while it wrote, or deleted.
+  saved.begin(2)
   saved = checkpoints.Checkpoints(workdir)
   assert saved.all_steps() == [1] and saved.latest_step() == 1
   saved = save_all(workdir, {3: 3.0, 4: 4.0, 5: 5.0})
@@ -209,6 +210,22 @@ def test_checkpoint_without_its_last_object_is_none(server, workdir):
   restored = saved.restore_last(state_at(0))
   assert restored.state.step == 5 and restored.untold == {'loss': [5 / 3]}
   np.testing.assert_array_equal(restored.state.params['w'], [5, 5, 5])
+
+
+def test_run_is_copied_by_hand_to_a_bucket_and_back(server, workdir, tmp_path):
+  """Also checkpoints without a table of contents, as they were once."""
+  local = epath.Path(tmp_path) / 'run'
+  save_all(local, {1: 1.0, 2: 2.0, 3: 3.0})
+  (local / 'checkpoints/1/contents').rmtree()
+  for source, target in ((local, workdir), (workdir, local.parent / 'back')):
+    paths.copy(source, target)
+    saved = checkpoints.Checkpoints(target)
+    saved.clear_unfinished()
+    assert saved.all_steps() == [1, 2, 3]
+    for step in (1, 2, 3):
+      np.testing.assert_array_equal(
+        saved.restore(state_at(0), step).params['w'], [step] * 3
+      )
 
 
 def test_damaged_checkpoint_is_moved_aside(server, workdir, capsys):
@@ -268,13 +285,10 @@ def test_bucket_that_fails_for_a_while_loses_no_checkpoint(
 
 
 def test_outage_does_not_make_a_checkpoint_incomplete(server, hasty, workdir):
-  """Else the next save would delete it."""
   saved = save_all(workdir, {1: 1.0})
   server.set_faults(answers={'objects.list': 503})
   with pytest.raises(UserError, match='checkpoints cannot be read .*503'):
     saved.all_steps()
-  with pytest.raises(UserError, match='checkpoints cannot be read .*503'):
-    saved.clear_unfinished()
   server.set_faults()
   assert saved.restore_last(state_at(0)).state.step == 1
 
@@ -343,10 +357,21 @@ def test_many_lines_are_few_requests(server, workdir, monkeypatch):
   assert rows(workdir) == list(range(300))
 
 
+def test_pictures_of_a_run_are_copied(server, workdir):
+  writer = metric_writer.MetricWriter(workdir)
+  (writer.folder / 'samples').mkdir()
+  (writer.folder / 'samples/epoch_0001.png').write_bytes(b'x')
+  server.set_faults(answers={'objects.insert.*metrics.jsonl': 403})
+  writer.write_scalars(1, {'train/loss': 1.5})
+  writer.close()  # Access to the metrics alone is denied.
+  assert (workdir / 'samples/epoch_0001.png').read_bytes() == b'x'
+
+
 def test_tensorboard_of_a_bucket_has_the_points_of_a_local_one(
   server, slow_mirror, workdir, tmp_path
 ):
   for folder in (workdir, epath.Path(tmp_path) / 'local'):
+    folder.mkdir(exist_ok=True)
     writer = metric_writer.MetricWriter(folder)
     for step in range(1, 10):
       writer.write_scalars(step, {'train/loss': step / 8})

@@ -8,6 +8,8 @@ import asyncio
 import errno
 import logging
 import os
+import random
+import time
 
 # Its support of two special kinds of buckets loads gRPC and asks for the kind.
 os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
@@ -24,13 +26,18 @@ import requests
 logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
 logging.getLogger('google.auth').setLevel(logging.ERROR)
 
-# Without an answer a request is repeated, a few times.
-_TIMEOUT = aiohttp.ClientTimeout(sock_connect=10, sock_read=30)
+# A request that fails, or has no answer for a while, is repeated for half a
+# minute, after pauses of about so many seconds. gcsfs would go on for minutes,
+# and nobody who ends a run waits for that.
+_PAUSES = (1, 2, 4, 8, 8)
+_SECONDS_TO_REPEAT = 30.0
+_TIMEOUT = aiohttp.ClientTimeout(sock_connect=10, sock_read=15)
 
 _UNREACHABLE = (
   aiohttp.ClientError,
   requests.RequestException,
   asyncio.TimeoutError,
+  auth.TransportError,
 )
 _NO_CREDENTIALS = (
   'no credentials for Google Cloud; run gcloud auth application-default login, '
@@ -53,11 +60,19 @@ class FileSystem(core.GCSFileSystem):
     )
 
   async def _request(self, method, path, *args, **kwargs):
-    name = '/'.join(args) or path
-    try:
-      return await super()._request(method, path, *args, **kwargs)
-    except Exception as error:
-      raise _as_os_error(error, method, name) from error
+    request = core.GCSFileSystem._request.__wrapped__  # Without its repeating.
+    end = time.monotonic() + _SECONDS_TO_REPEAT
+    for pause in (*_PAUSES, None):
+      try:
+        return await request(self, method, path, *args, **kwargs)
+      except Exception as error:
+        is_passing = retry.is_retriable(error) or isinstance(
+          error, _UNREACHABLE
+        )
+        if not is_passing or pause is None or time.monotonic() > end:
+          name = '/'.join(args) or path
+          raise _as_os_error(error, method, name) from error
+      await asyncio.sleep(pause * random.uniform(0.5, 1))
 
   async def _exists(self, path, **kwargs):
     try:
@@ -105,6 +120,9 @@ def _as_os_error(error: Exception, method: str, name: str) -> OSError:
     return FileNotFoundError(errno.ENOENT, f'there is no such {missing}', name)
   if isinstance(error, FileExistsError):
     return FileExistsError(errno.EEXIST, 'it was changed by another', name)
+  if isinstance(error, _UNREACHABLE):
+    reason = f'the bucket cannot be reached: {text or type(error).__name__}'
+    return OSError(errno.EIO, reason, name)
   if isinstance(error, auth.GoogleAuthError | retry.NonRetryableError):
     return PermissionError(errno.EACCES, f'{_NO_CREDENTIALS} ({text})', name)
   code = getattr(error, 'code', None)
@@ -116,9 +134,6 @@ def _as_os_error(error: Exception, method: str, name: str) -> OSError:
     return PermissionError(errno.EACCES, f'access denied: {reason}', name)
   if code is not None:
     return OSError(errno.EIO, f'the bucket answers {text}', name)
-  if isinstance(error, _UNREACHABLE):
-    reason = f'the bucket cannot be reached: {text or type(error).__name__}'
-    return OSError(errno.EIO, reason, name)
   if isinstance(error, OSError):
     return error
   return OSError(errno.EIO, text or type(error).__name__, name)

@@ -1,7 +1,8 @@
 """Writes the checkpoints of a run, in the background.
 
-A checkpoint is written aside and read back, and gets its final name only if
-what was read has the digests of what was written. A write that fails either way
+A checkpoint is written aside and read back, and gets its final name (in a
+bucket, loses its mark of an unfinished one) only if what was read has the
+digests of what was written. A write that fails either way
 is reported once and tried again, until it succeeds or a later checkpoint takes
 its place. Older checkpoints are deleted after that.
 """
@@ -15,7 +16,6 @@ import os
 import re
 import threading
 import time
-from typing import Any
 
 from etils import epath
 import jax
@@ -198,14 +198,16 @@ class CheckpointWriter:
 
   def _write_new(self, step, state, metrics, untold) -> None:
     self._saved.clear_unfinished()
-    folder = self._saved.unfinished(step)
-    folder.mkdir()
+    folder = self._saved.begin(step)
     contents = checkpoints.make_contents(state, metrics, untold)
     checkpoints.save_state(state, folder)
-    _write_json(folder / checkpoints.METRICS_FILE, metrics)
-    self._saved.read_back(state, folder, contents)
-    _write_json(folder / checkpoints.CONTENTS_FILE, contents)
-    checkpoints.check_contents(folder)
+    for path, content in (
+      (checkpoints.METRICS_FILE, metrics),
+      (checkpoints.CONTENTS_FILE, contents),
+    ):
+      (folder / path).parent.mkdir()
+      (folder / path).write_text(json.dumps(content))
+    self._saved.read_back(state, folder)
     _flush(folder)
     self._saved.publish(step)
 
@@ -217,11 +219,6 @@ class CheckpointWriter:
     for step in sorted(losses)[:-_KEEP_LAST]:
       if step not in best:
         self._saved.delete(step)
-
-
-def _write_json(path: epath.Path, content: Mapping[str, Any]) -> None:
-  path.parent.mkdir()
-  path.write_text(json.dumps(content))
 
 
 def _flush(folder: epath.Path) -> None:

@@ -33,12 +33,11 @@ METRIC = 'val/loss'
 
 # In the folder of a checkpoint: the state, its table of contents, its metrics.
 STATE = 'default'
-# The table is written last: a bucket cannot rename, and there a checkpoint is
-# complete if it has one.
 CONTENTS_FILE = 'contents/metadata'
 METRICS_FILE = 'metrics/metrics'
 
-# Part of the name of a folder that is being written or deleted.
+# Behind the step, the name of a folder that is being written or deleted. A
+# bucket cannot rename; there an object of this name lies beside the folder.
 _UNFINISHED = '.orbax-checkpoint-tmp'
 
 # Orbax takes a path for a pattern, and TensorStore a backslash for a slash.
@@ -122,9 +121,13 @@ class Checkpoints:
     """
     with _reading_errors(self.directory):
       if paths.is_remote(self.directory):
-        end = f'/{CONTENTS_FILE}'
         files = paths.list_files(self.directory)
-        names = [name.removesuffix(end) for name in files if name.endswith(end)]
+        names = {name.split('/')[0] for name in files}
+        names -= {
+          name.removesuffix(_UNFINISHED)
+          for name in names
+          if _UNFINISHED in name
+        }
       elif self.directory.is_dir():
         names = [folder.name for folder in self.directory.iterdir()]
       else:
@@ -261,20 +264,14 @@ class Checkpoints:
         f'moved to {place}; the run goes on from that of step {step}.'
       )
 
-  def _restore(
-    self,
-    shapes: TrainState,
-    folder: epath.Path,
-    contents: dict[str, Any] | None = None,
-  ) -> Restored:
-    """Reads all of a checkpoint, but for `contents` if they are given.
+  def _restore(self, shapes: TrainState, folder: epath.Path) -> Restored:
+    """Reads all of a checkpoint.
 
     Raises:
       DamagedError: if it is not as it was written.
       UserError: if its arrays are not those of `shapes`.
     """
-    contents = contents or _read_contents(folder)
-    metrics = _read_metrics(folder)
+    contents, metrics = _read_contents(folder), _read_metrics(folder)
     if contents is not None:
       check_arrays(contents['arrays'], shapes)
       # They may have been added, just before the run was killed.
@@ -307,53 +304,59 @@ class Checkpoints:
     ):
       atomic_files.replace(path, json.dumps(content).encode())
 
-  def read_back(
-    self,
-    state: TrainState,
-    folder: epath.Path,
-    contents: dict[str, Any] | None = None,
-  ) -> None:
+  def read_back(self, state: TrainState, folder: epath.Path) -> None:
     """Checks that a checkpoint that was just written can be restored.
 
     Args:
       state: that was written.
       folder: of the checkpoint, under whatever name.
-      contents: its table of contents, if it is not in the folder yet.
 
     Raises:
       DamagedError: if what is read is not what was written.
       UserError: if the disk cannot be read.
     """
-    self._restore(state, folder, contents)
+    self._restore(state, folder)
 
-  def unfinished(self, step: int) -> epath.Path:
-    """The folder that the checkpoint of a step is written into."""
-    if paths.is_remote(self.directory):
+  def begin(self, step: int) -> epath.Path:
+    """Makes the folder that the checkpoint of a step is written into."""
+    unfinished = self._unfinished(step)
+    if paths.is_remote(unfinished):
+      unfinished.write_text('')
       return self._folder(step)
-    return self.directory / f'{step}{_UNFINISHED}'
+    unfinished.mkdir()
+    return unfinished
 
   def publish(self, step: int) -> None:
     """Makes a checkpoint that is written one of `all_steps`."""
-    if not paths.is_remote(self.directory):
-      self.unfinished(step).rename(self._folder(step))
+    if paths.is_remote(self.directory):
+      self._unfinished(step).unlink()
+    else:
+      self._unfinished(step).rename(self._folder(step))
 
   def delete(self, step: int) -> None:
     """Deletes a checkpoint; one that is half deleted is none of `all_steps`."""
-    folder = self._folder(step)
-    if paths.is_remote(folder):
-      (folder / CONTENTS_FILE).unlink()
+    if paths.is_remote(self.directory):
+      self.begin(step)
+      self._clear(self._unfinished(step))
     else:
-      folder = folder.rename(self.unfinished(step))
-    folder.rmtree()
+      self._folder(step).rename(self._unfinished(step)).rmtree()
 
   def clear_unfinished(self) -> None:
     """Deletes what a killed process left half written or half deleted."""
-    complete = set(map(str, self.all_steps()))
-    for folder in self.directory.iterdir():
-      if _UNFINISHED in folder.name or (
-        folder.name.isdecimal() and folder.name not in complete
-      ):
-        folder.rmtree()
+    for path in self.directory.iterdir():
+      if _UNFINISHED in path.name:
+        self._clear(path)
+
+  def _clear(self, unfinished: epath.Path) -> None:
+    if paths.is_remote(unfinished):
+      folder = self.directory / unfinished.name.removesuffix(_UNFINISHED)
+      folder.rmtree(missing_ok=True)
+      unfinished.unlink()
+    else:
+      unfinished.rmtree()
+
+  def _unfinished(self, step: int) -> epath.Path:
+    return self.directory / f'{step}{_UNFINISHED}'
 
   def _folder(self, step: int) -> epath.Path:
     return self.directory / str(step)
@@ -545,19 +548,6 @@ def _read_contents(folder: epath.Path) -> dict[str, Any] | None:
   except (AttributeError, KeyError):
     pass
   raise DamagedError('its table of contents is not what was saved.')
-
-
-def check_contents(folder: epath.Path) -> None:
-  """Checks the table of contents that was just written.
-
-  Raises:
-    DamagedError: if it is not what was written; it is deleted.
-  """
-  try:
-    _read_contents(folder)
-  except DamagedError:
-    (folder / CONTENTS_FILE).unlink()
-    raise
 
 
 def _read_metrics(folder: epath.Path) -> dict[str, float]:

@@ -44,8 +44,10 @@ class Mirror:
     """Copies what has changed; returns when it is in the bucket.
 
     Raises:
-      OSError: if that fails.
+      OSError: if that fails. A file that access is denied to does not keep
+        the others from being copied.
     """
+    denied = None
     with self._copying:
       for name in paths.list_files(self.folder):
         if name.endswith('.partial'):
@@ -54,8 +56,13 @@ class Mirror:
         facts = os.stat(path)
         facts = (facts.st_size, facts.st_mtime_ns)
         if self._copied.get(name) != facts:
-          (self._target / name).write_bytes(path.read_bytes())
-          self._copied[name] = facts
+          try:
+            (self._target / name).write_bytes(path.read_bytes())
+            self._copied[name] = facts
+          except PermissionError as error:
+            denied = error
+    if denied is not None:
+      raise denied
 
   def close(self) -> None:
     """Copies what has changed, and deletes the local folder.

@@ -1,4 +1,7 @@
-"""Paths as users write them: local ones, and gs://BUCKET/… of a bucket."""
+"""Paths as users write them: local ones, and gs://BUCKET/… of a bucket.
+
+Whoever imports this has epath and fsspec reach buckets through `vae.buckets`.
+"""
 
 from concurrent import futures
 import functools

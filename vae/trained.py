@@ -35,7 +35,11 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(json.loads(path.read_text()))
   except (FileNotFoundError, NotADirectoryError):
     raise UserError(f'{path} is missing; {workdir} holds no run.') from None
-  except (OSError, ValueError, TypeError, AttributeError) as error:
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be read ({error.strerror or error}).'
+    ) from error
+  except (ValueError, TypeError, AttributeError) as error:
     raise UserError(f'{path} cannot be read as a config: {error}') from error
 
 
