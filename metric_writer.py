@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import contextlib
 import json
 import os
+import time
 
 import datasets  # noqa: F401 (Sets the environment of TensorFlow.)
 
@@ -21,6 +22,10 @@ from vae import paths
 from vae.errors import UserError
 
 FILENAME = 'metrics.jsonl'
+
+# At least, of a file of events: TensorBoard reads them by the second in their
+# names, and what is out of order is lost.
+_SECONDS_OF_PIECE = 2.0
 
 
 def read(workdir: epath.Path) -> list[dict[str, float]]:
@@ -206,7 +211,7 @@ class _PatientSummaryWriter:
 
   def write_images(self, step, images):
     self._try('write_images', step, images)
-    if self._in_pieces:
+    if self._in_pieces and time.time() - self._begun > _SECONDS_OF_PIECE:
       self.close()
       self._writer = None
 
@@ -224,6 +229,7 @@ class _PatientSummaryWriter:
   def _try(self, method: str, *args) -> None:
     try:
       if self._writer is None:
+        self._begun = time.time()
         self._writer = metric_writers.SummaryWriter(self._logdir)
       getattr(self._writer, method)(*args)
       self._is_failing = False

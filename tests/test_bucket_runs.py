@@ -201,9 +201,8 @@ def test_second_interrupt_ends_a_run_whose_bucket_hangs(
     running.set_faults()
   process.communicate()
   # What was in the bucket is there, and no other run is kept out.
-  step = checkpoints.latest_step(workdir)
-  flags = (*flags, f'--config.train.num_epochs={step // 5 + 1}')
-  code, out, err = run(*flags)
+  step = checkpoints.latest_step(workdir) or 0
+  code, out, err = run(*flags, f'--config.train.num_epochs={step // 5 + 1}')
   assert code == 0, err
   assert f'goes on from step {step:,}' in out or not step
 

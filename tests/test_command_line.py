@@ -18,12 +18,15 @@ def run_script(body, *arguments, cwd=ROOT):
     env=os.environ | {'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=60,
   )
   return process.returncode, process.stdout, process.stderr
 
 
 LOST_INTERRUPT = """
+# What a shell starts in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 class Interrupted:
   def __del__(self):
     os.kill(os.getpid(), signal.SIGINT)

@@ -294,7 +294,9 @@ def test_what_is_validated_is_saved_before_the_next_step_is_looked_at(
   monkeypatch.setattr(
     CheckpointWriter,
     'save',
-    lambda *args: events.append(('saved', args[1])) or save(*args),
+    lambda *args, **kwargs: (
+      events.append(('saved', args[1])) or save(*args, **kwargs)
+    ),
   )
   monkeypatch.setattr(
     training_loop.Loop,
