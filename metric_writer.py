@@ -110,7 +110,7 @@ class MetricWriter:
     Returns:
       A function that waits until the lines are on disk, or in the bucket, for
       any thread. It raises OSError if a bucket fails to take them, unless it
-      denies access: then they are lost, and a checkpoint need not be.
+      denies access: a checkpoint does not wait for that.
     """
     if self._waiting:
       self._write_line('')
@@ -181,8 +181,8 @@ class MetricWriter:
         self._mirror.close()
       except OSError as error:
         reports.warn(
-          f'warning: the metrics could not be written into {self._workdir} '
-          f'({error.strerror or error}); copy them there from '
+          f'warning: metrics and pictures could not be written into '
+          f'{self._workdir} ({error.strerror or error}); copy them there from '
           f'{self._mirror.folder}.'
         )
 
@@ -202,7 +202,7 @@ class _PatientSummaryWriter:
       in_pieces: whether to end a file after pictures, so that files stay small;
         TensorBoard reads one after the other.
     """
-    self._logdir, self._in_pieces = logdir, in_pieces
+    self._logdir, self._in_pieces, self._begun = logdir, in_pieces, 0.0
     self._writer: metric_writers.SummaryWriter | None = None
     self._is_failing = False
 

@@ -21,8 +21,10 @@ from datasets.encoded import SPLITS
 from datasets.encoded import TfdsSplit
 import report
 from vae import ordinary_files
+from vae import paths
 from vae.errors import shown
 from vae.errors import UserError
+import workdirs
 
 # A folder of a TFDS data set.
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -172,13 +174,22 @@ def _prepare_cartoon_faces(directory: str) -> dict[str, EncodedSplit]:
         'for the images there add --config.data.source=folder (or celeba), for '
         'the cartoon faces name an empty folder.'
       )
+    if paths.is_remote(root):
+      workdirs.check_writable(root, '--config.data.dir')
     report.say(f'Rendering the cartoon faces into {root} …')
     tfds.disable_progress_bar()
     try:
-      builder = cartoon_faces.CartoonFaces(data_dir=root)
-      # TFDS makes a folder for downloads, of which there are none.
-      with tempfile.TemporaryDirectory() as downloads:
-        builder.download_and_prepare(download_dir=downloads)
+      with tempfile.TemporaryDirectory() as name:
+        aside = epath.Path(name)
+        # TensorFlow, which TFDS writes with, waits for ever for a bucket that
+        # is missing.
+        place = aside / 'data' if paths.is_remote(root) else root
+        builder = cartoon_faces.CartoonFaces(data_dir=place)
+        # TFDS makes a folder for downloads, of which there are none.
+        builder.download_and_prepare(download_dir=aside / 'downloads')
+        if place != root:
+          paths.copy(place, root)
+          builder = _find_prepared('cartoon_faces', directory)
     except (OSError, NotImplementedError) as error:
       # Another process may have been faster, or TFDS cannot clear away below
       # a folder with ** in its name.

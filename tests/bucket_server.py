@@ -42,6 +42,7 @@ import tempfile
 import threading
 import time
 from typing import Any
+from unittest import mock
 import urllib.parse
 import uuid
 
@@ -1148,6 +1149,13 @@ def environment(server: Server) -> dict[str, str]:
     # gcsfs would ask by gRPC which kind of bucket it is.
     'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
   }
+
+
+@contextlib.contextmanager
+def clients_sent_to(server: Server) -> Iterator[None]:
+  """A context in which this process's clients, and its children's, use it."""
+  with mock.patch.dict(os.environ, environment(server)):
+    yield
 
 
 def main():

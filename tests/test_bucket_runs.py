@@ -35,10 +35,8 @@ PERMISSIONS = {
 def running():
   with (
     bucket_server.serve_in_process() as server,
-    pytest.MonkeyPatch.context() as patch,
+    bucket_server.clients_sent_to(server),
   ):
-    for name, value in bucket_server.environment(server).items():
-      patch.setenv(name, value)
     yield server
 
 

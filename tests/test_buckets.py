@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
+from datasets import cartoon_faces
 from datasets import image_folder
+from datasets import sources
 from datasets.encoded import SPLITS
 import metric_writer
 import processes
@@ -43,10 +45,8 @@ def running():
   """A server, to which all clients of this process are sent."""
   with (
     bucket_server.serve() as server,
-    pytest.MonkeyPatch.context() as patch,
+    bucket_server.clients_sent_to(server),
   ):
-    for name, value in bucket_server.environment(server).items():
-      patch.setenv(name, value)
     yield server
 
 
@@ -597,6 +597,20 @@ def test_decoded_images_are_kept_until_an_object_is_written_again(
   path.write_bytes(path.read_bytes())
   second = fingerprints()
   assert [s for s in SPLITS if first[s] != second[s]] == ['test']
+
+
+def test_cartoon_faces_are_rendered_into_a_bucket(
+  server, workdir, monkeypatch, capsys
+):
+  monkeypatch.setattr(cartoon_faces, '_SPLIT_SIZES', dict.fromkeys(SPLITS, 3))
+  with pytest.raises(UserError, match='there is no such bucket'):
+    sources.find('cartoon_faces', 'gs://mistyped/data')
+  assert 'Rendering' not in capsys.readouterr().out
+  for _ in range(2):  # The second time they are there.
+    found = sources.find('cartoon_faces', str(workdir))
+  assert capsys.readouterr().out.count('Rendering') == 1
+  assert found['test'].content(2).startswith(b'\xff\xd8')
+  assert found['train'].num_examples == 3
 
 
 # Which clients there are.
