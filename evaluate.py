@@ -14,12 +14,12 @@ from absl import flags
 import jax
 import numpy as np
 
-import command_line
 from evaluation import inception_weights
 from evaluation import measure
 from evaluation import output
 from evaluation.measurements import Measurements
-import run_flags
+from runs import command_line
+from runs import run_flags
 from vae import splits
 from vae.errors import UserError
 from vae.trained import TrainedVAE
@@ -174,7 +174,7 @@ def _facts(trained: TrainedVAE, split: splits.Split) -> dict[str, object]:
 
 def _validation_path() -> np.ndarray:
   """(rate, distortion) of each of the run's validations, [n, 2]."""
-  from metric_writer import read  # With TensorFlow, through clu.
+  from runs.metric_writer import read  # With TensorFlow, through clu.
 
   rows = [row for row in read(run_flags.workdir()) if 'val/kl' in row]
   points = [(row['val/kl'], row['val/distortion']) for row in rows]

@@ -19,13 +19,13 @@ from absl import flags
 from etils import epath
 import numpy as np
 
-import command_line
-import image_files
-import run_flags
-from vae import aggregate_posterior
+from data import image_files
+from evaluation import aggregate_posterior
+from evaluation import plots
+from evaluation import posterior
+from runs import command_line
+from runs import run_flags
 from vae import figures
-from vae import plots
-from vae import posterior
 from vae import splits
 from vae import walks
 from vae.errors import shown

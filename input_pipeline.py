@@ -1,6 +1,6 @@
 """Images for training and evaluation, through tf.data.
 
-Encoded bytes (datasets/sources.py) are decoded, cut to a central square and
+Encoded bytes (data/sources.py) are decoded, cut to a central square and
 resized once, into uint8. There is no randomness here: the order of the
 examples comes as indices (vae/splits.py), and what changes an image at random
 happens in the training step.
@@ -12,23 +12,23 @@ import functools
 import math
 import time
 
-import datasets  # noqa: F401 (Sets the environment of TensorFlow.)
+import runs  # noqa: F401 (Sets the environment of TensorFlow.)
 
 # isort: split
 import numpy as np
 import tensorflow as tf
 
-from datasets import corrupt_images
-from datasets import crops
-from datasets import sources
-from datasets.crops import Crop
-from datasets.decoded import DecodedStore
-from datasets.decoded import digest
-from datasets.encoded import EncodedSplit
-from datasets.encoded import SPLITS
-import memory
-import report
-import run_config
+from data import corrupt_images
+from data import crops
+from data import sources
+from data.crops import Crop
+from data.decoded import DecodedStore
+from data.decoded import digest
+from data.encoded import EncodedSplit
+from data.encoded import SPLITS
+from runs import memory
+from runs import progress
+from runs import schema
 from vae import devices
 from vae import splits
 from vae import tiles
@@ -126,7 +126,7 @@ class CachedSplit:
     kept = self._store.read(self._name)
     whole = kept is not None and (kept.shape, kept.dtype) == (shape, np.uint8)
     images = kept if whole else self._decode()
-    report.say(
+    progress.say(
       f'{self._label}: {"read" if whole else "decoded"} {len(images):,} images '
       f'in {time.monotonic() - start:.1f}s, {images.nbytes / 1e6:,.0f} MB'
     )
@@ -149,7 +149,7 @@ class CachedSplit:
     return self._streamed.names_digest()
 
   def _decode(self) -> np.ndarray:
-    report.say(f'{self._label}: decoding {self.num_examples:,} images …')
+    progress.say(f'{self._label}: decoding {self.num_examples:,} images …')
     images = np.empty((self.num_examples, *self.image_shape), np.uint8)
     done = 0
     everything = np.arange(self.num_examples)
@@ -168,7 +168,7 @@ def load(config) -> splits.DataSet:
   Raises:
     UserError: what is missing, or wrong with the data, and what to do.
   """
-  data = run_config.resolved(config).data
+  data = schema.resolved(config).data
   encoded = sources.find(data.source, data.dir)
   crop = Crop(data.crop_size, data.image_size, data.channels)
   num_examples = sum(split.num_examples for split in encoded.values())
@@ -244,7 +244,7 @@ def _make_split(
   if skip_corrupt and len(indices):
     corrupt = _known_corrupt(label, encoded, crop, store, identity)
     if len(corrupt):
-      report.warn(
+      progress.warn(
         f'{label}: skipped {len(corrupt)} of {len(indices)} images that cannot '
         f'be decoded: {corrupt_images.some_names(encoded, corrupt)}'
       )

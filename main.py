@@ -16,15 +16,15 @@ from etils import epath
 import jax
 import ml_collections
 
-import command_line
-import processes
-import run_config
-import stop_signals
+from runs import command_line
+from runs import processes
+from runs import schema
+from runs import stop_signals
+from runs import workdir_lock
+from runs import workdirs
 from vae import devices
 from vae import paths
 from vae.errors import UserError
-import workdir_lock
-import workdirs
 
 command_line.define_config('configs/faces.py')
 flags.adopt_module_key_flags(command_line)
@@ -50,7 +50,7 @@ def main() -> None:
   """Checks the flags, sets the platform up, and trains."""
   path = command_line.config_path()
   config = flags.FLAGS.config
-  run_config.validate(config)
+  schema.validate(config)
   explicit = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
   if _DISTRIBUTED.value:
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
@@ -63,8 +63,8 @@ def main() -> None:
   )
   with contextlib.ExitStack() as stack:
     stack.enter_context(processes.working_together())
-    processes.check_same(run_config.flatten(config))
-    run_config.check_devices(config, jax.device_count())
+    processes.check_same(schema.flatten(config))
+    schema.check_devices(config, jax.device_count())
     stop = stack.enter_context(stop_signals.StopSignals())
     if jax.process_index() == 0:
       workdirs.check_writable(workdir, '--workdir')
@@ -87,8 +87,8 @@ def _train(
 ) -> None:
   # TensorFlow takes seconds to load; a mistake above is told before.
   import input_pipeline
-  import metric_writer
-  import report
+  from runs import metric_writer
+  from runs import progress
   import train
 
   # A library may have caught what a signal raised in it.
@@ -96,7 +96,9 @@ def _train(
   data = input_pipeline.load(config)
   stop.raise_if_received()
   first = jax.process_index() == 0
-  writer = metric_writer.MetricWriter(workdir) if first else report.NullWriter()
+  writer = (
+    metric_writer.MetricWriter(workdir) if first else progress.NullWriter()
+  )
   try:
     train.train_and_evaluate(config, workdir, data, writer, stop)
   finally:

@@ -22,11 +22,12 @@ import ml_collections
 import numpy as np
 import optuna
 
-import command_line
 from evaluation import measure
-import memory
-import run_config
-import stop_signals
+from runs import command_line
+from runs import memory
+from runs import schema
+from runs import stop_signals
+from runs import workdirs
 from sweeps import definition as definitions
 from sweeps import disk
 from sweeps import points
@@ -37,7 +38,6 @@ from vae import checkpoints
 from vae import devices
 from vae import paths
 from vae.errors import UserError
-import workdirs
 
 DEFINITION = 'sweep.json'
 
@@ -155,7 +155,7 @@ def main() -> None:
   """Checks everything, and works until the sweep is done."""
   path = command_line.config_path()
   base = flags.FLAGS.config
-  run_config.validate(base)
+  schema.validate(base)
   devices.check()
   axes = _axes(path)
   _check_search(axes)
@@ -369,7 +369,7 @@ def _check_devices(config: ml_collections.ConfigDict, population: int) -> None:
   """Checks that the devices hold a point, be it trained alone."""
   num_devices = jax.device_count()
   if population == 1:
-    run_config.check_devices(config, num_devices)
+    schema.check_devices(config, num_devices)
   elif config.train.batch_size % num_devices == 0:
     # As where the others are done, or it did not fit with them: then it has
     # all devices.

@@ -16,8 +16,9 @@ import jax
 import ml_collections
 import numpy as np
 
-import report as reports
-import run_config
+from runs import progress
+from runs import schema
+from runs import workdirs
 from training_loop import GRID
 from training_loop import Loop
 from training_loop import Schedule
@@ -32,7 +33,6 @@ from vae.errors import UserError
 from vae.population import Population
 from vae.single import SingleRun
 from vae.trainer import Trainer
-import workdirs
 
 # For so long a run that is finished waits for a disk that takes its last state.
 _PATIENCE_SECONDS = 600.0
@@ -47,14 +47,14 @@ class Run:
   """A run that is to be trained.
 
   Attributes:
-    config: complete and valid (`run_config.validate`).
+    config: complete and valid (`schema.validate`).
     workdir: where checkpoints and pictures go.
     writer: takes the metrics.
   """
 
   config: ml_collections.ConfigDict
   workdir: epath.Path
-  writer: reports.Writer
+  writer: progress.Writer
 
 
 def _never() -> bool:
@@ -65,13 +65,13 @@ def train_and_evaluate(
   config,
   workdir: epath.PathLike,
   data: splits.DataSet,
-  writer: reports.Writer,
+  writer: progress.Writer,
   stop: Callable[[], bool] = _never,
 ) -> training.TrainState:
   """Trains the model of `config`, going on from the workdir's last checkpoint.
 
   Args:
-    config: complete and valid (`run_config.validate`).
+    config: complete and valid (`schema.validate`).
     workdir: where checkpoints and pictures go.
     data: its train and validation splits are used.
     writer: takes the metrics.
@@ -143,7 +143,7 @@ def _train(
   # As where the run was stopped at an epoch's end.
   validate_first = schedule.validates(step) and not trainer.is_validated
   if step >= schedule.total_steps and not validate_first:
-    reports.say(f'{where}: this run is finished, at step {step}.')
+    progress.say(f'{where}: this run is finished, at step {step}.')
     return [None] * len(runs)
   # Read now, so that a picture that cannot be is told before training.
   pairs = min(GRID * GRID // 2, data.validation.num_examples)
@@ -160,10 +160,10 @@ def _train(
       workdirs.claim(run.config, run.workdir, identity)
     run.writer.rewind(step, validated=not validate_first)
     if not step:
-      run.writer.write_hparams(run_config.flatten(run.config))
+      run.writer.write_hparams(schema.flatten(run.config))
   if step:
-    reports.say(f'{where}: this run goes on from step {step}.')
-  reports.say(
+    progress.say(f'{where}: this run goes on from step {step}.')
+  progress.say(
     f'Training {trainer.num_parameters:,} parameters on '
     f'{data.train.num_examples:,} images (validation: '
     f'{data.validation.num_examples:,}), {topology.num_devices} × '
@@ -171,8 +171,8 @@ def _train(
   )
   note = _note_on_batch(config.train.batch_size, trainer.per_device_batch_size)
   if note is not None:
-    reports.say(note)
-  report = reports.Report(
+    progress.say(note)
+  report = progress.Report(
     [(run.writer, run.workdir) for run in runs],
     step=step,
     total_steps=schedule.total_steps,
@@ -192,7 +192,7 @@ def _train(
       writers = [
         stack.enter_context(
           CheckpointWriter(
-            run.workdir, run.config.checkpoint.keep_best, reports.warn
+            run.workdir, run.config.checkpoint.keep_best, progress.warn
           )
         )
         for run in runs
@@ -207,7 +207,7 @@ def _train(
         writer.finish(patience, stop if topology.process_count == 1 else _never)
   if not all(loop.errors):
     if loop.is_stopped:
-      reports.say(f'Stopped at step {trainer.step:,}, which is saved.')
+      progress.say(f'Stopped at step {trainer.step:,}, which is saved.')
     else:
       report.done(saved[0].best_step())
   return [

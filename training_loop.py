@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-import report as reports
+from runs import progress
 from vae import checkpoints
 from vae import splits
 from vae import training
@@ -108,7 +108,7 @@ class Loop:
     data: splits.DataSet,
     config: ml_collections.ConfigDict,
     schedule: Schedule,
-    report: reports.Report,
+    report: progress.Report,
     writers: Sequence[CheckpointWriter],
     stop: Callable[[], bool],
     originals: np.ndarray,

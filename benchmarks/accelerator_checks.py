@@ -45,7 +45,7 @@ import numpy as np
 from benchmarks import end_to_end
 from benchmarks import results
 from configs import celeba
-import report as reports
+from runs import progress
 import train
 from vae import atomic_files
 from vae import numerics
@@ -343,7 +343,7 @@ def _train(
     config,
     pathlib.Path(args.folder) / workdir,
     splits.DataSet(split, split, split),
-    reports.NullWriter(),
+    progress.NullWriter(),
     stop=lambda: next(dispatches) == stop_after,
   )
   leaves = jax.device_get(jax.tree.leaves(state.params))

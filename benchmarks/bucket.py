@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import end_to_end
 from benchmarks import results
-import metric_writer
+from runs import metric_writer
 from tests import bucket_server
 import train
 from vae import paths

@@ -56,8 +56,8 @@ from benchmarks import loop_recorder
 from benchmarks import loop_summary
 from benchmarks import results
 from configs import celeba
-import report as reports
-import run_config
+from runs import progress
+from runs import schema
 import train
 from vae import splits
 from vae import training
@@ -135,7 +135,7 @@ def measure_loop(
   data = make_data(settings, cache)
   with loop_recorder.recording() as recorder:
     train.train_and_evaluate(
-      make_config(settings), workdir, data, reports.NullWriter()
+      make_config(settings), workdir, data, progress.NullWriter()
     )
     end = time.perf_counter()
   return loop_summary.summarize(recorder, end, settings)
@@ -171,7 +171,7 @@ def measure_first_step(
   try:
     with mock.patch.object(training, 'make_train_steps', make):
       train.train_and_evaluate(
-        make_config(settings), workdir, data, reports.NullWriter()
+        make_config(settings), workdir, data, progress.NullWriter()
       )
   except _FirstMetricsError as error:
     finished = error.args[0]
@@ -189,8 +189,8 @@ def make_config(settings: dict[str, Any]):
     config.data.image_size = 16
     config.model.latent_dim = 4
     config.model.hidden_channels = (4, 8)
-  run_config.validate(config)
-  run_config.check_devices(config, jax.device_count())
+  schema.validate(config)
+  schema.check_devices(config, jax.device_count())
   return config
 
 

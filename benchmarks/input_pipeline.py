@@ -35,12 +35,12 @@ except ModuleNotFoundError:
 from benchmarks import results
 from benchmarks import rounds
 from configs import celeba
-from datasets import cartoon_faces
-from datasets import crops
-from datasets import sources
-from datasets.decoded import DecodedStore
+from data import cartoon_faces
+from data import crops
+from data import sources
+from data.decoded import DecodedStore
 import input_pipeline
-import run_config
+from runs import schema
 from vae import devices
 from vae import splits
 
@@ -157,7 +157,7 @@ def _contenders(
   data_dir: str, num_images: int, workers: int
 ) -> list[rounds.Contender]:
   """The DataLoader with workers first: what the others are compared with."""
-  data = run_config.resolved(celeba.get_config()).data
+  data = schema.resolved(celeba.get_config()).data
   encoded = sources.find('celeba', data_dir)['train']
   num_images = num_images // _BATCH_SIZE * _BATCH_SIZE
   indices = np.resize(np.arange(encoded.num_examples), num_images)

@@ -19,7 +19,7 @@ from unittest import mock
 
 import jax
 
-import report as reports
+from runs import progress
 from vae import checkpoint_writer
 from vae import figures
 from vae import splits
@@ -176,9 +176,9 @@ def recording() -> Iterator[Recorder]:
     (figures, 'reconstructions', watched('pictures')),
     (jax, 'block_until_ready', timed(RESULTS)),
     (jax, 'device_get', timed(RESULTS)),
-    (reports.Report, 'training', timed(REPORT)),
-    (reports.Report, 'validation', timed(REPORT)),
-    (reports.Report, 'pictures', timed(REPORT)),
+    (progress.Report, 'training', timed(REPORT)),
+    (progress.Report, 'validation', timed(REPORT)),
+    (progress.Report, 'pictures', timed(REPORT)),
     (checkpoint_writer.CheckpointWriter, 'save', timed(CHECKPOINTS)),
   )
   with contextlib.ExitStack() as stack:

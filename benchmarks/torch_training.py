@@ -20,9 +20,9 @@ import torch.nn.functional as F
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import torch_vae
-import command_line
 import input_pipeline
-import run_config
+from runs import command_line
+from runs import schema
 
 command_line.define_config('configs/celeba.py')
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'One run each.')
@@ -34,7 +34,7 @@ _VALIDATION_BATCH = 100
 def main() -> None:
   """Trains a run for each seed, and prints its losses."""
   config = flags.FLAGS.config
-  run_config.validate(config)
+  schema.validate(config)
   data = input_pipeline.load(config)
   train, validation = (
     _as_tensor(split) for split in (data.train, data.validation)

@@ -33,11 +33,11 @@ import jax.numpy as jnp
 
 from benchmarks import results
 from configs import celeba
+from evaluation import per_image
 from vae import devices
 from vae import model as models
 from vae import numerics
 from vae import optimizers
-from vae import per_image
 from vae import population
 from vae import randomness
 from vae import tiles

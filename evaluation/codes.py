@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from evaluation import aggregate_posterior
+from evaluation import disentanglement
+from evaluation import per_image
+from evaluation import posterior
 from evaluation.measurements import Measurements
 from evaluation.measurements import Null
-from vae import aggregate_posterior
-from vae import disentanglement
-from vae import per_image
-from vae import posterior
 from vae import splits
 from vae.splits import Labels
 

@@ -6,13 +6,13 @@ import functools
 import jax
 import numpy as np
 
+from evaluation import feature_distances
+from evaluation import inception
+from evaluation import per_image
 from evaluation.measurements import Measurements
-from report import progress
+from runs.progress import track
 from vae import devices
-from vae import feature_distances
 from vae import figures
-from vae import inception
-from vae import per_image
 from vae import splits
 from vae.trained import TrainedVAE
 
@@ -47,7 +47,7 @@ def add(
 
   def features(label, images):
     source = images if hasattr(images, 'batches') else splits.ArraySplit(images)
-    with progress(f'Inception features of {label}', split.num_examples) as tell:
+    with track(f'Inception features of {label}', split.num_examples) as tell:
       return per_image.over_split(
         lambda batch, start: extract(variables, batch),
         source,

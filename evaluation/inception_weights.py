@@ -1,4 +1,4 @@
-"""The weights of `vae.inception`, from the archive that FID is defined with.
+"""Weights of `evaluation.inception`, from the archive that defines FID.
 
 The archive holds a frozen TensorFlow graph. It is read as the protocol buffer
 that it is: nothing in it is executed, and TensorFlow is not needed.
@@ -24,7 +24,7 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 
-from vae import inception
+from evaluation import inception
 from vae import ordinary_files
 from vae import paths
 from vae.errors import UserError
@@ -49,7 +49,7 @@ def load(path: str | None, cache: pathlib.Path | None = None) -> dict[str, Any]:
     cache: the archive's copy on this machine; by default in ~/.cache/vae.
 
   Returns:
-    Variables of `vae.inception.Inception`, NumPy arrays.
+    Variables of `evaluation.inception.Inception`, NumPy arrays.
 
   Raises:
     UserError: what is wrong with the file or the network, and what to do.

@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 
+from evaluation import bounds
+from evaluation import per_image
+from evaluation import posterior
 from evaluation.measurements import Measurements
-from report import progress
-from vae import bounds
+from runs.progress import track
 from vae import devices
-from vae import per_image
-from vae import posterior
 from vae import randomness
 from vae import splits
 from vae.trained import TrainedVAE
@@ -126,7 +126,7 @@ def add_importance_weighted(
   # Few images at a time where each takes long, so that progress shows.
   at_once = max(1, _DECODED_PER_DISPATCH // num_samples)
   at_once *= jax.local_device_count()
-  with progress(
+  with track(
     f'importance-weighted bound, K = {num_samples:,}', split.num_examples
   ) as tell:
     weighted = per_image.over_split(

@@ -1,7 +1,7 @@
 """All measurements of a trained model on a split, by name and with units.
 
-What is measured of each image comes from `vae/per_image.py`; here it becomes
-numbers about the split.
+`evaluation/per_image.py` measures each image; here that becomes numbers about
+the split.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ import numpy as np
 from evaluation import codes
 from evaluation import inception_distances
 from evaluation import log_likelihood
+from evaluation import per_image
 from evaluation.measurements import Measurements
-from report import progress
+from runs.progress import track
 from vae import devices
 from vae import numerics
-from vae import per_image
 from vae import randomness
 from vae import splits
 from vae.trained import TrainedVAE
@@ -113,7 +113,7 @@ def _measure(trained, data, split_name, settings, results):
       'rate and no bound.'
     )
   if set(settings.groups) - {'fid'}:
-    with progress('encoding and decoding', split.num_examples) as tell:
+    with track('encoding and decoding', split.num_examples) as tell:
       values = _measure_images(trained, split, settings, tell)
   if 'bounds' in settings.groups and draws_z:
     sigma = log_likelihood.add_elbo(results, trained, split, values)
@@ -174,7 +174,7 @@ def _measure_images(
 def _encode(trained, split, positions, settings):
   """Mean and logvar of the images at these positions."""
   parts = []
-  with progress('encoding images to fit to', len(positions)) as tell:
+  with track('encoding images to fit to', len(positions)) as tell:
     for batch in split.batches(positions, settings.batch_size):
       parts.append(trained.encode(batch))
       tell(sum(len(mean) for mean, _ in parts))

@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from vae.aggregate_posterior import Interval
+from evaluation.aggregate_posterior import Interval
 
 
 @dataclasses.dataclass(frozen=True)

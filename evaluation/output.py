@@ -11,11 +11,11 @@ from etils import epath
 import numpy as np
 
 from evaluation import html_page
+from evaluation import plots
+from evaluation import posterior
 from evaluation.measurements import Measurements
 from vae import figures
 from vae import paths
-from vae import plots
-from vae import posterior
 from vae import walks
 from vae.trained import TrainedVAE
 

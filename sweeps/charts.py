@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
+from evaluation import plots
 from sweeps import chart_style
 from sweeps import curves
 from sweeps import variation
 from sweeps.results import Result
 from sweeps.variation import BETA
 from sweeps.variation import LATENT_DIM
-from vae import plots
 
 
 def heat_map(results: list[Result], metric: str) -> Figure | None:

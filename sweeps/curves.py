@@ -5,10 +5,10 @@ import dataclasses
 
 import numpy as np
 
+from evaluation import plots
+from evaluation import posterior
 from sweeps import variation
 from sweeps.results import Result
-from vae import plots
-from vae import posterior
 
 # More curves than these are not told apart by eye.
 MOST_CURVES = 8

@@ -6,7 +6,7 @@ import json
 import ml_collections
 
 from configs import default
-import run_config
+from runs import schema
 from sweeps.points import Range
 from vae.errors import UserError
 
@@ -25,13 +25,13 @@ def define(
     measured: what is measured of each point.
     search: how its points are chosen.
   """
-  config = run_config.flatten(run_config.resolved(base))
+  config = schema.flatten(schema.resolved(base))
   definition = {
     'config': {
       key: value
       for key, value in config.items()
       if key not in axes
-      and (key not in run_config.FREE_KEYS or key == 'train.num_epochs')
+      and (key not in schema.FREE_KEYS or key == 'train.num_epochs')
     },
     'values': {
       key: [v.low, v.high, v.log] if isinstance(v, Range) else v
@@ -52,7 +52,7 @@ def check_same(
     UserError: if it is another, with the first difference.
   """
   # Sweeps that are older than a key had its default.
-  defaults = json.loads(json.dumps(run_config.flatten(default.get_config())))
+  defaults = json.loads(json.dumps(schema.flatten(default.get_config())))
   missing = defaults.keys() & given.get('config', {}).keys()
   config = {key: defaults[key] for key in missing} | found.get('config', {})
   given, found = {'config': {}} | given, found | {'config': config}

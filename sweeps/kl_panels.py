@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
+from evaluation import plots
 from sweeps import chart_style
 from sweeps import curves
 from sweeps import variation
@@ -14,7 +15,6 @@ from sweeps.curves import Curves
 from sweeps.curves import Point
 from sweeps.results import Result
 from sweeps.variation import BETA
-from vae import plots
 from vae import splits
 
 # More panels than these are not looked at one by one.

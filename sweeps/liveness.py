@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-import processes
+from runs import processes
 
 
 class Watch:

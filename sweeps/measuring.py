@@ -8,13 +8,13 @@ import statistics
 import numpy as np
 
 from evaluation import measure
+from evaluation import posterior
 from evaluation.measurements import Measurements
 from evaluation.measurements import Metric
-import metric_writer
+from runs import metric_writer
 from sweeps import gallery
 import train
 from vae import population
-from vae import posterior
 from vae import splits
 from vae import trained as trained_models
 from vae.errors import UserError

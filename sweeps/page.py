@@ -7,6 +7,7 @@ from etils import epath
 import numpy as np
 
 from evaluation import html_page
+from evaluation import plots
 from sweeps import charts
 from sweeps import curves
 from sweeps import kl_panels
@@ -19,7 +20,6 @@ from sweeps.variation import LATENT_DIM
 from sweeps.variation import SEED
 from vae import atomic_files
 from vae import figures
-from vae import plots
 
 PAGE = 'report.html'
 RATE_DISTORTION = 'rate_distortion.png'

@@ -4,7 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 import numpy as np
 
-from vae import plots
+from evaluation import plots
 
 # Points of typography.
 _DISTANCE = 4.5

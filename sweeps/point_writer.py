@@ -1,6 +1,6 @@
 """How a sweep sees how the run of a point is going."""
 
-import report as reports
+from runs import progress
 from sweeps.study import Claim
 from sweeps.study import Study
 
@@ -8,7 +8,7 @@ from sweeps.study import Study
 class PointWriter:
   """A run's writer; what it raises ends the run."""
 
-  def __init__(self, writer: reports.Writer, study: Study, claim: Claim):
+  def __init__(self, writer: progress.Writer, study: Study, claim: Claim):
     """Takes the writer that is to have all, and what to ask and to tell."""
     self._writer, self._study, self._claim = writer, study, claim
     self.folder = writer.folder

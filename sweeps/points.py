@@ -11,7 +11,7 @@ import re
 import ml_collections
 
 from configs import default
-import run_config
+from runs import schema
 from sweeps import variation
 from vae.errors import UserError
 
@@ -48,7 +48,7 @@ def parse(key: str, text: str, flag: str) -> list[object] | Range:
   Raises:
     UserError: if the key does not exist, or a value is not of its type.
   """
-  known = run_config.flatten(default.get_config())
+  known = schema.flatten(default.get_config())
   if key not in known:
     raise UserError(
       f'{flag}: there is no such key; configs/default.py lists all.'
@@ -134,7 +134,7 @@ def configure(
     UserError: if its values are not accepted, or do not fit together.
   """
   config = base.copy_and_resolve_references()
-  known = run_config.flatten(default.get_config())
+  known = schema.flatten(default.get_config())
   for key in values:
     if key not in known:
       raise UserError(
@@ -148,5 +148,5 @@ def configure(
         for key, value in values.items()
       }
     )
-  run_config.validate(config)
+  schema.validate(config)
   return config

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 import numpy as np
 
+from evaluation import plots
 from sweeps import chart_style
 from sweeps import curves
 from sweeps import point_labels
@@ -15,7 +16,6 @@ from sweeps.curves import Point
 from sweeps.results import Result
 from sweeps.variation import BETA
 from sweeps.variation import LATENT_DIM
-from vae import plots
 
 # More values than these are not told apart by the shapes of markers.
 _MOST_SHAPES = 6

@@ -8,7 +8,7 @@ from etils import epath
 import jax
 import ml_collections
 
-import report as reports
+from runs import progress
 from sweeps import disk
 from sweeps import gallery
 from sweeps import hparams
@@ -91,7 +91,7 @@ class ResultsWriter:
 
   def _warn(self, error: OSError) -> None:
     if not self._is_failing:
-      reports.warn(
+      progress.warn(
         f'warning: the results cannot be written into {self._folder} '
         f'({disk.reason(error)}). They are recorded, and writing is tried '
         'again.'

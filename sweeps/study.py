@@ -25,7 +25,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 import sqlalchemy
 
-import processes
+from runs import processes
 from sweeps import definition as definitions
 from sweeps import liveness
 from sweeps import points

@@ -15,10 +15,12 @@ import optuna
 import psutil
 
 from evaluation import measure
-import metric_writer
-import report as reports
-import run_config
-from stop_signals import StopSignals
+from runs import metric_writer
+from runs import progress
+from runs import schema
+from runs import workdir_lock
+from runs import workdirs
+from runs.stop_signals import StopSignals
 from sweeps import disk
 from sweeps import measuring
 from sweeps import points
@@ -36,8 +38,6 @@ from vae import population
 from vae import splits
 from vae.errors import UserError
 from vae.errors import WriteError
-import workdir_lock
-import workdirs
 
 # Members of a population on each device, at most, where the user leaves it to
 # the program.
@@ -144,7 +144,7 @@ class Worker:
       while True:
         self._stop.raise_if_received()
         for name in self._study.give_back_those_of_the_dead():
-          reports.say(f'{name}: its worker died; point requeued.')
+          progress.say(f'{name}: its worker died; point requeued.')
         if claims := self._take():
           said, others_end_it = '', False
           self._work(claims)
@@ -163,7 +163,7 @@ class Worker:
           self._study.add(self._plan.grid)
         now = f'waiting for {running} points that other workers have.'
         if now != said:
-          reports.say(now)
+          progress.say(now)
         said, others_end_it = now, True
         self._stop.sleep(_POLL_SECONDS)
     finally:
@@ -205,7 +205,7 @@ class Worker:
 
   def _program(self, values: Values) -> dict[str, object]:
     """What the members of a population have in common."""
-    config = run_config.flatten(self._plan.base) | values
+    config = schema.flatten(self._plan.base) | values
     for key in population.FREE_KEYS:
       config.pop(key)
     return config
@@ -251,7 +251,7 @@ class Worker:
       self._in_use.append(claim)
       if claim.name not in self._told_in_use:
         self._told_in_use.add(claim.name)
-        reports.say(
+        progress.say(
           f'{claim.name}: its folder is in use by {error.holder}; the point is '
           'left for later.',
         )
@@ -262,7 +262,7 @@ class Worker:
 
   def _try(self, claims: list[Claim]) -> list[list[Claim]]:
     """Trains and measures points together; returns what to try by itself."""
-    reports.say(f'\n{self._heading(claims)}')
+    progress.say(f'\n{self._heading(claims)}')
     again = []
     try:
       with contextlib.ExitStack() as stack:
@@ -277,7 +277,7 @@ class Worker:
       _tell_of_loss(error)
       again = [claims]
     except optuna.TrialPruned as pruned:
-      reports.say(f'{claims[0].name}: pruned, {pruned}')
+      progress.say(f'{claims[0].name}: pruned, {pruned}')
       try:
         self._study.prune(claims[0], str(pruned))
       except PointLostError as error:
@@ -287,7 +287,7 @@ class Worker:
         raise self._unwritten(claims[0], error) from error
       if len(claims) > 1:
         # One of them may be at fault, or all be too much for the memory.
-        reports.say(f'{_one_line(error)}\nTrying them in two halves.')
+        progress.say(f'{_one_line(error)}\nTrying them in two halves.')
         half = len(claims) // 2
         again = [claims[:half], claims[half:]]
       else:
@@ -363,7 +363,7 @@ class Worker:
         raise self._unwritten(claim, error) from error
       self._fail(claim, error)
     else:
-      reports.say(
+      progress.say(
         f'{claim.name}: rate {result.metrics["rate"]:.2f}, distortion '
         f'{result.metrics["distortion"]:,.1f} nats, '
         f'{result.metrics["active_units"]:.0f} active units',
@@ -383,7 +383,7 @@ class Worker:
 
   def _fail(self, claim: Claim, error: Exception) -> None:
     message = _one_line(error)
-    reports.say(f'{claim.name}: failed, {message}')
+    progress.say(f'{claim.name}: failed, {message}')
     try:
       self._study.fail(claim, message)
     except PointLostError as lost:
@@ -393,14 +393,14 @@ class Worker:
     # All of it: the time that it took to start, too.
     seconds = time.time() - psutil.Process().create_time()
     if self._training_seconds:
-      reports.say(
-        f'This worker took {reports.duration(seconds)}, '
+      progress.say(
+        f'This worker took {progress.duration(seconds)}, '
         f'{self._training_seconds / seconds:.0%} of it in training steps.'
       )
 
 
 def _tell_of_loss(lost: PointLostError) -> None:
-  reports.say(f'{lost}: another worker has taken this point over.')
+  progress.say(f'{lost}: another worker has taken this point over.')
 
 
 def _one_line(error: Exception) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow_datasets as tfds
 
-from datasets.encoded import SPLITS
+from data.encoded import SPLITS
 
 
 class CelebA(tfds.core.GeneratorBasedBuilder):

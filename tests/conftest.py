@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from configs import default
-from datasets import cartoon_faces
+from data import cartoon_faces
 import input_pipeline
-import metric_writer
+from runs import metric_writer
 from tests import bucket_server
 from tests import preloaded
 import train

@@ -17,9 +17,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from datasets import crops
-from datasets.encoded import FileSplit
-import image_files
+from data import crops
+from data import image_files
+from data.encoded import FileSplit
 import input_pipeline
 from tests.conftest import make_small_config
 from vae.errors import UserError

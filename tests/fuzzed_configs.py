@@ -10,7 +10,7 @@ import itertools
 import random
 
 from configs import default
-import run_config
+from runs import schema
 
 # What is printed where training would begin.
 VALID = 'valid: training would begin.'
@@ -249,7 +249,7 @@ class Case:
 def values(seed: int, count: int) -> list[Case]:
   """Cases that set keys; each key, in a file and by a flag, in turn."""
   rng = random.Random(seed)
-  examples = run_config.flatten(default.get_config())
+  examples = schema.flatten(default.get_config())
   cases = []
   for key, kind in itertools.islice(
     itertools.cycle(itertools.product(sorted(examples), range(4))), count

@@ -20,11 +20,11 @@ import jax
 from jax._src import xla_bridge
 import numpy as np
 
-import command_line
-from datasets import sources
+from data import sources
 import input_pipeline  # noqa: F401
 import main
-import metric_writer  # noqa: F401
+from runs import command_line
+from runs import metric_writer  # noqa: F401
 from tests.fuzzed_configs import MAX_SECONDS
 from tests.fuzzed_configs import VALID
 import training_loop

@@ -11,7 +11,7 @@ from etils import epath
 import numpy as np
 
 from evaluation import measure
-import report
+from runs import progress
 from tests.conftest import make_small_config
 import train
 from vae import checkpoints
@@ -19,7 +19,7 @@ from vae import splits
 from vae import trained as trained_models
 
 
-class Writer(report.NullWriter):
+class Writer(progress.NullWriter):
   """Keeps the metrics, but for the speed."""
 
   def __init__(self):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from vae import aggregate_posterior
-from vae import posterior
+from evaluation import aggregate_posterior
+from evaluation import posterior
 
 LATENT_DIM = 3
 # q(z|x) = N(A x, diag(s²)) and x ~ N(0, I): all densities are Gaussian.

@@ -6,8 +6,8 @@ from scipy import integrate
 from scipy import special
 from scipy import stats
 
-from vae import bounds
-from vae.bounds import WeightSums
+from evaluation import bounds
+from evaluation.bounds import WeightSums
 
 
 def sum_up(log_weights, cuts):

@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from datasets import cartoon_faces
-from datasets import image_folder
-from datasets import sources
-from datasets.encoded import SPLITS
-import metric_writer
-import processes
+from data import cartoon_faces
+from data import image_folder
+from data import sources
+from data.encoded import SPLITS
+from runs import metric_writer
+from runs import processes
+from runs import workdir_lock
+from runs import workdirs
 from tests import bucket_server
 from tests.conftest import ROOT
 from tests.test_checkpoints import save_all
@@ -36,8 +38,6 @@ from vae import mirror
 from vae import paths
 from vae.checkpoint_writer import CheckpointWriter
 from vae.errors import UserError
-import workdir_lock
-import workdirs
 
 
 @pytest.fixture(scope='module')
@@ -426,9 +426,9 @@ def test_refused_metrics_warn_and_training_goes_on(
 
 HOLD = """
 import sys
-import processes
+from runs import processes
 from vae import paths
-import workdir_lock
+from runs import workdir_lock
 workdir_lock._SECONDS_BETWEEN_TOUCHES = 0.3
 processes.this_machine = lambda: sys.argv[2]
 with workdir_lock.hold(paths.expand(sys.argv[1])):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from datasets import cartoon_faces
-from datasets.cartoon_faces import FACTORS
+from data import cartoon_faces
+from data.cartoon_faces import FACTORS
 
 
 def labels_of(row):

@@ -11,7 +11,7 @@ from tests.preloaded import program_lines
 
 def run_script(body, *arguments, cwd=ROOT):
   """Runs a script whose `main` is this, in a process of its own."""
-  script = f'import os, signal, time\nimport command_line\n{body}'
+  script = f'import os, signal, time\nfrom runs import command_line\n{body}'
   process = subprocess.run(
     [sys.executable, '-c', script, *arguments],
     cwd=cwd,

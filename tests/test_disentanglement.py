@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from vae import disentanglement
-from vae.disentanglement import completeness
-from vae.disentanglement import dci
-from vae.disentanglement import evaluate
-from vae.disentanglement import linear_probe
-from vae.disentanglement import mean
-from vae.disentanglement import mutual_information
-from vae.disentanglement import mutual_information_gap
-from vae.disentanglement import sap
+from evaluation import disentanglement
+from evaluation.disentanglement import completeness
+from evaluation.disentanglement import dci
+from evaluation.disentanglement import evaluate
+from evaluation.disentanglement import linear_probe
+from evaluation.disentanglement import mean
+from evaluation.disentanglement import mutual_information
+from evaluation.disentanglement import mutual_information_gap
+from evaluation.disentanglement import sap
 
 NUM_TRAIN, NUM_TEST = 2000, 1000
 

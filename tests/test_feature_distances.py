@@ -3,7 +3,7 @@ import pytest
 from scipy import linalg
 from scipy import stats
 
-from vae import feature_distances
+from evaluation import feature_distances
 
 
 def random(*shape, seed=0):

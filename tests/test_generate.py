@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from evaluation import plots
 import generate
 from tests.preloaded import run
 import vae
 from vae import figures
-from vae import plots
 from vae import splits
 from vae.errors import UserError
 
@@ -334,12 +334,12 @@ def test_as_a_user_has_it(trained_run, tmp_path):
 
 def test_manifold_of_more_dimensions_is_refused(make, tmp_path, small_config):
   import input_pipeline
-  import report
+  from runs import progress
   import train
 
   small_config.train.num_epochs = 1
   data = input_pipeline.load(small_config)
   workdir = tmp_path / 'run'
-  train.train_and_evaluate(small_config, workdir, data, report.NullWriter())
+  train.train_and_evaluate(small_config, workdir, data, progress.NullWriter())
   with pytest.raises(UserError, match='needs a model with 2 latent dimensions'):
     make('manifold', workdir=workdir)

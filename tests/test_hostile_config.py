@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import default
-import run_config
+from runs import schema
 from tests import fuzzed_configs
 from tests.conftest import ROOT
 from tests.fuzzed_configs import MAX_SECONDS
@@ -23,7 +23,7 @@ from vae import randomness
 from vae import training
 from vae.errors import UserError
 
-KEYS = sorted(run_config.flatten(default.get_config()))
+KEYS = sorted(schema.flatten(default.get_config()))
 
 
 def wrong_with(case, code, out, err):
@@ -81,8 +81,8 @@ def test_fuzzed_configs_are_refused_in_a_line_or_can_be_traced(celeba_dir):
       assert case.expected != 'valid', case
       continue  # ml_collections has refused it already.
     try:
-      run_config.validate(config)
-      run_config.check_devices(config, 1)
+      schema.validate(config)
+      schema.check_devices(config, 1)
     except UserError as error:
       assert case.expected != 'valid', (case, error)
       assert str(error).isprintable() and len(str(error)) < 1000

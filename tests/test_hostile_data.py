@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from datasets import celeba
-from datasets.decoded import DecodedStore
-import image_files
+from data import celeba
+from data import image_files
+from data.decoded import DecodedStore
 from tests import data_process
 from tests import hostile_images
 from tests.celeba_builder import CelebA
@@ -694,7 +694,7 @@ def test_impossible_names_of_folders(reader, name):
 
 def test_folder_that_may_not_be_listed(reader, tmp_path, monkeypatch):
   """Root may list everything, so that the system's refusal is played."""
-  from datasets import sources
+  from data import sources
 
   images_below(tmp_path)
   refused = images_below(tmp_path / 'refused')
@@ -936,7 +936,7 @@ def test_nothing_is_unpickled():
   root = pathlib.Path(__file__).resolve().parent.parent
   sources = [
     path
-    for folder in ('', 'datasets', 'vae', 'evaluation', 'sweeps', 'configs')
+    for folder in ('', 'data', 'runs', 'vae', 'evaluation', 'sweeps', 'configs')
     for path in (root / folder).glob('*.py')
   ]
   assert len(sources) > 50

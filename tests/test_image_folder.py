@@ -9,8 +9,8 @@ import pytest
 
 from configs import celeba
 from configs import faces
-from datasets import sources
-import image_files
+from data import image_files
+from data import sources
 import input_pipeline
 from vae.errors import UserError
 

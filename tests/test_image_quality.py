@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vae import image_quality
+from evaluation import image_quality
 
 
 @pytest.fixture(scope='module', params=[(32, 40, 3), (11, 11, 1)])

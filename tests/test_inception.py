@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vae import inception
+from evaluation import inception
 
 # The graph's convolutions in the order in which Keras makes its own.
 BLOCK_A = (

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from evaluation import inception
 from evaluation import inception_weights
 from tests.ports import free_port
-from vae import inception
 from vae.errors import UserError
 
 GRAPH = 'classify_image_graph_def.pb'

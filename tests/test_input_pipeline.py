@@ -15,12 +15,12 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from datasets import cartoon_faces
-from datasets import celeba
-from datasets import crops
-from datasets import sources
+from data import cartoon_faces
+from data import celeba
+from data import crops
+from data import sources
 import input_pipeline
-import memory
+from runs import memory
 from tests.celeba_builder import CelebA
 from tests.conftest import SPLIT_SIZES
 from tests.conftest import write_faces

@@ -24,7 +24,7 @@ def test_installed_library_is_found_from_another_folder(tmp_path):
   """By `pip install -e .`, with a copy, as pip writes beside the project."""
   project = tmp_path / 'project'
   shutil.copytree(ROOT / 'vae', project / 'vae')
-  shutil.copytree(ROOT / 'datasets', project / 'datasets')
+  shutil.copytree(ROOT / 'data', project / 'data')
   for name in ('pyproject.toml', 'requirements.txt', 'main.py', 'train.py'):
     shutil.copy(ROOT / name, project)
   run(

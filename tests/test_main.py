@@ -18,6 +18,7 @@ from PIL import Image
 import pytest
 
 import input_pipeline
+from runs import workdirs
 from tests.conftest import ROOT
 from tests.conftest import SPLIT_SIZES
 from tests.ports import free_port
@@ -27,7 +28,6 @@ import vae
 from vae import checkpoints
 from vae import model as models
 from vae import randomness
-import workdirs
 
 SMALL = (
   '--config=configs/celeba.py',

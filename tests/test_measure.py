@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from evaluation import aggregate_posterior
 from evaluation import log_likelihood
 from evaluation import measure as measuring
 from evaluation.measure import Settings
@@ -15,7 +16,6 @@ import input_pipeline
 from sweeps import measuring as sweep_measuring
 from tests.conftest import make_small_config
 import vae
-from vae import aggregate_posterior
 from vae import model as models
 from vae import splits
 from vae.trained import TrainedVAE

@@ -4,7 +4,7 @@ import pytest
 
 from configs import celeba
 from configs import default
-import memory
+from runs import memory
 from vae import devices
 from vae import footprint
 from vae.errors import UserError
@@ -79,17 +79,17 @@ def cgroups(tmp_path, monkeypatch):
 
 def limit(cgroup, max_bytes, used, **stat):
   cgroup.mkdir(parents=True, exist_ok=True)
-  (cgroup / 'memory.max').write_text(f'{max_bytes}\n')
-  (cgroup / 'memory.current').write_text(f'{used}\n')
+  (cgroup / 'runs.memory.max').write_text(f'{max_bytes}\n')
+  (cgroup / 'runs.memory.current').write_text(f'{used}\n')
   rows = [f'{name} {num_bytes}\n' for name, num_bytes in stat.items()]
-  (cgroup / 'memory.stat').write_text(''.join(rows))
+  (cgroup / 'runs.memory.stat').write_text(''.join(rows))
 
 
 def test_a_containers_limit_counts(cgroups):
   assert memory.free() > 10**8
   limit(cgroups, 100_000_000, 40_000_000)
   assert memory.free() == 60_000_000
-  (cgroups / 'memory.stat').unlink()
+  (cgroups / 'runs.memory.stat').unlink()
   assert memory.free() == 60_000_000
   limit(cgroups, 'max', 40_000_000)
   assert memory.free() > 10**8

@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
-import metric_writer
+from runs import metric_writer
 
 
 def rows(workdir):

@@ -13,8 +13,8 @@ from PIL import ImageOps
 import pytest
 import tensorflow as tf
 
-from datasets import crops
-import image_files
+from data import crops
+from data import image_files
 
 ORIENTATIONS = range(1, 9)
 SIZE = 32

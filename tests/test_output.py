@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from evaluation import output
+from evaluation.aggregate_posterior import Interval
 from evaluation.measurements import Measurements
 from evaluation.measurements import Metric
 from evaluation.measurements import Null
-from vae.aggregate_posterior import Interval
 
 
 @pytest.mark.parametrize(

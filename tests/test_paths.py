@@ -6,11 +6,11 @@ import optuna
 import pytest
 
 from benchmarks import results
+from runs import workdirs
 from sweeps.storage import open_storage
 from tests.preloaded import run
 import vae
 from vae import paths
-import workdirs
 
 
 @pytest.fixture

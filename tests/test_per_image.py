@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vae import bounds
-from vae import image_quality
-from vae import per_image
+from evaluation import bounds
+from evaluation import image_quality
+from evaluation import per_image
 from vae import randomness
 from vae import splits
 from vae.model import VAE

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from vae import plots
+from evaluation import plots
 
 ACCENT = tuple(bytes.fromhex(plots._ACCENT[1:]))
 FAINT = tuple(bytes.fromhex(plots._FAINT[1:]))

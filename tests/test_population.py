@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-import report as reports
+from runs import progress
 from tests.conftest import make_small_config
 from tests.conftest import ROOT
 import train
@@ -85,7 +85,7 @@ def test_members_go_to_devices_first(members, devices, expected):
   assert population.layout(members, devices) == expected
 
 
-class Rows(reports.NullWriter):
+class Rows(progress.NullWriter):
   def __init__(self):
     self.rows = []
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from evaluation import posterior
 from vae import objective
-from vae import posterior
 
 
 def test_kl_sums_to_the_objectives():

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-import report as reports
+from runs import progress
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
     monkeypatch.setattr(time, 'monotonic', lambda: self.now)
 
 
-class ListWriter(reports.NullWriter):
+class ListWriter(progress.NullWriter):
   def __init__(self):
     self.rows = []
 
@@ -31,7 +31,7 @@ class ListWriter(reports.NullWriter):
 @pytest.fixture
 def setting(monkeypatch, tmp_path):
   clock, writer = Clock(monkeypatch), ListWriter()
-  report = reports.Report(
+  report = progress.Report(
     [(writer, epath.Path(tmp_path))],
     step=100,
     total_steps=500,
@@ -73,15 +73,15 @@ class Timer:
 
 def test_long_first_batch_of_a_pass_is_explained(monkeypatch, capsys):
   monkeypatch.setattr(threading, 'Timer', Timer)
-  with reports.progress('encoding', 10):
+  with progress.track('encoding', 10):
     Timer.last.go_off()
   assert Timer.last.seconds == 2
   explained, done = capsys.readouterr().out.splitlines()
   assert explained == 'encoding: compiling …' and '10 images in' in done
-  with reports.progress('encoding', 10) as tell:
+  with progress.track('encoding', 10) as tell:
     tell(3)
     Timer.last.go_off()
-  with pytest.raises(ValueError), reports.progress('encoding', 10):
+  with pytest.raises(ValueError), progress.track('encoding', 10):
     raise ValueError
   Timer.last.go_off()
   assert 'compiling' not in capsys.readouterr().out
@@ -200,7 +200,7 @@ def test_rows_do_not_depend_on_where_a_run_was_stopped(setting, tmp_path, stop):
   again = ListWriter()
   untold = {}
   for first, last in ((0, stop), (stop, 50)):
-    part = reports.Report(
+    part = progress.Report(
       [(again, epath.Path(tmp_path))],
       step=100 + first,
       total_steps=500,
@@ -225,7 +225,7 @@ def test_log_that_cannot_be_written_ends_nothing(setting, monkeypatch):
     monkeypatch.setattr(sys, 'stdout', full)
     report.dispatched()
     report.training(metrics_of(*[1.0] * 20))
-    reports.say('anything')
+    progress.say('anything')
     monkeypatch.undo()
     with contextlib.suppress(OSError):
       full.close()
@@ -244,4 +244,4 @@ def test_log_that_cannot_be_written_ends_nothing(setting, monkeypatch):
   ],
 )
 def test_durations(seconds, text):
-  assert reports.duration(seconds) == text
+  assert progress.duration(seconds) == text

@@ -8,7 +8,7 @@ from configs import celeba
 from configs import default
 from configs import denoising_autoencoder
 from configs import faces
-import run_config
+from runs import schema
 from vae.errors import UserError
 
 
@@ -16,13 +16,13 @@ from vae.errors import UserError
   'module', [default, celeba, faces, autoencoder, denoising_autoencoder]
 )
 def test_the_projects_configs_are_valid(module):
-  run_config.validate(module.get_config())
+  schema.validate(module.get_config())
 
 
 def test_every_key_has_a_rule_and_every_rule_a_key():
-  keys = run_config.flatten(default.get_config())
-  assert run_config.RULES.keys() == keys.keys()
-  assert run_config.FREE_KEYS <= keys.keys()
+  keys = schema.flatten(default.get_config())
+  assert schema.RULES.keys() == keys.keys()
+  assert schema.FREE_KEYS <= keys.keys()
 
 
 def test_key_without_a_rule_is_checked_by_its_type(monkeypatch):
@@ -40,7 +40,7 @@ def test_key_without_a_rule_is_checked_by_its_type(monkeypatch):
   changed.optimizer.names = ('a', 'b')
   changed.train.note = 'for the article'
   for accepted in (config, changed):
-    run_config.validate(accepted)
+    schema.validate(accepted)
   for key, value, said in (
     ('model.prior', 3, 'it must be a string'),
     ('optimizer.betas', 0.9, 'it must be a tuple'),
@@ -50,7 +50,7 @@ def test_key_without_a_rule_is_checked_by_its_type(monkeypatch):
     with wrong.ignore_type():
       wrong.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=f'config.{key} is .*; {said}'):
-      run_config.validate(wrong)
+      schema.validate(wrong)
 
 
 def test_celeba_is_the_articles_schedule():
@@ -124,7 +124,7 @@ def test_wrong_values_are_named(key, value, said):
     group, _, name = key.rpartition('.')
     (config[group] if group else config)[name] = value
   with pytest.raises(UserError) as caught:
-    run_config.validate(config)
+    schema.validate(config)
   message = str(caught.value)
   assert f'config.{key}' in message and said in message
   assert '\n' not in message and len(message) < 300
@@ -149,39 +149,39 @@ def test_wrong_values_are_named(key, value, said):
 def test_what_research_may_ask_for_is_accepted(key, value):
   config = default.get_config()
   config.update_from_flattened_dict({key: value})
-  run_config.validate(config)
+  schema.validate(config)
 
 
 def test_references_are_read_or_named():
   config = default.get_config()
   config.model.latent_dim = config.train.get_ref('batch_size') * 2
-  run_config.validate(config)
+  schema.validate(config)
   config = default.get_config()
   with config.ignore_type():
     config.seed = config_dict.required_placeholder(int)
   with pytest.raises(UserError, match='config.seed cannot be read .*required'):
-    run_config.validate(config)
+    schema.validate(config)
 
 
 def test_groups_and_keys_of_other_kinds_are_told():
   config = default.get_config()
   config.model.encoder = config
   with pytest.raises(UserError, match='config.model.encoder: there is no'):
-    run_config.validate(config)
+    schema.validate(config)
   config = ml_collections.ConfigDict({'seed': 3, 1: 2})
   with pytest.raises(UserError, match='keys that are no names'):
-    run_config.validate(config)
+    schema.validate(config)
 
 
 def test_unknown_and_missing_keys_are_named():
   config = default.get_config()
   config.model.latent_dims = 3
   with pytest.raises(UserError, match='config.model.latent_dims: there is no'):
-    run_config.validate(config)
+    schema.validate(config)
   config = default.get_config()
   del config.train['flip']
   with pytest.raises(UserError, match='config.train.flip: missing'):
-    run_config.validate(config)
+    schema.validate(config)
 
 
 @pytest.mark.parametrize(
@@ -195,19 +195,19 @@ def test_settings_that_would_do_nothing_are_refused(group, values, said):
   config = default.get_config()
   config[group].update(values)
   with pytest.raises(UserError, match=said):
-    run_config.validate(config)
+    schema.validate(config)
 
 
 def test_whole_numbers_are_numbers():
   config = default.get_config()
   with config.ignore_type():
     config.objective.beta = 4
-  run_config.validate(config)
+  schema.validate(config)
 
 
 def test_devices_must_divide_the_batch():
   config = default.get_config()
   config.train.batch_size = 20
-  run_config.check_devices(config, 4)
+  schema.check_devices(config, 4)
   with pytest.raises(UserError, match='batch_size is 20.*the 8 devices'):
-    run_config.check_devices(config, 8)
+    schema.check_devices(config, 8)

@@ -4,7 +4,7 @@ import signal
 import jax
 import pytest
 
-import stop_signals
+from runs import stop_signals
 
 TERMINATING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 

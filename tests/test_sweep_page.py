@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from evaluation import plots
 from sweeps import charts
 from sweeps import curves
 from sweeps import kl_panels
@@ -27,7 +28,6 @@ from tests.browser import open_page
 from tests.test_html_page import Outline
 from tests.test_plots import ACCENT
 from tests.test_plots import FAINT
-from vae import plots
 
 BETAS = [0.25, 0.5, 1.0, 2.0, 4.0, 16.0]
 DIMS = [8, 16, 32, 64]

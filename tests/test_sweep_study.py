@@ -8,7 +8,7 @@ import optuna
 import pytest
 import sqlalchemy
 
-import stop_signals
+from runs import stop_signals
 from sweeps import points
 from sweeps import study as studies
 from sweeps.results import Result

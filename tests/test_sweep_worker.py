@@ -12,7 +12,8 @@ import pytest
 
 from evaluation import measure
 from evaluation.measurements import Metric
-import stop_signals
+from runs import stop_signals
+from runs import workdir_lock
 from sweeps import disk
 from sweeps import points
 from sweeps import results_writer
@@ -26,7 +27,6 @@ import train
 from vae import atomic_files
 from vae.errors import UserError
 from vae.errors import WriteError
-import workdir_lock
 
 BETAS = [0.5, 1.0, 2.0]
 GRID = points.grid({'objective.beta': BETAS})

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-import report as reports
+from runs import progress
 from tests.conftest import make_small_config
 import train
 import training_loop
@@ -18,7 +18,7 @@ from vae.checkpoint_writer import CheckpointWriter
 from vae.errors import UserError
 
 
-class Stopper(reports.NullWriter):
+class Stopper(progress.NullWriter):
   """Keeps rows, and raises something before it takes a certain one."""
 
   def __init__(self, step=None, error=None):
@@ -236,7 +236,7 @@ def diverging(setting, tmp_path):
   config, data = setting
   config = config.copy_and_resolve_references()
   config.train.num_epochs = 1
-  train.train_and_evaluate(config, tmp_path, data, reports.NullWriter())
+  train.train_and_evaluate(config, tmp_path, data, progress.NullWriter())
   config.train.num_epochs = 3
   config.optimizer.learning_rate = 1e30
   return config, data

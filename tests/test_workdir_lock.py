@@ -11,14 +11,14 @@ import sys
 from etils import epath
 import pytest
 
+from runs import workdir_lock
 from tests.conftest import ROOT
 from vae.errors import UserError
-import workdir_lock
 
 HOLD = """
 import sys
 from etils import epath
-import workdir_lock
+from runs import workdir_lock
 with workdir_lock.hold(epath.Path(sys.argv[1])):
   print('held', flush=True)
   sys.stdin.read()

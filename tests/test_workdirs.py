@@ -6,9 +6,9 @@ import pytest
 
 from configs import celeba
 from configs import default
-import run_config
+from runs import schema
+from runs import workdirs
 from vae.errors import UserError
-import workdirs
 
 COUNTS = {'train': 40, 'validation': 10}
 
@@ -26,8 +26,8 @@ def test_workdir_remembers_its_config(tmp_path):
   workdir = epath.Path(tmp_path) / 'a' / 'b'
   config = celeba.get_config()
   claim(config, workdir)
-  assert run_config.flatten(workdirs.load_config(workdir)) == (
-    run_config.flatten(config) | {'data.crop_size': 148}
+  assert schema.flatten(workdirs.load_config(workdir)) == (
+    schema.flatten(config) | {'data.crop_size': 148}
   )
   # Longer, or told otherwise where the data is: the same run.
   config.train.num_epochs = 200
@@ -55,8 +55,8 @@ def test_code_before_loads_a_run_that_changed_code_continued(
     table.checkpoint.keep_worst = 0
     copy = table.copy_and_resolve_references
     changed_code.setattr(default, 'get_config', copy)
-    free = run_config.FREE_KEYS | {'checkpoint.keep_worst'}
-    changed_code.setattr(run_config, 'FREE_KEYS', free)
+    free = schema.FREE_KEYS | {'checkpoint.keep_worst'}
+    changed_code.setattr(schema, 'FREE_KEYS', free)
     config = celeba.get_config()
     config.train.num_epochs = 200
     config.checkpoint.keep_worst = 3

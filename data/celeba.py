@@ -11,12 +11,12 @@ import io
 from etils import epath
 import numpy as np
 
-from datasets.encoded import EncodedSplit
-from datasets.encoded import FileSplit
-from datasets.encoded import is_hidden
-from datasets.encoded import some
-from datasets.encoded import SPLITS
-import report
+from data.encoded import EncodedSplit
+from data.encoded import FileSplit
+from data.encoded import is_hidden
+from data.encoded import some
+from data.encoded import SPLITS
+from runs import progress
 from vae import ordinary_files
 from vae.errors import shown
 from vae.errors import UserError
@@ -89,7 +89,7 @@ def _list_images(
   listed = {name for names in files.values() for name in names}
   left_out = [name for name in sorted(present - listed) if not is_hidden(name)]
   if left_out:
-    report.say(
+    progress.say(
       f'left out of {shown(images)}: files that {partition.name} does not '
       f'name: {len(left_out):,} ({some(left_out)})'
     )

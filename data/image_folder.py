@@ -12,12 +12,12 @@ import os
 from etils import epath
 import numpy as np
 
-from datasets.encoded import EncodedSplit
-from datasets.encoded import FileSplit
-from datasets.encoded import is_hidden
-from datasets.encoded import SPLITS
-import image_files
-import report
+from data import image_files
+from data.encoded import EncodedSplit
+from data.encoded import FileSplit
+from data.encoded import is_hidden
+from data.encoded import SPLITS
+from runs import progress
 from vae.errors import shown
 from vae.errors import UserError
 from vae.paths import is_remote
@@ -77,7 +77,7 @@ def find(folder: epath.Path) -> dict[str, EncodedSplit]:
   else:
     parts = {'train': paths}
   if left_out:
-    report.say(f'left out of {shown(folder)}: {"; ".join(left_out)}')
+    progress.say(f'left out of {shown(folder)}: {"; ".join(left_out)}')
   missing = [split for split in SPLITS if split not in parts]
   if len(parts['train']) <= len(missing):
     raise UserError(
@@ -242,7 +242,7 @@ def _find_splits(folder: epath.Path, paths: list[str]) -> dict[str, str]:
     )
   others = [name for name in tops if name and name not in found.values()]
   if len(found) == 1 and others:
-    report.say(
+    progress.say(
       f'{shown(folder)}: {found["train"]}/ is a class, as '
       f'{shown(others[0])}/ is beside it and no val/ or test/.'
     )
@@ -312,7 +312,7 @@ def _say_splits(
     'names'
     for split in missing
   ]
-  report.say(f'splits of {shown(folder)}: {"; ".join(found + cut)}')
+  progress.say(f'splits of {shown(folder)}: {"; ".join(found + cut)}')
 
 
 # Classes.
@@ -323,7 +323,7 @@ def _classes(paths: list[str], level: int) -> list[str]:
   outside = [path for path in paths if not _folder(path, level)]
   classes = {_folder(path, level) for path in paths} - {''}
   if classes and outside:
-    report.say(
+    progress.say(
       f'no classes: {len(outside):,} of {len(paths):,} images are in no '
       f'sub-folder, such as {shown(outside[0])}'
     )

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from datasets.crops import Crop
-from datasets.encoded import EncodedSplit
-from datasets.encoded import some
-import image_files
+from data import image_files
+from data.crops import Crop
+from data.encoded import EncodedSplit
+from data.encoded import some
 from vae.errors import UserError
 
 # What is wrong with an image's content, and so for as long as it is the same.

@@ -12,19 +12,19 @@ import tempfile
 from etils import epath
 import tensorflow_datasets as tfds
 
-from datasets import cartoon_faces
-from datasets import celeba
-from datasets import image_folder
-from datasets.encoded import EncodedSplit
-from datasets.encoded import is_hidden
-from datasets.encoded import SPLITS
-from datasets.encoded import TfdsSplit
-import report
+from data import cartoon_faces
+from data import celeba
+from data import image_folder
+from data.encoded import EncodedSplit
+from data.encoded import is_hidden
+from data.encoded import SPLITS
+from data.encoded import TfdsSplit
+from runs import progress
+from runs import workdirs
 from vae import ordinary_files
 from vae import paths
 from vae.errors import shown
 from vae.errors import UserError
-import workdirs
 
 # A folder of a TFDS data set.
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -176,7 +176,7 @@ def _prepare_cartoon_faces(directory: str) -> dict[str, EncodedSplit]:
       )
     if paths.is_remote(root):
       workdirs.check_writable(root, '--config.data.dir')
-    report.say(f'Rendering the cartoon faces into {root} …')
+    progress.say(f'Rendering the cartoon faces into {root} …')
     tfds.disable_progress_bar()
     try:
       with tempfile.TemporaryDirectory() as name:

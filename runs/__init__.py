@@ -1,4 +1,4 @@
-"""Data sets: where their images are, and the one that is drawn here.
+"""What surrounds a run: command line, schema, workdir, progress, processes.
 
 Modules that import TensorFlow import this package first: TensorFlow reads its
 environment once, when it is imported.

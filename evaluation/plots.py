@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 import numpy as np
 
-from vae import posterior
+from evaluation import posterior
 from vae.errors import shown as shown_text
 
 _INK = '#1f2430'

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from datasets.decoded import digest
+from data.decoded import digest
 from vae import ordinary_files
 from vae.errors import shown
 from vae.errors import UserError

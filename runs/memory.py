@@ -42,12 +42,12 @@ def _cgroups() -> list[epath.Path]:
 def _left_in(cgroup: epath.Path) -> float:
   """Bytes until a cgroup's limit; without one, or a cgroup, infinitely many."""
   try:
-    limit = int((cgroup / 'memory.max').read_text())
-    used = int((cgroup / 'memory.current').read_text())
+    limit = int((cgroup / 'runs.memory.max').read_text())
+    used = int((cgroup / 'runs.memory.current').read_text())
   except (OSError, ValueError):  # 'max' is no number.
     return math.inf
   with contextlib.suppress(OSError, ValueError):
-    lines = (cgroup / 'memory.stat').read_text().splitlines()
+    lines = (cgroup / 'runs.memory.stat').read_text().splitlines()
     stat = dict(line.split(maxsplit=1) for line in lines)
     used -= sum(int(stat.get(name, 0)) for name in _RECLAIMABLE)
   return limit - used

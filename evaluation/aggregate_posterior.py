@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
-from vae import posterior
+from evaluation import posterior
 
 # Draws of z for the expectations under q(z): so few at least, so many at most,
 # and in between what takes so many densities of one dimension.

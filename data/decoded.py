@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-import report
+from runs import progress
 from vae import ordinary_files
 
 # Left free on the disk, whatever is kept.
@@ -79,7 +79,7 @@ class DecodedStore:
       finally:
         pathlib.Path(partial.name).unlink(missing_ok=True)
     except OSError as error:
-      report.warn(
+      progress.warn(
         f'note: decoded images are not kept in {self._directory} '
         f'({error.strerror or error}); name another folder with '
         '--config.data.decoded_dir, or none.'

@@ -15,9 +15,9 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import bounds
+from evaluation import bounds
+from evaluation import image_quality
 from vae import devices
-from vae import image_quality
 from vae import likelihoods
 from vae import objective as objectives
 from vae import randomness

@@ -18,10 +18,10 @@ import numpy as np
 
 from vae import figures
 
-# Of `progress`, where the output is no terminal.
+# Of `track`, where the output is no terminal.
 _SECONDS_BETWEEN_LINES = 10
 
-# After which `progress` says that its first batch is being compiled.
+# After which `track` says that its first batch is being compiled.
 _SECONDS_IN_SILENCE = 2
 
 
@@ -354,7 +354,7 @@ class Report:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
   """Tells how far a pass over images is, and at its end how fast it was.
 
   Args:

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 
 from configs import default
-import memory
+from runs import memory
 from vae import layers
 from vae import likelihoods
 from vae import model

@@ -7,7 +7,7 @@ import json
 import os
 import time
 
-import datasets  # noqa: F401 (Sets the environment of TensorFlow.)
+import runs  # noqa: F401 (Sets the environment of TensorFlow.)
 
 # isort: split
 from clu import metric_writers
@@ -15,7 +15,7 @@ from etils import epath
 import numpy as np
 import tensorflow as tf
 
-import report as reports
+from runs import progress
 from vae import atomic_files
 from vae import mirror
 from vae import paths
@@ -54,7 +54,7 @@ class MetricWriter:
   def __init__(self, workdir: epath.Path):
     self._workdir, self._mirror, self.folder = workdir, None, None
     if paths.is_remote(workdir):
-      self._mirror = mirror.Mirror(workdir, reports.warn)
+      self._mirror = mirror.Mirror(workdir, progress.warn)
       self.folder = self._mirror.folder
       if (workdir / FILENAME).exists():
         content = (workdir / FILENAME).read_bytes()
@@ -180,7 +180,7 @@ class MetricWriter:
       try:
         self._mirror.close()
       except OSError as error:
-        reports.warn(
+        progress.warn(
           f'warning: metrics and pictures could not be written into '
           f'{self._workdir} ({error.strerror or error}); copy them there from '
           f'{self._mirror.folder}.'
@@ -241,4 +241,4 @@ class _PatientSummaryWriter:
 
 
 def _warn(what: str) -> None:
-  reports.warn(f'warning: {what}; training goes on.')
+  progress.warn(f'warning: {what}; training goes on.')

@@ -6,15 +6,15 @@ import re
 from absl import flags
 from etils import epath
 
-import command_line
-import run_config
+from runs import command_line
+from runs import schema
+from runs import workdirs
 from vae import devices
 from vae import paths
 from vae import splits
 from vae import trained as trained_models
 from vae.errors import UserError
 from vae.trained import TrainedVAE
-import workdirs
 
 SPLITS = ('train', 'validation', 'test')
 
@@ -53,7 +53,7 @@ def restore() -> TrainedVAE:
   config = workdirs.load_config(workdir())
   if DATA_DIR.value is not None:
     config.data.dir = DATA_DIR.value
-    run_config.validate(config)
+    schema.validate(config)
   devices.check()
   return trained_models.restore(config, workdir(), CHECKPOINT.value)
 

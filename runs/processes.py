@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import psutil
 
-import command_line
+from runs import command_line
 from vae import devices
 from vae.errors import UserError
 

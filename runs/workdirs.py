@@ -12,7 +12,7 @@ from etils import epath
 import ml_collections
 
 from configs import default
-import run_config
+from runs import schema
 from vae import atomic_files
 from vae import checkpoints
 from vae import numerics
@@ -31,7 +31,7 @@ _SECONDS_IN_SILENCE = 2.0
 def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   """Checks that a run of this config can live, or go on, in a workdir.
 
-  Keys of `run_config.FREE_KEYS` may differ from those of the run that is there;
+  Keys of `schema.FREE_KEYS` may differ from those of the run that is there;
   all may where that run came to nothing, as when its data was missing.
 
   Raises:
@@ -41,14 +41,12 @@ def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   if not checkpoints.exist(workdir):
     return
   given, found = (
-    run_config.flatten(run_config.resolved(c))
-    for c in (config, load_config(workdir))
+    schema.flatten(schema.resolved(c)) for c in (config, load_config(workdir))
   )
   changed = [
     f'config.{key} was {found[key]!r} and is now {given[key]!r}'
     for key in given
-    if key not in run_config.FREE_KEYS
-    and _plain(given[key]) != _plain(found[key])
+    if key not in schema.FREE_KEYS and _plain(given[key]) != _plain(found[key])
   ]
   if changed:
     raise UserError(
@@ -106,7 +104,7 @@ def claim(
       _check_same_data(data, found, workdir)
       _update_config(config, workdir)
     else:
-      resolved = run_config.resolved(config)
+      resolved = schema.resolved(config)
       write_json(workdir / trained.CONFIG, resolved.to_dict())
     if found != found | data:
       write_json(workdir / _DATA, found | data)
@@ -122,10 +120,10 @@ def _update_config(
   stay out: that code could not load it any more.
   """
   kept = trained.read_config(workdir)
-  given, found = run_config.flatten(config), run_config.flatten(kept)
+  given, found = schema.flatten(config), schema.flatten(kept)
   changed = {
     key: given[key]
-    for key in run_config.FREE_KEYS & found.keys()
+    for key in schema.FREE_KEYS & found.keys()
     if _plain(given[key]) != _plain(found[key])
   }
   if changed:
@@ -247,21 +245,21 @@ def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
   """
   path = paths.expand(workdir) / trained.CONFIG
   config, found = default.get_config(), trained.read_config(workdir)
-  known = run_config.flatten(config).keys()
+  known = schema.flatten(config).keys()
   try:
     config.update(found)
   except (
     *(ValueError, TypeError, KeyError, AttributeError, OverflowError),
   ) as error:
     raise UserError(f'{path} cannot be read as a config: {error}') from error
-  for key in run_config.flatten(found):
+  for key in schema.flatten(found):
     if key not in known:
       raise UserError(
         f'{path} has config.{key}, which this code does not know; use the code '
         'that wrote it, or delete the key there if it changed nothing.'
       )
   try:
-    run_config.validate(config)
+    schema.validate(config)
   except UserError as error:
     raise UserError(f'{path}: {error}') from error
   return config

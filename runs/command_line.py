@@ -23,11 +23,11 @@ from absl import logging
 import jax
 from ml_collections import config_flags
 
-from stop_signals import TerminatedError
+from runs.stop_signals import TerminatedError
 from vae import paths
 from vae.errors import UserError
 
-_SCRIPTS = os.path.dirname(os.path.abspath(__file__))
+_SCRIPTS = str(pathlib.Path(__file__).resolve().parent.parent)
 
 WORKDIR = flags.DEFINE_string(
   'workdir',

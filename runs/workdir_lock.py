@@ -15,7 +15,7 @@ import uuid
 from etils import epath
 import fsspec
 
-import processes
+from runs import processes
 from vae import paths
 from vae.errors import UserError
 from vae.errors import WriteError

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-import image_files
+from data import image_files
 
 # Of `Crop.decode`: to be raised when it makes other pixels, so that none that
 # are kept on disk are taken for them.
