@@ -240,12 +240,11 @@ def test_two_workers_share_a_sweep(server, data, local, workdir, tmp_path):
     f'--config.data.dir={data}',
     '--beta=0.05,20',
     '--latent_dim=2,3',
-    '--population=off',
     f'--workdir={workdir}',
   )
   code, _, err = run(*flags, script='sweep.py')
   assert code == 2 and 'give --storage too' in err
-  flags = (*flags, f'--storage={tmp_path}/journal')
+  flags = (*flags, f'--storage={tmp_path}/sweep.db')
   workers = [start(*flags, script='sweep.py') for _ in range(2)]
   results = [finish(worker) for worker in workers]
   assert [code for code, *_ in results] == [0, 0], results

@@ -1,8 +1,5 @@
 import json
-import shutil
-import types
 
-from etils import epath
 import jax
 import numpy as np
 import pytest
@@ -13,7 +10,6 @@ from evaluation import measure as measuring
 from evaluation.measure import Settings
 from evaluation.measurements import Measurements
 import input_pipeline
-from sweeps import measuring as sweep_measuring
 from tests.conftest import make_small_config
 import vae
 from vae import model as models
@@ -150,25 +146,6 @@ def test_mse_is_that_of_the_mean_and_says_how_it_differs(results):
   assert 'mse' not in results.metrics
   about = results.metrics['mse_of_mean'].about
   assert 'posterior mean' in about and 'clipped' in about
-
-
-@pytest.mark.parametrize('groups', [(), ('posterior',)])
-def test_points_of_a_sweep_have_the_same_numbers(
-  trained, trained_run, data, tmp_path, groups
-):
-  workdir = epath.Path(tmp_path / 'run')
-  shutil.copytree(trained_run, workdir)
-  run = types.SimpleNamespace(config=trained.config, workdir=workdir)
-  metrics, _ = sweep_measuring.measure_run(
-    run, data, 'validation', Settings(groups, batch_size=8), 4, ('elbo',)
-  )
-  # Models are padded to four dimensions, more than the config has.
-  assert metrics['active_units'].unit == 'of 2'
-  assert metrics['dimensions_of_90_percent'].unit == 'of 2'
-  assert metrics['dimensions_of_90_percent'].value in (1, 2)
-  if groups:
-    null = metrics['gaussian_total_correlation_null'].value
-    assert null == metrics['gaussian_total_correlation'].null.value
 
 
 @pytest.mark.parametrize(

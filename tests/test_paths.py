@@ -2,12 +2,11 @@
 
 import pathlib
 
-import optuna
 import pytest
 
 from benchmarks import results
 from runs import workdirs
-from sweeps.storage import open_storage
+from sweeps.study import parse_storage
 from tests.preloaded import run
 import vae
 from vae import paths
@@ -48,10 +47,9 @@ def test_run_is_loaded_from_home(at_home, trained_run):
   assert workdirs.load_config(at_home).model.latent_dim == 2
 
 
-@pytest.mark.parametrize('url', ['~/sweep.db', 'sqlite:///~/sweep.db'])
-def test_sweeps_are_recorded_at_home(home, url):
-  optuna.create_study(storage=open_storage(url))
-  assert (home / 'sweep.db').is_file() and not (home / '~').exists()
+@pytest.mark.parametrize('storage', ['~/sweep.db', 'sqlite:///~/sweep.db'])
+def test_sweeps_are_recorded_at_home(home, storage):
+  assert parse_storage(storage).database == str(home / 'sweep.db')
 
 
 def test_benchmarks_write_home(home):
