@@ -8,8 +8,8 @@ goes on where the sweep stopped, and one with more values, seeds, epochs or
 metrics extends it. Started several times on one machine, or on several that see
 one --workdir and one database (--storage), workers share the points.
 
-The workdir gets report.html, results.csv, tensorboard/ for the HParams view, and
-points/ with a folder for each point, a run like any other.
+The workdir gets report.html, results.csv, tensorboard/ for the HParams view,
+and points/ with a folder for each point, a run like any other.
 """
 
 from collections.abc import Callable
@@ -188,7 +188,7 @@ def main() -> None:
     workdir,
     study,
     base,
-    max(config.model.latent_dim for config in configs),
+    max(config.model.get('latent_dim', 0) for config in configs),
     _SPLIT.value,
     settings,
     _PRUNER.value != 'none',

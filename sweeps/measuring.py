@@ -12,9 +12,9 @@ from evaluation.measurements import Measurements
 from evaluation.measurements import Metric
 from runs import metric_writer
 from vae import figures
+from vae import loading
 from vae import population
 from vae import splits
-from vae import trained as trained_models
 
 # Pictures in a point's folder, and images in each.
 ORIGINALS = 'gallery/originals.png'
@@ -45,9 +45,10 @@ def measure_run(
     Metrics by name with `kl`, nats, and `active` [latent_dim]; units by name.
   """
   split = getattr(data, split_name)
-  trained = trained_models.restore(config, workdir)
-  count = trained.model.latent_dim
-  padded = population.pad_trained(trained, max(latent_dim, count))
+  trained = loading.restore(config, workdir)
+  # Models without this setting are not padded.
+  count = getattr(trained.model, 'latent_dim', None)
+  padded = population.pad_trained(trained, max(latent_dim, count or 0))
   results = measure.summarise(padded, split, settings)
   dimensions = {k: v[:count] for k, v in results.dimensions.items()}
   if settings.groups:
@@ -60,12 +61,11 @@ def measure_run(
         results.metrics[f'{name}_null'] = null
   for name, metric in _speed(config, workdir).items():
     results.metrics[name] = metric
-  originals = next(
-    split.batches(np.arange(min(_NUM_IMAGES, split.num_examples)), _NUM_IMAGES)
-  )
+  number = min(_NUM_IMAGES, split.num_examples)
+  originals = next(split.batches(np.arange(number), number))
   # Models of more dimensions share the first ones.
-  shape = (padded.model.latent_dim, _NUM_IMAGES)
-  z = np.random.default_rng(0).standard_normal(shape).T
+  u = np.random.default_rng(0).random((*padded.latent_shape[::-1], _NUM_IMAGES))
+  z = np.asarray(padded.prior.quantile(u.T.astype(np.float32)))
   for name, images in (
     (ORIGINALS, originals),
     (RECONSTRUCTIONS, padded.reconstruct(originals)),
@@ -74,14 +74,15 @@ def measure_run(
     strip = figures.image_grid(images, columns=len(images))
     figures.save_png(strip, workdir / name)
   row = {name: metric.value for name, metric in results.metrics.items()}
-  row['kl'] = list(dimensions['kl'])
-  row['active'] = [
-    v > posterior.ACTIVE_VARIANCE for v in dimensions['mean_variance']
-  ]
+  row['kl'] = list(dimensions.get('kl', []))
+  variances = dimensions.get('mean_variance', [])
+  row['active'] = [v > posterior.ACTIVE_VARIANCE for v in variances]
   units = {name: metric.unit for name, metric in results.metrics.items()}
   # Not `of 16`, which is not the unit of all points.
-  counts = ('active_units', 'dimensions_of_90_percent')
-  return row, units | dict.fromkeys(counts, 'dimensions')
+  return row, {
+    n: 'dimensions' if u[:3] == 'of ' and u[3:].isdigit() else u
+    for n, u in units.items()
+  }
 
 
 def _speed(config, workdir: epath.Path) -> dict[str, Metric]:

@@ -116,7 +116,7 @@ def text(value: object, digits: int = 6) -> str:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-  """Names on charts: β, or a key's last part, or all of it if two share that."""
+  """Names on charts: β, a key's last part, or all of it if two share that."""
   last = [key.rpartition('.')[2] for key in keys]
   names = [
     k if last.count(n) > 1 else n for k, n in zip(keys, last, strict=True)

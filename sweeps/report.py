@@ -25,9 +25,9 @@ _PIXELS_PER_INCH = 104
 _CHARTS = {
   'Rate and distortion': (
     charts.rate_distortion,
-    'Means over the seeds, with standard deviations. On the dotted line the ELBO '
-    'is that of the best point. Distortions of different likelihoods do not '
-    'compare.',
+    'Means over the seeds, with standard deviations. On the dotted line the '
+    'ELBO is that of the best point. Distortions of different likelihoods do '
+    'not compare.',
   ),
   'β and latent dimension': (
     charts.heat_maps,

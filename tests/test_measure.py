@@ -3,6 +3,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from vae.trained import TrainedVAE
 
 from evaluation import aggregate_posterior
 from evaluation import log_likelihood
@@ -14,7 +15,6 @@ from tests.conftest import make_small_config
 import vae
 from vae import model as models
 from vae import splits
-from vae.trained import TrainedVAE
 
 # No Inception weights, so no FID; tests/test_evaluate.py has it.
 SETTINGS = Settings(num_importance_samples=20, batch_size=4)

@@ -32,7 +32,7 @@ from tests.test_main import metrics_of_a_killed_run
 from tests.test_main import start
 from tests.test_workdir_lock import HOLD
 import train
-from vae import trained as trained_models
+from vae import loading
 from vae.checkpoints import Checkpoints
 from vae.errors import UserError
 from vae.errors import WriteError
@@ -93,7 +93,7 @@ def test_table_is_that_of_the_checkpoints(finished):
   assert len(table) == 6
   for row in table:
     assert row['state'] == 'complete' and not row['error']
-    model = trained_models.load(workdir / 'points' / row['point'])
+    model = loading.load(workdir / 'points' / row['point'])
     assert str(model.model.latent_dim) == row['model.latent_dim']
     assert model.config.objective.beta == float(row['objective.beta'])
     rate, dimensions = float(row['rate']), 16 * 16 * 3
@@ -474,7 +474,7 @@ def test_measures_with_the_dimensions_of_the_point(
   """Though models are padded to more."""
   workdir = epath.Path(tmp_path / 'run')
   shutil.copytree(trained_run, workdir)
-  config = trained_models.read_config(workdir)
+  config = loading.read_config(workdir)
   data = input_pipeline.load(config)
   settings = measure.Settings(('posterior',), batch_size=8)
   row, units = measuring.measure_run(
