@@ -99,14 +99,12 @@ def rate_distortion(results: Results) -> Figure | None:
   else:
     _draw_cloud(figure, axes, table, along + across, names)
   front = pareto_front(table)
-  corners = front['rate', 'mean'], front['distortion', 'mean']
+  corners = front.rate, front.distortion
   (steps,) = axes.step(*corners, where='post', color=_FAINT, lw=5, alpha=0.4)
   steps.set(zorder=0, label='Pareto front')
-  sums = table['rate', 'mean'] + table['distortion', 'mean']
+  sums = table.rate + table.distortion
   best = table.loc[sums.idxmin()]
-  line = axes.axline(
-    (best['rate', 'mean'], best['distortion', 'mean']), slope=-1
-  )
+  line = axes.axline((best.rate, best.distortion), slope=-1)
   line.set(color=_MUTED, lw=0.8, ls=':', zorder=0)
   line.set_label(f'best ELBO, {-sums.min():,.1f} nats')
   labels = along or across
@@ -129,16 +127,16 @@ def rate_distortion(results: Results) -> Figure | None:
 
 def pareto_front(table: pd.DataFrame) -> pd.DataFrame:
   """Rows than which no other has less rate and less distortion, by rate."""
-  table = table.sort_values([('rate', 'mean'), ('distortion', 'mean')])
-  distortion = table['distortion', 'mean']
-  return table[distortion < distortion.cummin().shift(fill_value=np.inf)]
+  table = table.sort_values(['rate', 'distortion'])
+  best = table.distortion.cummin().shift(fill_value=np.inf)
+  return table[table.distortion < best]
 
 
 def _errors(table: pd.DataFrame) -> dict[str, object]:
   """Error bars over several seeds, for `Axes.errorbar`."""
-  if table['rate', 'count'].max() < 2:
+  if table.seeds.max() < 2:
     return {}
-  x, y = (table[metric, 'std'].fillna(0) for metric in ('rate', 'distortion'))
+  x, y = table.rate_std.fillna(0), table.distortion_std.fillna(0)
   return {'xerr': x, 'yerr': y, 'elinewidth': 1}
 
 
@@ -155,8 +153,8 @@ def _draw_curves(axes: Axes, table, results, along, across) -> list[Artist]:
       label = _describe(results, across, values)
     handles.append(
       axes.errorbar(
-        curve['rate', 'mean'],
-        curve['distortion', 'mean'],
+        curve.rate,
+        curve.distortion,
         **_errors(curve),
         color=color,
         marker=marker,
@@ -170,7 +168,7 @@ def _draw_curves(axes: Axes, table, results, along, across) -> list[Artist]:
 
 def _draw_cloud(figure: Figure, axes: Axes, table, keys, names) -> None:
   """Draws points coloured by the first numeric setting, β if it varies."""
-  place = table['rate', 'mean'], table['distortion', 'mean']
+  place = table.rate, table.distortion
   axes.errorbar(*place, **_errors(table), fmt='none', ecolor=_FAINT)
   numeric = [k for k in keys if table[k].map(points.is_number).all()]
   if not numeric:
@@ -197,14 +195,14 @@ def _label(axes: Axes, table, labelled, keys: list[str]) -> None:
   style = {'fontsize': 8, 'color': _MUTED, 'path_effects': halo}
   texts = []
   for _, row in labelled.iterrows():
-    label = ', '.join(plots.readable(points.text(row[k, ''], 3)) for k in keys)
-    place = row['rate', 'mean'], row['distortion', 'mean']
+    label = ', '.join(plots.readable(points.text(row[k], 3)) for k in keys)
+    place = row.rate, row.distortion
     texts.append(axes.text(*place, label, parse_math=False, **style))
     texts[-1].set_in_layout(False)
   adjustText.adjust_text(
     texts,
-    table['rate', 'mean'].to_numpy(),
-    table['distortion', 'mean'].to_numpy(),
+    table.rate.to_numpy(),
+    table.distortion.to_numpy(),
     ax=axes,
     objects=[axes.get_legend()],
     expand=(1.4, 1.7),

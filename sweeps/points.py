@@ -8,6 +8,7 @@ import itertools
 import re
 
 import ml_collections
+import numpy as np
 import optuna
 import pandas as pd
 
@@ -78,16 +79,21 @@ class Results:
     return self.frame[finite.all(axis=1)]
 
   def over_seeds(self, *metrics: str) -> pd.DataFrame:
-    """Mean, standard deviation and count of metrics over the seeds.
+    """Means and standard deviations of metrics over the seeds.
 
     Returns:
-      A row for each combination of the other settings that vary. The columns
-      are those settings, and (METRIC, 'mean' | 'std' | 'count').
+      A row for each combination of the other settings that vary, with columns
+      for those settings, METRIC, METRIC_std (NaN for one seed), and `seeds`,
+      their number; empty if no point has all the metrics.
     """
-    by = [key for key in self.varied if key != SEED]
-    rows = grouped(self.having(*metrics), by)[list(metrics)]
-    table = rows.agg(['mean', 'std', 'count'])
-    return table.reset_index() if by else table.reset_index(drop=True)
+    rows, by = self.having(*metrics), [k for k in self.varied if k != SEED]
+    if rows.empty:
+      return pd.DataFrame()
+    columns = {m: (m, 'mean') for m in metrics}
+    columns |= {f'{m}_std': (m, 'std') for m in metrics}
+    columns = {'seeds': ('point', 'count'), **columns}
+    table = grouped(rows, by).agg(**columns)
+    return table.reset_index(drop=not by)
 
 
 def grouped(frame: pd.DataFrame, by: list[str]):
@@ -125,20 +131,19 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def parse(
-  key: str, values: str, flag: str, base: ml_collections.ConfigDict
+  key: str, values: str, base: ml_collections.ConfigDict
 ) -> list[object] | Range:
   """Parses the values of a setting in a flag; `configure` checks them.
 
   Args:
     key: config key, such as `objective.beta`.
     values: `0.5,1,2`, or for a search `0.1:10` or `0.1:10:log`.
-    flag: name of the flag, for the message.
     base: config with the key.
 
   Raises:
     UserError: if the key does not exist, or a range is malformed.
   """
-  example = _known(base, key, flag)
+  example = _known(base, key)
 
   def convert(part):
     if isinstance(example, str):
@@ -147,30 +152,51 @@ def parse(
       value = ast.literal_eval(part)
     except (ValueError, SyntaxError):
       return part
-    return (
-      float(value) if (type(value), type(example)) == (int, float) else value
-    )
+    is_int = isinstance(example, float) and type(value) is int
+    return float(value) if is_int else value
 
-  ends = re.fullmatch('([^:]+):([^:]+?)(:log)?', values)
-  if ends and is_number(example):
-    low, high, log = convert(ends[1]), convert(ends[2]), bool(ends[3])
-    if (
-      is_number(low) and is_number(high) and low < high and (low > 0 or not log)
-    ):
-      return Range(low, high, log)
-    raise UserError(
-      f'{flag}={values}: a range is LOW:HIGH or LOW:HIGH:log, with LOW less '
-      'than HIGH, and above 0 with :log.'
-    )
   # Commas within parentheses are a tuple's own.
-  return [convert(v.strip()) for v in re.split(r',(?![^()]*\))', values)]
+  listed = [convert(v.strip()) for v in re.split(r',(?![^()]*\))', values)]
+  low, colon, high = values.removesuffix(':log').partition(':')
+  if not colon or not is_number(example):
+    return listed
+  low, high, log = convert(low), convert(high), values.endswith(':log')
+  if (
+    is_number(low)
+    and is_number(high)
+    and high > low > (0 if log else -math.inf)
+  ):
+    return Range(low, high, log)
+  raise UserError(
+    f'config.{key}={values}: a range is LOW:HIGH or LOW:HIGH:log, with LOW less '
+    'than HIGH, and above 0 with :log.'
+  )
 
 
-def _known(base: ml_collections.ConfigDict, key: str, name: str) -> object:
+def from_config(axes: object, path: str) -> dict[str, list[object]]:
+  """Axes that the function `sweep` of a config file returned.
+
+  Raises:
+    UserError: if it is no dict of lists.
+  """
+  if not isinstance(axes, dict) or not all(
+    isinstance(key, str) and isinstance(values, (list, tuple)) and values
+    for key, values in axes.items()
+  ):
+    raise UserError(
+      f'{path}: sweep() must return a dict of config keys, such as '
+      "'objective.beta', each with a list of values."
+    )
+  # Numpy's numbers are neither JSON nor a setting.
+  plain = lambda v: v.item() if isinstance(v, np.generic) else v
+  return {k.removeprefix('config.'): [*map(plain, v)] for k, v in axes.items()}
+
+
+def _known(base: ml_collections.ConfigDict, key: str) -> object:
   known = schema.flatten(base)
   if key not in known:
     raise UserError(
-      f'{name}: there is no such key; configs/default.py lists all.'
+      f'config.{key}: there is no such key; configs/default.py lists all.'
     )
   return known[key]
 
@@ -243,7 +269,7 @@ def configure(
   """
   config = base.copy_and_resolve_references()
   for key in values:
-    _known(config, key, f'config.{key}')
+    _known(config, key)
   with config.ignore_type():  # `validate` has the better messages.
     config.update_from_flattened_dict(values)
   schema.validate(config)

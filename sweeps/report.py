@@ -120,12 +120,11 @@ def summary(results: Results) -> str:
   table = results.over_seeds(_BEST_BY)
   if table.empty:
     return text
-  best = table.loc[table[_BEST_BY, 'mean'].idxmax()].droplevel(1)
-  value, _, seeds = best[_BEST_BY]
+  best = table.loc[table[_BEST_BY].idxmax()]
   return (
     f'{text} Best by its ELBO at the optimal σ: {_describe(results, best)}, '
-    f'with {html_page.number(value)} {results.units[_BEST_BY]}'
-    + (f', the mean of {seeds:.0f} seeds.' if seeds > 1 else '.')
+    f'with {html_page.number(best[_BEST_BY])} {results.units[_BEST_BY]}'
+    + (f', the mean of {best.seeds} seeds.' if best.seeds > 1 else '.')
   )
 
 

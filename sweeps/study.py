@@ -37,6 +37,11 @@ from vae import paths
 from vae.errors import UserError
 from vae.errors import WriteError
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
+# `Study` sends heartbeats itself, for several trials at a time.
+warnings.filterwarnings('ignore', 'Heartbeat of storage is supposed')
+
 # Heartbeats within the time after which a worker counts as dead.
 _BEATS = 6
 # A database that does not answer, as while it restarts, is retried this long.
@@ -129,108 +134,100 @@ def _patient(method):
       try:
         return method(self, *args, **kwargs)
       except _NO_ANSWER as error:
-        if time.monotonic() > deadline:
-          raise WriteError(
-            f'the storage does not answer: {_reason(error)} Once it does, the '
-            'same command goes on.'
-          ) from None
-      progress.say('the storage does not answer; trying again.')
-      self._sleep(5)
+        message = f'the storage does not answer ({_reason(error)})'
+      if time.monotonic() > deadline:
+        raise WriteError(f'{message}; once it does, the same command goes on.')
+      progress.say(f'{message}; trying again.')
+      self.sleep(5)
 
   return retried
 
 
+@dataclasses.dataclass
 class Study:
   """A sweep's study and this worker's part in it; a context manager.
 
-  A study can grow: settings get more values, other settings begin to vary, and
-  epochs, measurements and the number of points of a search change.
+  Making one creates the study, or opens and extends it: settings may get more
+  values, others begin to vary, and epochs, measurements and points of a search
+  change. Raises UserError if the database cannot be used, or has another sweep
+  of this name.
 
   Attributes:
-    axes: what varies, including what varied in earlier commands.
+    url: of the database.
+    name: of the study.
+    base: config that the points start from.
+    axes: what varies, by config key; with what varied in earlier commands.
+    measured: settings of the measurements, as JSON has them; points that were
+      measured otherwise are measured again.
     objectives: `minimize` or `maximize`, by metric.
+    num_points: of a search; None for a grid.
+    retry_failed: whether points that failed before are queued again.
+    grace_seconds: age of the last heartbeat at which a worker is dead.
+    sampler: of a search.
+    pruner: of a search.
+    sleep: waits this many seconds; its exceptions end the wait.
   """
 
-  def __init__(
-    self,
-    url: sqlalchemy.URL,
-    name: str,
-    base: ml_collections.ConfigDict,
-    axes: Axes,
-    measured: Mapping[str, object],
-    objectives: Mapping[str, str],
-    *,
-    num_points: int | None = None,
-    retry_failed: bool = False,
-    grace_seconds: int = 120,
-    sleep: Callable[[float], None] = time.sleep,
-    **options,
-  ):
-    """Creates the study, or opens and extends it.
+  url: sqlalchemy.URL
+  name: str
+  base: ml_collections.ConfigDict
+  axes: Axes
+  measured: Mapping[str, object]
+  objectives: Mapping[str, str]
+  num_points: int | None = None
+  retry_failed: bool = False
+  grace_seconds: int = 120
+  sampler: optuna.samplers.BaseSampler | None = None
+  pruner: optuna.pruners.BasePruner | None = None
+  sleep: Callable[[float], None] = time.sleep
 
-    Args:
-      url: of the database.
-      name: of the study.
-      base: config that the points start from.
-      axes: what varies, by config key.
-      measured: settings of the measurements, as JSON has them; points that were
-        measured otherwise are measured again.
-      objectives: `minimize` or `maximize`, by metric.
-      num_points: of a search; None for a grid.
-      retry_failed: whether points that failed before are queued again.
-      grace_seconds: age of the last heartbeat at which a worker is dead.
-      sleep: waits this many seconds; its exceptions end the wait.
-      **options: sampler and pruner, for Optuna.
-
-    Raises:
-      UserError: if the database cannot be used, or has another sweep of this
-        name.
-    """
-    self._url, self._sleep = url, sleep
-    self._num_points, self._retry_failed = num_points, retry_failed
-    self.objectives, config = dict(objectives), schema.flatten(base)
-    self._recipe = {'num_epochs': config['train.num_epochs'], **measured}
+  def __post_init__(self):
+    config = schema.flatten(self.base)
+    self._recipe = {'num_epochs': config['train.num_epochs'], **self.measured}
     try:
-      with _alone(url):
-        self._storage = _open(url, grace_seconds)
+      with _alone(self.url):
+        self._storage = _open(self.url, self.grace_seconds)
         self._study = optuna.create_study(
           storage=self._storage,
-          study_name=name,
-          directions=list(objectives.values()),
+          sampler=self.sampler,
+          pruner=self.pruner or optuna.pruners.NopPruner(),
+          study_name=self.name,
+          directions=list(self.objectives.values()),
           load_if_exists=True,
-          **options,
         )
-        self._definition = self._define(base, axes)
+        self._definition = self._define()
         self._study.set_user_attr('sweep', self._definition)
     except UserError:
       raise
     except Exception as error:  # Of any driver.
+      shown = self.url.render_as_string()
       raise UserError(
-        f'--storage={url.render_as_string()} cannot be used: {_reason(error)}'
+        f'--storage={shown} cannot be used: {_reason(error)}'
       ) from error
     # What varied in an earlier command only has the base's value.
-    self.axes = {k: [config[k]] for k in self._definition['axes']} | dict(axes)
+    before = {key: [config[key]] for key in self._definition['axes']}
+    self.axes = before | dict(self.axes)
     # Trials of this worker, and points that `take` did not return yet.
     self._trial_ids: set[int] = set()
     self._begun: list[Point] = []
-    self._interval, self._stop = grace_seconds / _BEATS, threading.Event()
+    self._stop = threading.Event()
     self._heart = threading.Thread(target=self._beat, daemon=True)
 
-  def _define(self, base, axes) -> dict[str, object]:
+  def _define(self) -> dict[str, object]:
     """The sweep as JSON has it, checked against the one in the database."""
     given = {
-      'config': schema.flatten(schema.resolved(base)),
-      'axes': list(axes),
-      'search': self._num_points is not None,
+      'config': schema.flatten(schema.resolved(self.base)),
+      'axes': list(self.axes),
+      'search': self.num_points is not None,
       'objectives': list(self.objectives),
       'recipe': self._recipe,
     }
-    given = json.loads(json.dumps(given))
+    given = _json(given)
     found = self._study.user_attrs.get('sweep')
     if found is None and not self._trials():
       self._study.set_metric_names(list(self.objectives))
       return given
-    _check_same(given, found or {}, f'the study {self._study.study_name}')
+    _check_same(given, found or {}, f'the study {self.name}')
     return found | {'recipe': given['recipe']}
 
   def __enter__(self):
@@ -241,12 +238,12 @@ class Study:
     self._stop.set()
     self._heart.join()
     # If the database does not answer, others find out that this worker ended.
-    with contextlib.suppress(Exception), _alone(self._url):
+    with contextlib.suppress(Exception), _alone(self.url):
       for trial_id in self._trial_ids:
         self._fail_and_requeue(trial_id)
 
   def _beat(self) -> None:
-    while not self._stop.wait(self._interval):
+    while not self._stop.wait(self.grace_seconds / _BEATS):
       for trial_id in list(self._trial_ids):
         with contextlib.suppress(Exception):  # The database may come back.
           self._storage.record_heartbeat(trial_id)
@@ -263,7 +260,7 @@ class Study:
     Raises:
       UserError: if another worker has extended the sweep.
     """
-    with _alone(self._url):
+    with _alone(self.url):
       if self._study.user_attrs['sweep'] != self._definition:
         raise UserError(
           'another worker has extended this sweep; start this one again with '
@@ -281,7 +278,7 @@ class Study:
       self._queue_open()
       while len(self._begun) < limit:
         if not self._trials(TrialState.WAITING):
-          if len(self._by_name()) >= (self._num_points or 0):
+          if len(self._by_name()) >= (self.num_points or 0):
             break
           self._study.enqueue_trial({})  # For the sampler.
         self._begun.append(self._begin(self._study.ask()))
@@ -290,25 +287,21 @@ class Study:
 
   def _queue_open(self) -> None:
     """Queues points that are missing, or are to be continued or retried."""
-    known, grid, programs = self._by_name(), [], {}
-    if self._num_points is None:
-      grid = points.grid(self.axes)
-    for values in grid:
-      programs.setdefault(points.program(values), []).append(values)
-    # Neighbours can train together.
-    for values in (v for group in programs.values() for v in group):
+    known = self._by_name()
+    grid = [] if self.num_points else points.grid(self.axes)
+    for values in sorted(grid, key=points.program):
       if (name := self._name(values)) not in known:
         attrs = {'name': name, 'values': values}
         self._study.enqueue_trial({}, user_attrs=attrs)
     for trial in known.values():
       attrs = trial.user_attrs
       is_old = attrs.get('recipe') != self._recipe_of(attrs['values'])
-      is_lost = self._retry_failed or 'error' not in attrs
+      is_lost = self.retry_failed or 'error' not in attrs
       if (trial.state == TrialState.COMPLETE and is_old) or (
         trial.state == TrialState.FAIL and is_lost
       ):
         _requeue(self._study, trial)
-    self._retry_failed = False
+    self.retry_failed = False
 
   def _begin(self, trial: optuna.Trial) -> Point:
     """Signs a trial as this worker's and gives it its settings."""
@@ -331,10 +324,8 @@ class Study:
   def _name(self, values: Values) -> str:
     """Name of a point, without later axes at their value of before."""
     first, before = self._definition['axes'], self._definition['config']
-    before = _tuples(before)
-    return points.name(
-      {k: v for k, v in values.items() if k in first or v != before.get(k)}
-    )
+    is_old = lambda k: k not in first and _json(values[k]) == before.get(k)
+    return points.name({k: v for k, v in values.items() if not is_old(k)})
 
   def _recipe_of(self, values: Values) -> dict[str, object]:
     epochs = values.get('train.num_epochs', self._recipe['num_epochs'])
@@ -406,10 +397,6 @@ class Study:
 
 
 def _open(url: sqlalchemy.URL, grace: int) -> optuna.storages.RDBStorage:
-  optuna.logging.set_verbosity(optuna.logging.WARNING)
-  warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
-  # Heartbeats are sent by `Study`, for several trials at a time.
-  warnings.filterwarnings('ignore', 'Heartbeat of storage is supposed')
   options = {'pool_pre_ping': True}
   if url.get_backend_name() == 'sqlite':
     options['connect_args'] = {'timeout': 60}
@@ -430,7 +417,7 @@ def _check_same(given: Mapping, found: Mapping, where: str) -> None:
       '--workdir or --study.'
     )
   # Sweeps that are older than a key had its default.
-  defaults = json.loads(json.dumps(schema.flatten(default.get_config())))
+  defaults = _json(schema.flatten(default.get_config()))
   varied = {*given['axes'], *found['axes'], *schema.FREE_KEYS}
   before = defaults | found['config']
   changes = [
@@ -451,6 +438,10 @@ def _check_same(given: Mapping, found: Mapping, where: str) -> None:
       'the old value, or name another --workdir; settings can begin to vary '
       '(--seed, --grid), and epochs can rise.'
     )
+
+
+def _json(value):
+  return json.loads(json.dumps(value))
 
 
 def _tuples(values: Mapping[str, object]) -> Values:

@@ -1,6 +1,5 @@
 """A worker of a sweep: takes points, trains and measures them."""
 
-from collections.abc import Callable
 import contextlib
 import dataclasses
 import errno
@@ -14,6 +13,7 @@ import optuna
 from optuna.trial import TrialState
 
 from evaluation import measure
+import input_pipeline
 from runs import metric_writer
 from runs import progress
 from runs import workdir_lock
@@ -40,6 +40,18 @@ _SECONDS_BETWEEN_PAGES = 300.0
 _DISK_ERRORS = 'EACCES EDQUOT EFBIG EIO ENOSPC EPERM EROFS ESTALE'.split()
 
 
+_data: dict[str, splits.DataSet] = {}
+
+
+def load_data(config: ml_collections.ConfigDict) -> splits.DataSet:
+  """The data of a config; the last is kept for points that share it."""
+  key = str(config.data)
+  if key not in _data:
+    _data.clear()  # Frees the memory before more is loaded.
+    _data[key] = input_pipeline.load(config)
+  return _data[key]
+
+
 class _Writer(metric_writer.MetricWriter):
   """A run's metric writer that asks the pruner of the sweep."""
 
@@ -64,25 +76,25 @@ class Worker:
     folder: workdir of the sweep.
     study: its record, which other workers share.
     base: config that points start from.
-    latent_dim: largest latent dimension of a point.
     split: that points are measured on.
     measurements: what is measured besides the summary.
-    prunes: whether the study has a pruner.
-    load: gives the data of a config.
     stop: ends training and waiting.
   """
 
   folder: epath.Path
   study: Study
   base: ml_collections.ConfigDict
-  latent_dim: int
   split: str
   measurements: measure.Settings
-  prunes: bool
-  load: Callable[[ml_collections.ConfigDict], splits.DataSet]
   stop: StopSignals
 
   def __post_init__(self):
+    # Models are padded to the largest, so that they share programs.
+    dims = self.study.axes.get(points.LATENT_DIM)
+    if isinstance(dims, points.Range):
+      dims = [dims.high]
+    self._latent_dim = max(dims or [self.base.model.get('latent_dim', 0)])
+    self._prunes = self.study.pruner is not None
     # Points whose folders other runs have, and the names of all such points.
     self._in_use: list[Point] = []
     self._reported: set[str] = set()
@@ -95,7 +107,7 @@ class Worker:
       WriteError: if the disk or the storage does not take what is written.
     """
     # A pruner judges one point at a time.
-    limit = 1 if self.prunes else jax.local_device_count()
+    limit = 1 if self._prunes else jax.local_device_count()
     last_running = 0
     while True:
       self.stop.raise_if_received()
@@ -201,13 +213,13 @@ class Worker:
         folder = self._folder_of(point)
         config = points.configure(self.base, point.values)
         workdirs.check(config, folder)
-        if self.prunes:
+        if self._prunes:
           writer = _Writer(folder, point.trial, *self.study.objectives)
         else:
           writer = metric_writer.MetricWriter(folder)
         stack.callback(writer.close)
         runs.append(train.Run(config, folder, writer))
-      config, data = runs[0].config, self.load(runs[0].config)
+      config, data = runs[0].config, load_data(runs[0].config)
       devices = jax.device_count()
       if len(runs) == 1 < devices and config.train.batch_size % devices == 0:
         # Its batches are split over the devices.
@@ -215,7 +227,7 @@ class Worker:
           config, runs[0].workdir, data, runs[0].writer, self.stop
         )
         return [None]
-      return train.train_population(runs, data, self.latent_dim, self.stop)
+      return train.train_population(runs, data, self._latent_dim, self.stop)
 
   def _measure(self, point: Point) -> None:
     """Measures a trained point and records it."""
@@ -228,10 +240,10 @@ class Worker:
         row, units = measuring.measure_run(
           config,
           folder,
-          self.load(config),
+          load_data(config),
           self.split,
           self.measurements,
-          self.latent_dim,
+          self._latent_dim,
         )
       for name in self.study.objectives:
         if not math.isfinite(row[name]):

@@ -19,6 +19,7 @@ import pytest
 
 from evaluation import measure
 import input_pipeline
+from runs import metric_writer
 from runs import stop_signals
 from sweeps import measuring
 from sweeps import report
@@ -27,10 +28,6 @@ from sweeps import worker as workers
 from tests import postgres
 from tests.conftest import ROOT
 from tests.preloaded import run
-from tests.test_main import final_state
-from tests.test_main import metrics_of_a_killed_run
-from tests.test_main import start
-from tests.test_workdir_lock import HOLD
 import train
 from vae import loading
 from vae.checkpoints import Checkpoints
@@ -50,6 +47,15 @@ SMALL = (
   '--config.eval.every_epochs=10',
   '--config.train.log_every_steps=5',
 )
+HOLD = """
+import sys
+from etils import epath
+from runs import workdir_lock
+with workdir_lock.hold(epath.Path(sys.argv[1])):
+  print('held', flush=True)
+  sys.stdin.read()
+"""
+
 # Saves at every chance, so that there is time to be interrupted.
 OFTEN = '--config.checkpoint.every_minutes=1e-9'
 
@@ -70,6 +76,22 @@ def sweep(*flags, code=0, **kwargs):
   found, out, err = run(*flags, script='sweep.py', **kwargs)
   assert found == code, err
   return err if code else out
+
+
+def start(*flags):
+  """A sweep in a process that can be killed."""
+  return subprocess.Popen(
+    [sys.executable, 'sweep.py', *flags],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+  )
+
+
+def num_rows(point):
+  return len(metric_writer.read(epath.Path(point)))
 
 
 @pytest.fixture(scope='module')
@@ -180,11 +202,9 @@ def test_interrupted_and_terminated_sweep_goes_on(finished, tmp_path):
     (signal.SIGINT, 130, 'interrupted'),
     (signal.SIGTERM, 0, 'terminated'),
   ):
-    logged = len(metrics_of_a_killed_run(point))
-    process = start(*flags, OFTEN, script='sweep.py')
-    wait_until(
-      lambda n=logged: len(metrics_of_a_killed_run(point)) >= n + 3, process
-    )
+    logged = num_rows(point)
+    process = start(*flags, OFTEN)
+    wait_until(lambda n=logged: num_rows(point) >= n + 3, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == status and 'Traceback' not in err
@@ -217,10 +237,10 @@ def test_points_of_a_killed_worker_are_taken_over(celeba_dir, tmp_path):
       f'--workdir={workdir}',
       f'--storage={server.url}',
     )
-    victim = start(*flags, script='sweep.py')
+    victim = start(*flags)
     point = workdir / 'points' / 'beta=0.5,seed=0'
-    wait_until(lambda: len(metrics_of_a_killed_run(point)) >= 4, victim)
-    others = [start(*flags, script='sweep.py') for _ in range(2)]
+    wait_until(lambda: num_rows(point) >= 4, victim)
+    others = [start(*flags) for _ in range(2)]
     victim.kill()
     victim.wait()
     outputs = [worker.communicate(timeout=300) for worker in others]
@@ -237,8 +257,8 @@ def test_points_of_a_killed_worker_are_taken_over(celeba_dir, tmp_path):
   sweep(*run_flags, '--beta=0.5', '--seed=0', f'--workdir={alone}')
   jax.tree.map(
     np.testing.assert_array_equal,
-    final_state(point),
-    final_state(alone / 'points' / point.name),
+    loading.load(point, 'last').variables,
+    loading.load(alone / 'points' / point.name, 'last').variables,
   )
 
 
@@ -289,11 +309,11 @@ def test_search_prunes_points(finished, tmp_path):
   ('flags', 'message'),
   [
     (['--beta=-1,2'], 'config.objective.beta is -1.0; it must be at least 0'),
-    (['--beta=1', '--grid=config.objective.beta=2'], 'are given twice'),
+    (['--beta=1', '--grid=config.objective.beta=2'], 'is given once'),
     (['--grid=config.objective.betta=2'], 'there is no such key'),
     (['--grid=objective.beta=2'], 'the form is config.GROUP.NAME'),
-    (['--latent_dim=2:4'], '--num_points=N searches'),
-    (['--beta=1', '--sampler=random'], '--sampler goes with --num_points'),
+    (['--latent_dim=2:4'], 'go with --num_points=N'),
+    (['--beta=1', '--sampler=random'], '--sampler: ranges'),
     (['--beta=1', '--metrics=bound'], '--metrics: there is no bound'),
     (['--beta=1', '--num_points=2', '--objectives=x'], 'there is no x'),
     (
@@ -350,21 +370,15 @@ def worker(small_config, tmp_path, monkeypatch):
   row |= {'active_units': 1.0, 'elbo_optimal_sigma': 1.0}
   units = dict.fromkeys(row.keys() - {'kl', 'active'}, 'nats')
   monkeypatch.setattr(measuring, 'measure_run', lambda *_: (dict(row), units))
+  monkeypatch.setattr(workers, 'load_data', lambda config: None)
   objectives = {'rate': 'minimize', 'distortion': 'minimize'}
   url = studies.parse_storage(f'{tmp_path}/sweep.db')
   study = studies.Study(url, 'sweep', small_config, GRID, {}, objectives)
   settings = measure.Settings((), 1, 8)
+  folder = epath.Path(tmp_path)
   with stop_signals.StopSignals() as stop:
     yield workers.Worker(
-      epath.Path(tmp_path),
-      study,
-      small_config,
-      3,
-      'validation',
-      settings,
-      False,
-      lambda config: None,
-      stop,
+      folder, study, small_config, 'validation', settings, stop
     )
 
 

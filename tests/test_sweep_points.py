@@ -26,7 +26,7 @@ from vae.errors import UserError
   ],
 )
 def test_values_have_the_type_of_their_setting(key, text, expected):
-  found = points.parse(key, text, '--flag', default.get_config())
+  found = points.parse(key, text, default.get_config())
   assert found == expected
   if isinstance(found, list):
     assert [type(v) for v in found] == [type(v) for v in expected]
@@ -43,7 +43,7 @@ def test_values_have_the_type_of_their_setting(key, text, expected):
     ('model.learn_sigma', 'maybe', "config.model.learn_sigma is 'maybe'"),
     ('model.hidden_channels', '8', 'a tuple of whole numbers'),
     ('data.image_size', '24', 'must be a multiple of 32'),
-    ('objective.betta', '1', '--flag: there is no such key'),
+    ('objective.betta', '1', 'config.objective.betta: there is no such key'),
     ('objective.beta', '3:1', 'LOW less than HIGH'),
     ('objective.beta', '0:1:log', 'above 0 with :log'),
     ('objective.beta', '1:2:linear', 'LOW:HIGH:log'),
@@ -53,7 +53,7 @@ def test_values_have_the_type_of_their_setting(key, text, expected):
 def test_mistakes_in_values_are_named(key, text, message):
   base = default.get_config()
   with pytest.raises(UserError) as error:
-    for values in points.grid({key: points.parse(key, text, '--flag', base)}):
+    for values in points.grid({key: points.parse(key, text, base)}):
       points.configure(base, values)
   assert message in str(error.value)
 
@@ -90,7 +90,7 @@ def test_table_is_in_the_order_of_numbers_and_then_of_texts():
 
 def test_means_and_deviations_are_over_the_seeds():
   rows = [
-    {'objective.beta': beta, 'seed': seed, 'rate': rate}
+    {'point': '', 'objective.beta': beta, 'seed': seed, 'rate': rate}
     for beta, seed, rate in [
       *((1.0, 0, 3.0), (1.0, 1, 5.0), (1.0, 2, math.nan)),
       *((2.0, 0, 7.0), (2.0, 1, math.inf), (4.0, 0, math.nan)),
@@ -100,6 +100,6 @@ def test_means_and_deviations_are_over_the_seeds():
   results = points.Results.of(rows, ['objective.beta', 'seed'], {'rate': ''})
   table = results.over_seeds('rate')
   assert table['objective.beta'].tolist() == [1.0, 2.0]
-  assert table['rate', 'mean'].tolist() == [4.0, 7.0]
-  np.testing.assert_allclose(table['rate', 'std'], [math.sqrt(2), math.nan])
-  assert table['rate', 'count'].tolist() == [2, 1]
+  assert table.rate.tolist() == [4.0, 7.0]
+  np.testing.assert_allclose(table.rate_std, [math.sqrt(2), math.nan])
+  assert table.seeds.tolist() == [2, 1]
