@@ -161,11 +161,8 @@ def parse(
   if not colon or not is_number(example):
     return listed
   low, high, log = convert(low), convert(high), values.endswith(':log')
-  if (
-    is_number(low)
-    and is_number(high)
-    and high > low > (0 if log else -math.inf)
-  ):
+  are_numbers = is_number(low) and is_number(high)
+  if are_numbers and low < high and (low > 0 or not log):
     return Range(low, high, log)
   raise UserError(
     f'config.{key}={values}: a range is LOW:HIGH or LOW:HIGH:log, with LOW less '
