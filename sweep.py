@@ -240,11 +240,11 @@ def _check_flags(axes: Axes) -> None:
       )
   if _PRUNER.value != 'none' and (
     len(_OBJECTIVES.value) > 1
-    or _OBJECTIVES.value[0] not in studies.VALIDATION_METRICS
+    or _OBJECTIVES.value[0] not in points.VALIDATION_METRICS
   ):
     raise UserError(
       f'--pruner={_PRUNER.value} goes with one of the --objectives '
-      f'{", ".join(studies.VALIDATION_METRICS)}.'
+      f'{", ".join(points.VALIDATION_METRICS)}.'
     )
 
 

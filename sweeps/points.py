@@ -1,6 +1,7 @@
 """Points of a sweep: their settings, names, configs and results."""
 
 import ast
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -10,6 +11,8 @@ import re
 import ml_collections
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
 import pandas as pd
 
 from runs import schema
@@ -38,6 +41,23 @@ class Range:
 
 Axes = Mapping[str, Sequence[object] | Range]
 
+# Metrics of a validation by the objectives that a pruner can follow.
+VALIDATION_METRICS = {
+  'rate': 'val/kl',
+  'distortion': 'val/distortion',
+  'elbo': 'val/elbo',
+  'mse_of_mean': 'val/mse',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """A point that this worker has taken: name, settings by key, and trial."""
+
+  name: str
+  values: Values
+  trial: optuna.Trial
+
 
 @dataclasses.dataclass(frozen=True)
 class Results:
@@ -65,6 +85,29 @@ class Results:
     for key in keys:  # Pandas would make floats of whole numbers beside None.
       frame[key] = pd.Series([row[key] for row in rows], dtype=object)
     return cls(frame.astype(dict.fromkeys(units, float)), keys, units)
+
+  @classmethod
+  def of_trials(cls, trials: Iterable[FrozenTrial], before: Values):
+    """Makes the table of trials.
+
+    Args:
+      trials: one for each point.
+      before: values of the settings that a trial does not have, from JSON.
+    """
+    rows, units, keys, before = [], {}, {}, from_json(before)
+    for trial in trials:
+      attrs, state = trial.user_attrs, trial.state.name.lower()
+      settings = from_json(attrs['values'])
+      keys |= settings
+      row = before | settings | {'point': attrs['name'], 'error': ''}
+      row |= {'state': state.replace('fail', 'failed'), 'trial': trial.number}
+      if trial.state == TrialState.COMPLETE:
+        row |= attrs['result']['row']
+        units |= attrs['result']['units']
+      elif trial.state.is_finished():
+        row['error'] = attrs.get('error', 'its worker died')
+      rows.append(row)
+    return cls.of(rows, list(keys), units)
 
   @property
   def varied(self) -> list[str]:
@@ -102,6 +145,11 @@ def grouped(frame: pd.DataFrame, by: list[str]):
   return frame.groupby(by, sort=False, dropna=False)
 
 
+def from_json(values: Mapping[str, object]) -> Values:
+  """Settings from JSON, which has lists for tuples."""
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
 def _rank(value: object) -> tuple[bool, float, str]:
   """Sort key: numbers by size, then everything else by its text."""
   return (False, value, '') if is_number(value) else (True, 0, text(value))
@@ -122,7 +170,7 @@ def text(value: object, digits: int = 6) -> str:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-  """Names on charts: β, a key's last part, or all of it if two share that."""
+  """Names on charts: β, a key's last part, or all if two share that."""
   last = [key.rpartition('.')[2] for key in keys]
   names = [
     k if last.count(n) > 1 else n for k, n in zip(keys, last, strict=True)
@@ -165,8 +213,8 @@ def parse(
   if are_numbers and low < high and (low > 0 or not log):
     return Range(low, high, log)
   raise UserError(
-    f'config.{key}={values}: a range is LOW:HIGH or LOW:HIGH:log, with LOW less '
-    'than HIGH, and above 0 with :log.'
+    f'config.{key}={values}: a range is LOW:HIGH or LOW:HIGH:log, with LOW '
+    'less than HIGH, and above 0 with :log.'
   )
 
 

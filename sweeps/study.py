@@ -31,6 +31,7 @@ from runs import progress
 from runs import schema
 from sweeps import points
 from sweeps.points import Axes
+from sweeps.points import Point
 from sweeps.points import Results
 from sweeps.points import Values
 from vae import paths
@@ -48,48 +49,26 @@ _BEATS = 6
 _PATIENCE_SECONDS = 300.0
 # A number that other programs do not use in the same database.
 _ADVISORY_LOCK = 0x5EED
-
 _NO_ANSWER = (
   optuna.exceptions.StorageInternalError,
   sqlalchemy.exc.OperationalError,
 )
 
-# Metrics of a validation by the objectives that a pruner can follow.
-VALIDATION_METRICS = {
-  'rate': 'val/kl',
-  'distortion': 'val/distortion',
-  'elbo': 'val/elbo',
-  'mse_of_mean': 'val/mse',
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-  """A point that this worker has taken: name, settings by key, and trial."""
-
-  name: str
-  values: Values
-  trial: optuna.Trial
-
 
 def parse_storage(storage: str) -> sqlalchemy.URL:
-  """The database of `--storage`, a URL or the path of an SQLite file.
-
-  Raises:
-    UserError: if it is neither SQLite nor PostgreSQL.
-  """
+  """The database of `--storage`, a URL or a path; UserError if unsupported."""
   url = sqlalchemy.URL.create('sqlite', database=storage)
   if '://' in storage:
     with contextlib.suppress(sqlalchemy.exc.ArgumentError):
       url = sqlalchemy.make_url(storage)
   if url.get_backend_name() == 'sqlite' and '://' not in url.database:
     return url.set(database=str(paths.expand(url.database)))
-  if url.get_backend_name() == 'postgresql':
-    return url
-  raise UserError(
-    '--storage is not a supported database; give '
-    'postgresql://USER:PASSWORD@HOST/DATABASE, or the path of an SQLite file.'
-  )
+  if url.get_backend_name() != 'postgresql':
+    raise UserError(
+      '--storage is not a supported database; give '
+      'postgresql://USER:PASSWORD@HOST/DATABASE, or the path of an SQLite file.'
+    )
+  return url
 
 
 @contextlib.contextmanager
@@ -103,10 +82,10 @@ def _alone(url: sqlalchemy.URL) -> Iterator[None]:
   engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
   with engine.connect() as connection:
     # The server frees the lock of a machine that lost its network.
-    limit = "set idle_in_transaction_session_timeout = '60s'"
-    connection.exec_driver_sql(limit)
-    lock = f'select pg_advisory_xact_lock({_ADVISORY_LOCK})'
-    connection.exec_driver_sql(lock)
+    connection.exec_driver_sql(
+      "set idle_in_transaction_session_timeout = '60s'; "
+      f'select pg_advisory_xact_lock({_ADVISORY_LOCK})'
+    )
     yield
 
 
@@ -147,24 +126,21 @@ def _patient(method):
 class Study:
   """A sweep's study and this worker's part in it; a context manager.
 
-  Making one creates the study, or opens and extends it: settings may get more
-  values, others begin to vary, and epochs, measurements and points of a search
-  change. Raises UserError if the database cannot be used, or has another sweep
-  of this name.
+  Making one creates the study, or opens and extends it. It raises UserError if
+  the database cannot be used, or has another sweep of this name.
 
   Attributes:
     url: of the database.
     name: of the study.
     base: config that the points start from.
-    axes: what varies, by config key; with what varied in earlier commands.
-    measured: settings of the measurements, as JSON has them; points that were
-      measured otherwise are measured again.
+    axes: what varies now, or varied in earlier commands, by config key.
+    measured: settings of the measurements; if they change, points are measured
+      again.
     objectives: `minimize` or `maximize`, by metric.
     num_points: of a search; None for a grid.
     retry_failed: whether points that failed before are queued again.
     grace_seconds: age of the last heartbeat at which a worker is dead.
-    sampler: of a search.
-    pruner: of a search.
+    sampler, pruner: of a search.
     sleep: waits this many seconds; its exceptions end the wait.
   """
 
@@ -200,9 +176,9 @@ class Study:
     except UserError:
       raise
     except Exception as error:  # Of any driver.
-      shown = self.url.render_as_string()
       raise UserError(
-        f'--storage={shown} cannot be used: {_reason(error)}'
+        f'--storage={self.url.render_as_string()} cannot be used: '
+        f'{_reason(error)}'
       ) from error
     # What varied in an earlier command only has the base's value.
     before = {key: [config[key]] for key in self._definition['axes']}
@@ -255,25 +231,15 @@ class Study:
 
   @_patient
   def take(self, limit: int) -> list[Point]:
-    """Takes up to `limit` open points.
-
-    Raises:
-      UserError: if another worker has extended the sweep.
-    """
+    """Takes up to `limit` points; UserError if others extended the sweep."""
     with _alone(self.url):
       if self._study.user_attrs['sweep'] != self._definition:
-        raise UserError(
-          'another worker has extended this sweep; start this one again with '
-          'the same command.'
-        )
+        raise UserError('another worker has extended this sweep; start again.')
       optuna.storages.fail_stale_trials(self._study)
       for trial in self._trials(TrialState.RUNNING):
         # Missing only if its worker died in here, as others are excluded.
         worker = trial.user_attrs.get('worker')
-        if worker is None or (
-          worker['machine'] == processes.this_machine()
-          and not processes.is_alive(worker)
-        ):
+        if worker is None or _is_dead(worker):
           self._fail_and_requeue(trial._trial_id)
       self._queue_open()
       while len(self._begun) < limit:
@@ -295,11 +261,11 @@ class Study:
         self._study.enqueue_trial({}, user_attrs=attrs)
     for trial in known.values():
       attrs = trial.user_attrs
-      is_old = attrs.get('recipe') != self._recipe_of(attrs['values'])
-      is_lost = self.retry_failed or 'error' not in attrs
-      if (trial.state == TrialState.COMPLETE and is_old) or (
-        trial.state == TrialState.FAIL and is_lost
-      ):
+      recipe = self._recipe_of(attrs['values'])
+      is_open = self.retry_failed or 'error' not in attrs
+      if trial.state == TrialState.COMPLETE:
+        is_open = attrs.get('recipe') != recipe
+      if is_open and trial.state in (TrialState.COMPLETE, TrialState.FAIL):
         _requeue(self._study, trial)
     self.retry_failed = False
 
@@ -307,7 +273,8 @@ class Study:
     """Signs a trial as this worker's and gives it its settings."""
     self._storage.record_heartbeat(trial._trial_id)
     trial.set_user_attr('worker', processes.this_one())
-    values, name = (trial.user_attrs.get(key) for key in ('values', 'name'))
+    attrs = trial.user_attrs
+    values, name = attrs.get('values'), attrs.get('name')
     if values is None:
       values = {k: points.suggest(trial, k, v) for k, v in self.axes.items()}
       name = f'{trial.number:04d},{self._name(values)}'
@@ -319,7 +286,7 @@ class Study:
         if points.is_number(value):
           trial.suggest_float(key, value, value)
     self._trial_ids.add(trial._trial_id)
-    return Point(name, _tuples(values), trial)
+    return Point(name, points.from_json(values), trial)
 
   def _name(self, values: Values) -> str:
     """Name of a point, without later axes at their value of before."""
@@ -332,13 +299,7 @@ class Study:
     return self._recipe | {'num_epochs': epochs}
 
   def complete(self, point: Point, row: dict, units: dict[str, str]) -> bool:
-    """Records a point's metrics; returns False if another worker has it.
-
-    Args:
-      point: trained and measured.
-      row: metrics by name, and lists `kl` and `active`.
-      units: of the metrics.
-    """
+    """Records metrics, `kl` and `active`; False if another has the point."""
     result = {'row': row, 'units': units}
     facts = {'result': result, 'recipe': self._recipe_of(point.values)}
     return self._tell(point, facts, values=[row[n] for n in self.objectives])
@@ -379,21 +340,8 @@ class Study:
   @_patient
   def results(self) -> Results:
     """The table of all points so far."""
-    trials, rows, units = self._by_name(), [], {}
-    before = _tuples(self._definition['config'])
-    settings = {n: _tuples(t.user_attrs['values']) for n, t in trials.items()}
-    keys = list(dict.fromkeys(key for s in settings.values() for key in s))
-    for name, trial in trials.items():
-      state = trial.state.name.lower().replace('fail', 'failed')
-      row = {'point': name, 'state': state, 'trial': trial.number, 'error': ''}
-      row |= {key: settings[name].get(key, before.get(key)) for key in keys}
-      if trial.state == TrialState.COMPLETE:
-        row |= trial.user_attrs['result']['row']
-        units |= trial.user_attrs['result']['units']
-      elif trial.state.is_finished():
-        row['error'] = trial.user_attrs.get('error', 'its worker died')
-      rows.append(row)
-    return Results.of(rows, keys, units)
+    trials = self._by_name().values()
+    return Results.of_trials(trials, self._definition['config'])
 
 
 def _open(url: sqlalchemy.URL, grace: int) -> optuna.storages.RDBStorage:
@@ -417,36 +365,32 @@ def _check_same(given: Mapping, found: Mapping, where: str) -> None:
       '--workdir or --study.'
     )
   # Sweeps that are older than a key had its default.
-  defaults = _json(schema.flatten(default.get_config()))
-  varied = {*given['axes'], *found['axes'], *schema.FREE_KEYS}
-  before = defaults | found['config']
-  changes = [
-    (f'config.{key}', before.get(key), now)
-    for key, now in given['config'].items()
-    if key not in varied and before.get(key) != now
-  ]
-  changes += [
-    (key, found[key], given[key])
-    for key in ('search', 'objectives')
-    if found[key] != given[key]
-  ]
+  before = _json(schema.flatten(default.get_config())) | found['config']
+  free = {*given['axes'], *found['axes'], *schema.FREE_KEYS}
+  pairs = {
+    f'config.{key}': (before.get(key), value)
+    for key, value in given['config'].items()
+    if key not in free
+  }
+  pairs |= {key: (found[key], given[key]) for key in ('search', 'objectives')}
   was, now = (sweep['recipe']['num_epochs'] for sweep in (found, given))
-  changes += [('config.train.num_epochs', was, now)] * (now < was)
-  for key, was, now in changes:
-    raise UserError(
-      f'{where} holds another sweep: {key} was {was} and is now {now}. Give '
-      'the old value, or name another --workdir; settings can begin to vary '
-      '(--seed, --grid), and epochs can rise.'
-    )
+  pairs['config.train.num_epochs'] = (max(was, now), now)
+  for key, (was, now) in pairs.items():
+    if was != now:
+      raise UserError(
+        f'{where} holds another sweep: {key} was {was} and is now {now}. Give '
+        'the old value, or name another --workdir; settings can begin to vary '
+        '(--seed, --grid), and epochs can rise.'
+      )
+
+
+def _is_dead(worker: Mapping) -> bool:
+  is_here = worker['machine'] == processes.this_machine()
+  return is_here and not processes.is_alive(worker)
 
 
 def _json(value):
   return json.loads(json.dumps(value))
-
-
-def _tuples(values: Mapping[str, object]) -> Values:
-  """Settings from JSON, which has lists for tuples."""
-  return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def _reason(error: Exception) -> str:

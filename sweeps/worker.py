@@ -22,10 +22,10 @@ from runs.stop_signals import StopSignals
 from sweeps import measuring
 from sweeps import points
 from sweeps import report
+from sweeps.points import Point
 from sweeps.points import Results
-from sweeps.study import Point
+from sweeps.points import VALIDATION_METRICS
 from sweeps.study import Study
-from sweeps.study import VALIDATION_METRICS
 import train
 from vae import checkpoints
 from vae import splits

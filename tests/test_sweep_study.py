@@ -223,7 +223,7 @@ def test_worker_notices_that_another_extended_the_sweep(tmp_path):
   place = f'{tmp_path}/sweep.db', 'sweep'
   study = open_study(place)
   open_study(place, change=[('train.num_epochs', 999)])
-  with pytest.raises(UserError, match='start this one again'):
+  with pytest.raises(UserError, match='has extended this sweep'):
     study.take(1)
 
 
