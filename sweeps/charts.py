@@ -18,23 +18,17 @@ from evaluation import plots
 from evaluation import posterior
 from sweeps import points
 from sweeps.points import BETA
-from sweeps.points import LATENT_DIM
 from sweeps.points import Results
 from sweeps.points import SEED
 from vae import splits
 
 _MUTED, _FAINT, _MARKERS = '#667085', '#b9c2cf', 'osD^vPX*'
 
-# Without the palest colours, which do not show on white, and without the
-# darkest blues, on which letters do not show.
+# Without the palest colours, which do not show on white.
 _ORDERED = ListedColormap(matplotlib.colormaps['viridis'](np.linspace(0, 0.85)))
-_SHADES = ListedColormap(matplotlib.colormaps['Blues'](np.linspace(0.05, 0.5)))
 
 # Curves, values on a curve, and panels that can be told apart.
 _MOST_CURVES, _MOST_VALUES, _MOST_PANELS = 8, 12, 60
-
-# Metrics of the heat maps.
-_MAPPED = ('rate', 'distortion', 'elbo_optimal_sigma', 'active_units')
 
 
 def _axes_of(results: Results) -> tuple[list[str], list[str], bool]:
@@ -47,18 +41,12 @@ def _axes_of(results: Results) -> tuple[list[str], list[str], bool]:
   varied = [key for key in results.varied if key != SEED]
   along = varied if len(varied) == 1 else [k for k in varied if k == BETA]
   across = [key for key in varied if key not in along]
-  num_curves = len(points.grouped(results.frame, across))
-  is_grid = num_curves <= _MOST_CURVES and _fills(results, across, along)
-  return along, across, is_grid
-
-
-def _fills(results: Results, rows: list[str], columns: list[str]) -> bool:
-  """Whether half of the cells of a table of these settings have points."""
   count = lambda keys: len(points.grouped(results.frame, keys))
-  shape = count(rows), count(columns)
-  return max(shape) <= _MOST_VALUES and 2 * count(rows + columns) >= np.prod(
-    shape
-  )
+  shape = count(across), count(along)
+  is_grid = shape[0] <= _MOST_CURVES and shape[1] <= _MOST_VALUES
+  # Most combinations are there.
+  is_grid &= 2 * count(across + along) >= shape[0] * shape[1]
+  return along, across, is_grid
 
 
 def _describe(results: Results, keys: list[str], values: tuple) -> str:
@@ -210,38 +198,6 @@ def _label(axes: Axes, table, labelled, keys: list[str]) -> None:
     arrowprops={'arrowstyle': '-', 'color': _FAINT, 'lw': 0.6},
     min_arrow_len=8,
   )
-
-
-def heat_maps(results: Results) -> Figure | None:
-  """Metrics over β and the latent dimension, means over all else."""
-  metrics = [m for m in _MAPPED if len(results.having(m))]
-  if not metrics or not {BETA, LATENT_DIM} <= set(results.varied):
-    return None
-  if not _fills(results, [LATENT_DIM], [BETA]):
-    return None
-  figure = Figure(layout='constrained')
-  panels = figure.subplots(2, 2, sharex=True, sharey=True).flat
-  for axes, metric in zip(panels, metrics, strict=False):
-    table = results.having(metric).pivot_table(metric, LATENT_DIM, BETA)
-    values, unit = table.to_numpy(), results.units[metric]
-    plots.style(axes)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.imshow(values, cmap=_SHADES, aspect='auto', origin='lower')
-    axes.set_title(f'{metric}, {unit}', loc='left', fontsize=9)
-    is_whole = np.nanmax(np.abs(values % 1)) == 0
-    digits = 0 if is_whole or np.nanmax(np.abs(values)) >= 1000 else 1
-    for (row, column), value in np.ndenumerate(values):
-      if np.isfinite(value):
-        number = f'{value:,.{digits}f}'.replace('-', '−')
-        axes.text(column, row, number, ha='center', va='center', fontsize=8)
-    axes.set_xticks(range(table.shape[1]), map(points.text, table.columns))
-    axes.set_yticks(range(table.shape[0]), map(points.text, table.index))
-  rows, columns = table.shape
-  figure.set_size_inches(max(7, 1.6 + 1.3 * columns), 1.4 + 0.8 * rows)
-  figure.supxlabel('β', fontsize=10)
-  figure.supylabel('latent_dim', fontsize=10)
-  return figure
 
 
 def kl_panels(results: Results) -> Figure | None:

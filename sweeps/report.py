@@ -29,12 +29,6 @@ _CHARTS = {
     'ELBO is that of the best point. Distortions of different likelihoods do '
     'not compare.',
   ),
-  'β and latent dimension': (
-    charts.heat_maps,
-    'Rate: KL(q(z|x) ‖ p(z)). Distortion: E_q[-log p(x|z)]. The ELBO at the '
-    'optimal σ compares all points. Active units: dimensions whose mean moves '
-    'with the image. Means over all other settings.',
-  ),
   'KL of the dimensions': (
     charts.kl_panels,
     'Mean over the images and the seeds, sorted; faint: not active.',

@@ -161,28 +161,7 @@ def test_charts_leave_out_what_is_missing():
   axes = charts.rate_distortion(results).axes[0]
   assert sum(len(bars.lines[0].get_xdata()) for bars in axes.containers) == 1
   none = make([without(row, 'failed', 'x') for row in rows])
-  for draw in (charts.rate_distortion, charts.heat_maps, charts.kl_panels):
-    assert draw(none) is None
-  assert charts.heat_maps(make(search(30))) is None
-  assert charts.heat_maps(make(grid(dims=[8]))) is None
-
-
-def test_heat_maps_are_means_over_all_else():
-  rows = grid(seeds=(0, 1))
-  missing = rows.pop(0), rows.pop(0)
-  assert {row['point'][-6:] for row in missing} == {'seed=0', 'seed=1'}
-  panels = charts.heat_maps(make(rows)).axes
-  assert [axes.get_title('left') for axes in panels] == [
-    f'{name}, {unit}' for name, unit in UNITS.items()
-  ]
-  values = panels[0].images[0].get_array()
-  assert values.shape == (len(DIMS), len(BETAS))
-  assert values.mask[0, 0] and values.mask.sum() == 1
-  for (d, b), value in np.ndenumerate(values):
-    if (d, b) != (0, 0):
-      own = {'objective.beta': BETAS[b], 'model.latent_dim': DIMS[d]}
-      assert value == pytest.approx(point(own)['rate'] + 1)
-  assert len(panels[0].texts) == len(DIMS) * len(BETAS) - 1
+  assert charts.rate_distortion(none) is charts.kl_panels(none) is None
 
 
 def test_kl_panels_show_each_points_dimensions_in_order():
@@ -237,10 +216,10 @@ def test_page_shows_everything_in_a_browser(written):
   assert not Outline(text).open and '://' not in text
   seen = open_page(folder / 'report.html', 1280)
   assert seen['scroll_width'] <= 1280
-  # Three charts and the gallery, in the order of the settings.
+  # Two charts and the gallery, in the order of the settings.
   widths = [width for width in seen['pictures'] if width < 200]
   assert widths == [60, *(60 + i // 2 for i in range(2 * len(results.frame)))]
-  assert len(seen['pictures']) == 3 + 1 + 2 * 48 and all(seen['pictures'])
+  assert len(seen['pictures']) == 2 + 1 + 2 * 48 and all(seen['pictures'])
   for part in (
     'Of 48 points: 46 complete, 1 failed, 1 waiting.',
     '</table> & diverged',
