@@ -118,7 +118,7 @@ def summary(results: Results) -> str:
   return (
     f'{text} Best by its ELBO at the optimal σ: {_describe(results, best)}, '
     f'with {html_page.number(best[_BEST_BY])} {results.units[_BEST_BY]}'
-    + (f', the mean of {best.seeds} seeds.' if best.seeds > 1 else '.')
+    + (f', the mean of {best.seeds:.0f} seeds.' if best.seeds > 1 else '.')
   )
 
 
