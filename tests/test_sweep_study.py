@@ -9,10 +9,8 @@ import time
 import optuna
 from optuna.trial import TrialState
 import pytest
-import sqlalchemy
 
 from configs import default
-from runs import stop_signals
 from sweeps import points
 from sweeps import study as studies
 from sweeps.study import parse_storage
@@ -272,20 +270,6 @@ def test_database_that_is_restarted_is_waited_for(database, monkeypatch):
     with pytest.raises(UserError, match='the storage does not answer'):
       study.take(1)
     database.start()
-
-
-def test_ctrl_c_ends_the_wait_for_a_database(tmp_path, monkeypatch):
-  with stop_signals.StopSignals() as stop:
-    stop()  # From here on a signal is only noted.
-    study = open_study((f'{tmp_path}/db', 'x'), sleep=stop.sleep)
-
-    def away(*unused_args):
-      signal.raise_signal(signal.SIGINT)
-      raise sqlalchemy.exc.OperationalError('', {}, Exception('gone'))
-
-    monkeypatch.setattr(study, '_trials', away)
-    with pytest.raises(KeyboardInterrupt):
-      study.count(TrialState.RUNNING)
 
 
 def test_database_that_cannot_be_used_gets_one_line(database, tmp_path):
