@@ -67,7 +67,7 @@ def main() -> None:
   if trained.config.data.cache == 'device':
     # Which may be another's; and images go to it once.
     trained.config.data.cache = 'host'
-  data = input_pipeline.load(trained.config)
+  data = input_pipeline.load(trained.config, (run_flags.SPLIT.value,))
   run_flags.check_data(data)
   _check_split(data, groups)
   inception, notes = None, []

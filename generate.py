@@ -19,7 +19,6 @@ from absl import flags
 from etils import epath
 import numpy as np
 
-from data import image_files
 from evaluation import aggregate_posterior
 from evaluation import plots
 from evaluation import posterior
@@ -245,6 +244,8 @@ def manifold(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
 def _images(trained: TrainedVAE, count: int) -> np.ndarray:
   """The images that the user named, or else the first `count` of the split."""
   if _IMAGES.value:
+    from data import image_files  # TensorFlow takes seconds.
+
     shape = trained.model.image_shape
     return np.stack(
       [

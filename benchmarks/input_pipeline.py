@@ -36,9 +36,10 @@ from benchmarks import results
 from benchmarks import rounds
 from configs import celeba
 from data import cartoon_faces
-from data import crops
-from data import sources
+from data import celeba as celeba_source
 from data.decoded import DecodedStore
+from data.encoded import FileSplit
+from data.image_files import Crop
 import input_pipeline
 from runs import schema
 from vae import devices
@@ -54,7 +55,7 @@ _NUM_DRAWN = 1000
 class Faces(torch.utils.data.Dataset):
   """Image files, each opened, cut, resized and mirrored by Pillow."""
 
-  def __init__(self, paths: list[str], crop: crops.Crop):
+  def __init__(self, paths: list[str], crop: Crop):
     """Takes the files, and how they become examples."""
     self._paths = paths
     self._crop = crop
@@ -158,15 +159,17 @@ def _contenders(
 ) -> list[rounds.Contender]:
   """The DataLoader with workers first: what the others are compared with."""
   data = schema.resolved(celeba.get_config()).data
-  encoded = sources.find('celeba', data_dir)['train']
+  data.dir = data_dir
+  encoded = celeba_source.find(data)['train']
   num_images = num_images // _BATCH_SIZE * _BATCH_SIZE
   indices = np.resize(np.arange(encoded.num_examples), num_images)
   paths = [encoded.name(index) for index in indices]
-  crop = crops.Crop(data.crop_size, data.image_size, data.channels)
-  streamed = input_pipeline.StreamedSplit(encoded, indices, crop)
+  crop = Crop(data.crop_size, data.image_size, data.channels)
+  source = FileSplit('', paths)
 
-  def cached():
-    return input_pipeline.CachedSplit(streamed, 'train', DecodedStore(''), '')
+  def split(cached):
+    store = DecodedStore('')
+    return input_pipeline.ImageSplit('train', source, crop, store, cached)
 
   @jax.jit
   def gather(images, indices):
@@ -191,13 +194,13 @@ def _contenders(
 
     return run
 
-  def train(split):
-    stored = splits.stored_images(split)
+  def train(images):
+    stored = splits.stored_images(images)
 
     def run(num_passes):
       for epoch in range(num_passes):
         for chunk in splits.train_chunks(
-          *(split, 0, epoch, 0, _BATCH_SIZE, _STEPS_PER_CHUNK),
+          *(images, 0, epoch, 0, _BATCH_SIZE, _STEPS_PER_CHUNK),
           devices.Topology(),
         ):
           if stored is not None:
@@ -210,7 +213,7 @@ def _contenders(
     for _ in range(num_passes):
       with contextlib.redirect_stdout(None):
         # A new one, as what it has decoded it keeps.
-        _ = cached().images
+        _ = split(cached=True).images
 
   def contender(name, run):
     return rounds.Contender(name, num_images, 'uint8', run)
@@ -218,11 +221,12 @@ def _contenders(
   return [
     contender(f'DataLoader, {workers} workers', dataloader(workers)),
     contender('DataLoader, none', dataloader(0)),
-    contender('cache=none: decoded each epoch', train(streamed)),
+    contender('cache=none: decoded each epoch', train(split(cached=False))),
     contender('cache=host, the first epoch: decoded and kept', decode),
-    contender('cache=host, others', train(cached())),
+    contender('cache=host, others', train(split(cached=True))),
     contender(
-      'cache=device, gathered there', train(splits.DeviceSplit(cached()))
+      'cache=device, gathered there',
+      train(splits.DeviceSplit(split(cached=True))),
     ),
   ]
 

@@ -40,7 +40,7 @@ from vae import numerics
 from vae import optimizers
 from vae import population
 from vae import randomness
-from vae import tiles
+from vae import splits
 from vae import trained
 from vae import training
 
@@ -265,7 +265,7 @@ class _Arguments:
       training.settings_from_config(config, self.model),
     )
     self.key = jax.eval_shape(lambda: randomness.train_key(0))
-    shape = tiles.shape_of(self.model.image_shape)
+    shape = splits.tiled_shape(self.model.image_shape)
     self.stored = _shape((num_images, *shape), 'u1')
     self.integer = _shape((), 'i4')
 

@@ -25,7 +25,6 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 
 from evaluation import inception
-from vae import ordinary_files
 from vae import paths
 from vae.errors import UserError
 
@@ -69,7 +68,7 @@ def _default_cache() -> pathlib.Path:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
-    content = ordinary_files.read(path)
+    content = path.read_bytes()
   except OSError as error:
     raise _error(f'{path} cannot be read ({error.strerror})') from error
   return _parse(content, str(path))

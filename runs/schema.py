@@ -5,6 +5,7 @@ A config is checked before any data is read: against the table of
 rules below, which know the values.
 """
 
+import importlib.util
 import math
 
 import jax
@@ -17,7 +18,7 @@ from vae import likelihoods
 from vae import model
 from vae.errors import UserError
 
-SOURCES = ('celeba', 'cartoon_faces', 'folder')
+SOURCES = ('celeba', 'cartoon_faces', 'folder', 'tfds')
 CACHES = ('auto', 'none', 'host', 'device')
 DTYPES = ('float32', 'bfloat16', 'float64')
 
@@ -48,6 +49,13 @@ def _is_path(value):
     return False
 
 
+def _is_module(name):
+  try:
+    return importlib.util.find_spec(name) is not None
+  except (ImportError, ValueError):
+    return False
+
+
 _POSITIVE = lambda v: v > 0, 'greater than 0'
 _ANY = lambda v: True, 'anything'
 
@@ -66,7 +74,10 @@ _MAX_EPOCHS = 1_000_000
 # here is checked by its default's type alone.
 RULES = {
   'seed': (lambda v: 0 <= v < 2**32, 'from 0 to 2**32 - 1'),
-  'data.source': _one_of(*SOURCES),
+  'data.source': (
+    lambda v: v in SOURCES or _is_module(v),
+    f'one of {", ".join(SOURCES)}, or a module of your own',
+  ),
   'data.dir': (
     lambda v: _is_path(v) and ('://' not in v or v.startswith('gs://')),
     'a folder, local or of gs://, named in UTF-8; or empty',
@@ -154,10 +165,10 @@ def flatten(config, prefix: str = '') -> dict[str, object]:
 def resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """A copy with the source's own `data.crop_size` in the place of 0.
 
-  So a folder's stays 0, the largest square.
+  Of other sources it stays 0, the largest square.
   """
   config = config.copy_and_resolve_references()
-  if config.data.source != 'folder':
+  if config.data.source in ('celeba', 'cartoon_faces'):
     config.data.crop_size = config.data.crop_size or CELEBA_CROP_SIZE
   return config
 
@@ -295,6 +306,17 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
       'config.data.dir is empty; with config.data.source=folder it must name '
       'a folder of images.'
     )
+  if config.data.source == 'tfds' and not config.data.name:
+    raise UserError(
+      'config.data.name is empty; with config.data.source=tfds it must name a '
+      'data set of TFDS, such as mnist.'
+    )
+  for key in ('name', 'train', 'validation', 'test'):
+    if config.data[key] and config.data.source in SOURCES[:-1]:
+      raise UserError(
+        f'config.data.{key} is {config.data[key]!r}; it goes with '
+        'config.data.source=tfds.'
+      )
   if config.model.learn_sigma and config.model.likelihood != 'gaussian':
     raise UserError(
       'config.model.learn_sigma is True; only the gaussian likelihood has a '

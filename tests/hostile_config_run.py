@@ -20,7 +20,7 @@ import jax
 from jax._src import xla_bridge
 import numpy as np
 
-from data import sources
+from data import tfds
 import input_pipeline  # noqa: F401
 import main
 from runs import command_line
@@ -93,8 +93,8 @@ def run(folder: pathlib.Path, argv: list[str]) -> None:
     )
     SingleRun.restore = lambda trainer, saved: [{}]
     training_loop.Loop.run = trace
-    # Of CelebA's drive: nobody listens there.
-    sources._CELEBA_DRIVE = ('127.0.0.1', 9)
+    # Nobody listens there.
+    tfds._SERVER = ('127.0.0.1', 9)
     command_line.run(main.main)
     code = 0
   except SystemExit as error:

@@ -19,18 +19,18 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from data import cartoon_faces
-from data import image_folder
-from data import sources
+from data import folder
 from data.encoded import SPLITS
 from runs import metric_writer
 from runs import processes
 from runs import workdir_lock
 from runs import workdirs
 from tests import bucket_server
+from tests.conftest import make_small_config
 from tests.conftest import ROOT
 from tests.test_checkpoints import save_all
 from tests.test_checkpoints import state_at
-from tests.test_image_folder import write_images
+from tests.test_folder import write_images
 import vae
 from vae import atomic_files
 from vae import checkpoints
@@ -561,7 +561,7 @@ def test_folder_of_images_in_a_bucket_is_the_local_one(
   paths.copy(local, workdir)
   # As a bucket's console makes a folder.
   server.write('bucket', f'{str(workdir)[12:]}/val/', b'')
-  found = [image_folder.find(folder) for folder in (local, workdir)]
+  found = [folder.find(make_small_config(d).data) for d in (local, workdir)]
   for split in SPLITS:
     ours, theirs = (splits[split] for splits in found)
     everything = np.arange(ours.num_examples)
@@ -571,7 +571,7 @@ def test_folder_of_images_in_a_bucket_is_the_local_one(
       theirs.content(i) for i in everything
     ]
     read = [
-      list(s.read(everything, lambda x: x).as_numpy_iterator())
+      [c for _, c in s.read(everything, lambda x: x).as_numpy_iterator()]
       for s in (ours, theirs)
     ]
     assert read[0] == read[1]
@@ -587,12 +587,12 @@ def test_decoded_images_are_kept_until_an_object_is_written_again(
 
   def fingerprints():
     paths.list_generations.cache_clear()  # As in another process.
-    found = image_folder.find(workdir)
+    found = folder.find(make_small_config(workdir).data)
     return {split: found[split].fingerprint() for split in SPLITS}
 
   first = fingerprints()
   assert fingerprints() == first and len(set(first.values())) == 3
-  split = image_folder.find(workdir)['test']
+  split = folder.find(make_small_config(workdir).data)['test']
   path = epath.Path(split.name(0))
   path.write_bytes(path.read_bytes())
   second = fingerprints()
@@ -604,11 +604,11 @@ def test_cartoon_faces_are_rendered_into_a_bucket(
 ):
   monkeypatch.setattr(cartoon_faces, '_SPLIT_SIZES', dict.fromkeys(SPLITS, 3))
   with pytest.raises(UserError, match='there is no such bucket'):
-    sources.find('cartoon_faces', 'gs://mistyped/data')
-  assert 'Rendering' not in capsys.readouterr().out
+    cartoon_faces.find(make_small_config('gs://mistyped/data').data)
+  assert 'Preparing' not in capsys.readouterr().out
   for _ in range(2):  # The second time they are there.
-    found = sources.find('cartoon_faces', str(workdir))
-  assert capsys.readouterr().out.count('Rendering') == 1
+    found = cartoon_faces.find(make_small_config(workdir).data)
+  assert capsys.readouterr().out.count('Preparing') == 1
   assert found['test'].content(2).startswith(b'\xff\xd8')
   assert found['train'].num_examples == 3
 

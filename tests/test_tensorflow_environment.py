@@ -68,7 +68,7 @@ def test_tensorflow_is_silent_wherever_it_is_first_imported():
   assert {
     'input_pipeline',
     'runs.metric_writer',
-    'data.sources',
+    'data.tfds',
   } <= found.keys()
   assert set(found.values()) == {('3', '0')}, found
 

@@ -25,7 +25,7 @@ from vae import numerics
 from vae import objective as objectives
 from vae import optimizers
 from vae import randomness
-from vae import tiles
+from vae import splits
 from vae.model import VAE
 from vae.objective import Objective
 from vae.optimizers import OptimizerFactory
@@ -376,7 +376,7 @@ def _images(
   if stored is None:
     return batch
   named = stored.at[batch].get(mode='promise_in_bounds')
-  return tiles.unpack(named, model.image_shape)
+  return splits.unpack_tiles(named, model.image_shape)
 
 
 def _buffers(shapes: Any, length: int) -> Any:
