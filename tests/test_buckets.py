@@ -19,7 +19,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from data import cartoon_faces
-from data import folder
+from data import folder as folders
 from data.encoded import SPLITS
 from runs import metric_writer
 from runs import processes
@@ -561,7 +561,7 @@ def test_folder_of_images_in_a_bucket_is_the_local_one(
   paths.copy(local, workdir)
   # As a bucket's console makes a folder.
   server.write('bucket', f'{str(workdir)[12:]}/val/', b'')
-  found = [folder.find(make_small_config(d).data) for d in (local, workdir)]
+  found = [folders.find(make_small_config(d).data) for d in (local, workdir)]
   for split in SPLITS:
     ours, theirs = (splits[split] for splits in found)
     everything = np.arange(ours.num_examples)
@@ -587,12 +587,12 @@ def test_decoded_images_are_kept_until_an_object_is_written_again(
 
   def fingerprints():
     paths.list_generations.cache_clear()  # As in another process.
-    found = folder.find(make_small_config(workdir).data)
+    found = folders.find(make_small_config(workdir).data)
     return {split: found[split].fingerprint() for split in SPLITS}
 
   first = fingerprints()
   assert fingerprints() == first and len(set(first.values())) == 3
-  split = folder.find(make_small_config(workdir).data)['test']
+  split = folders.find(make_small_config(workdir).data)['test']
   path = epath.Path(split.name(0))
   path.write_bytes(path.read_bytes())
   second = fingerprints()
