@@ -174,8 +174,6 @@ class ImageSplit:
       progress.say(f'{self._name}: looking for corrupt images …')
       sound = [p for p, _ in self._read(self._indices, _BATCH_SIZE)]
       corrupt = np.setdiff1d(self._indices, np.concatenate([[], *sound]))
-      if len(corrupt):
-        self._source.check()
       self._store.write(key, corrupt)
     if len(corrupt):
       progress.warn(
@@ -206,7 +204,6 @@ class ImageSplit:
       return
     expected = np.arange(done, min(done + batch_size, len(indices)))
     corrupt = indices[np.setdiff1d(expected, positions)]
-    self._source.check()
     try:
       reason = image_files.why_undecodable(self._source.content(corrupt[0]))
     except tf.errors.OpError as error:

@@ -64,9 +64,6 @@ class EncodedSplit:
     """An image's name in messages."""
     return f'example {index}'
 
-  def check(self) -> None:
-    """Raises a UserError if a file that holds several images is damaged."""
-
   def fingerprint(self) -> str | None:
     """A digest that changes with the images; None: keep none on disk."""
     return None

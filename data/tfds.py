@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
 import os
 import socket
 import tempfile
@@ -130,22 +129,7 @@ def make_splits(
   Raises:
     UserError: if there is no such split, or no image in the examples.
   """
-  found = {}
-  for split in SPLITS:
-    expression = (expressions or {}).get(split) or split
-    try:
-      found[split] = TfdsSplit(builder, expression, label_names)
-    except ValueError as error:
-      raise UserError(
-        f'config.data.{split} is {expression!r}, but {builder.info.full_name} '
-        f'has the splits {", ".join(builder.info.splits)}; name a part of one '
-        f"with --config.data.{split}, such as 'train[90%:]'."
-      ) from error
-  return found
-
-
-def _image_feature(info: tfds.core.DatasetInfo) -> str:
-  """The name of the feature that is the image."""
+  info, found = builder.info, {}
   images = [
     name
     for name, feature in info.features.items()
@@ -156,13 +140,27 @@ def _image_feature(info: tfds.core.DatasetInfo) -> str:
       f'{info.full_name} has no images of 8 bits; its features are '
       f'{", ".join(info.features)}.'
     )
-  return 'image' if 'image' in images else images[0]
+  image = 'image' if 'image' in images else images[0]
+  labels = _label_features(info.features)
+  labels = {name: labels[name] for name in label_names or sorted(labels)}
+  for split in SPLITS:
+    expression = (expressions or {}).get(split) or split
+    try:
+      info.splits[expression]
+    except ValueError as error:
+      raise UserError(
+        f'config.data.{split} is {expression!r}, but {info.full_name} has the '
+        f'splits {", ".join(info.splits)}; name a part of one with '
+        f"--config.data.{split}, such as 'train[90%:]'."
+      ) from error
+    found[split] = _TfdsSplit(builder, expression, image, labels)
+  return found
 
 
 def _label_features(features) -> dict[str, tuple[list[str], Sequence[str]]]:
-  """Labels by name, sorted: their place in an example, and their classes.
+  """Place in an example and classes of each label.
 
-  They are the class labels and booleans, also of dictionaries.
+  Labels are the class labels and booleans, also of dictionaries.
   """
   found = {}
   for key, feature in features.items():
@@ -173,51 +171,25 @@ def _label_features(features) -> dict[str, tuple[list[str], Sequence[str]]]:
         found[name] = place, inner.names
       elif inner.shape == () and inner.np_dtype == np.bool_:
         found[name] = place, ()
-  return dict(sorted(found.items()))
+  return found
 
 
-class TfdsSplit(EncodedSplit):
+class _TfdsSplit(EncodedSplit):
   """Images of a TFDS split, in the order of its files.
 
-  Records can only be read one after the other. For any other order the encoded
-  images are kept in host memory (CelebA: 1.4 GB).
+  Records can only be read one after the other, so the encoded images are held
+  in host memory while they are decoded (CelebA: 1.4 GB).
   """
 
-  def __init__(
-    self,
-    builder: tfds.core.DatasetBuilder,
-    split: str,
-    label_names: Sequence[str] = (),
-  ):
-    """Finds the image and the labels among the features.
-
-    Args:
-      builder: a prepared data set.
-      split: TFDS's expression.
-      label_names: the labels' order; alphabetical by default.
-
-    Raises:
-      ValueError: if there is no such split.
-    """
+  def __init__(self, builder, split, image, labels):
     self._builder, self._split = builder, split
+    self._image, self._labels = image, labels
     self._info = builder.info.splits[split]
-    self._image = _image_feature(builder.info)
-    labels = _label_features(builder.info.features)
-    self._labels = {name: labels[name] for name in label_names or labels}
-    self._in_memory = None
     self.num_examples = self._info.num_examples
 
   def items(self, indices):
-    if np.array_equal(indices, np.arange(self.num_examples)):
-      return tf.data.Dataset.from_generator(
-        self._until_damage, output_signature=tf.TensorSpec([None], tf.string)
-      ).unbatch()
-    if self._in_memory is None:
-      images = [
-        image for batch in self._read(self._image_of) for image in batch
-      ]
-      self._in_memory = MemorySplit(images)
-    return self._in_memory.items(indices).map(self._in_memory.open)
+    images = MemorySplit(self._read(lambda example: example[self._image]))
+    return images.items(indices).map(images.open)
 
   def labels(self):
     if not self._labels:
@@ -230,22 +202,16 @@ class TfdsSplit(EncodedSplit):
         found.append(value if len(place) == 1 else value[place[1]])
       return tf.stack([tf.cast(value, tf.int32) for value in found])
 
-    # Numbers are names if it is plain what they number.
+    # Numbers are names only if it is plain what they number.
     classes = {
       name: names
       for name, (_, names) in self._labels.items()
-      if names
-      and (len(self._labels) == 1 or not all(map(str.isdecimal, names)))
+      if not all(map(str.isdecimal, names)) or names and len(self._labels) == 1
     }
-    rows = np.concatenate(list(self._read(values)))
-    return Labels(tuple(self._labels), rows, classes)
+    return Labels(tuple(self._labels), np.array(self._read(values)), classes)
 
   def name(self, index):
     return f'{self._builder.info.full_name} {self._split} example {index}'
-
-  def check(self):
-    for _ in self._read(self._image_of):
-      pass
 
   def fingerprint(self):
     names = [os.fsencode(os.path.basename(p)) for p in self._info.filepaths]
@@ -255,11 +221,8 @@ class TfdsSplit(EncodedSplit):
   def names_digest(self, indices):
     return digest(self._builder.info.full_name, self._split, *indices.tolist())
 
-  def _image_of(self, example):
-    return example[self._image]
-
   def _read(self, function):
-    """Batches of a function's values for all examples, in order."""
+    """A function's values for all examples, in order."""
     examples = self._builder.as_dataset(
       self._split,
       decoders={self._image: tfds.decode.SkipDecoding()},
@@ -267,18 +230,14 @@ class TfdsSplit(EncodedSplit):
     )
     # A file that was cut between two records looks whole.
     complete = tf.data.experimental.assert_cardinality(self.num_examples)
+    examples = examples.apply(complete).map(function).batch(256)
     try:
-      yield from (
-        examples.apply(complete).map(function).batch(256).as_numpy_iterator()
-      )
+      return [
+        value for batch in examples.as_numpy_iterator() for value in batch
+      ]
     except tf.errors.OpError as error:
       raise UserError(
         f'the records of the {self._split} split in '
         f'{shown(self._builder.data_dir)} are damaged; delete the folder and '
         'prepare it again.'
       ) from error
-
-  def _until_damage(self):
-    # An error would come again and again; `check` finds it.
-    with contextlib.suppress(UserError):
-      yield from self._read(self._image_of)
