@@ -105,9 +105,9 @@ class ImageSplit:
     Args:
       name: the split's name in messages.
       source: the encoded images.
-      crop: the way from an image to an example.
-      store: keeps decoded images between runs.
-      cached: whether decoded images stay in host memory.
+      crop: makes examples of them.
+      store: keeps the examples between runs.
+      cached: whether they stay in host memory.
     """
     fingerprint = source.fingerprint() if store.keeps else None
     self._name, self._source, self._crop = name, source, crop
@@ -121,30 +121,21 @@ class ImageSplit:
 
   @property
   def num_examples(self) -> int:
-    """See `splits.Split`."""
+    """Number of images."""
     return len(self._indices)
 
-  def batches(
-    self, indices: np.ndarray, batch_size: int
-  ) -> Iterator[np.ndarray]:
-    """See `splits.Split`; raises a UserError if an image is corrupt."""
+  def batches(self, indices, batch_size):
     if self._cached:
       return splits.ArraySplit(self.images).batches(indices, batch_size)
     return self._stream(indices, batch_size)
 
-  def labels(self) -> splits.Labels | None:
-    """See `splits.Split`."""
-    return self._labels
-
-  @functools.cached_property
-  def _labels(self) -> splits.Labels | None:
+  def labels(self):
     labels = self._source.labels()
     if labels is None:
       return None
     return dataclasses.replace(labels, values=labels.values[self._indices])
 
-  def names_digest(self) -> str | None:
-    """See `splits.Split`."""
+  def names_digest(self):
     return self._source.names_digest(self._indices)
 
   @functools.cached_property

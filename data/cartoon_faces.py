@@ -38,7 +38,7 @@ FACTORS = {
   'hair_color': _colors('1e1a1a 5c3822 a66834 e6c068 ba4424 c4c4ca'),
   'hair_style': ('none', 'short', 'long', 'afro', 'mohawk'),
   'eye_shape': ('round', 'wide', 'narrow', 'sleepy'),
-  'eye_color': _colors('462c1c 4074b4 468c46 6e6e76'),
+  'eye_color': _colors('462c1c 4074b4 468c54 6e6e76'),
   'brow': (-10, -5, 0, 5, 10),
   'mouth_curve': (-9, -6, -3, 0, 3, 6, 9),
   'mouth_open': (0, 5, 10),
@@ -116,9 +116,7 @@ def render(labels: dict[str, int]) -> Image.Image:
     scale=factors['scale'],
     rotation=math.radians(factors['rotation']),
   )
-  _draw_hair_behind(face, factors)
   _draw_head(face, factors)
-  _draw_hair_in_front(face, factors)
   _draw_eyes(face, factors)
   _draw_mouth(face, factors)
   return image.reduce(_SUPERSAMPLING)
@@ -168,26 +166,19 @@ def _darker(color, factor):
   return tuple(int(channel * factor) for channel in color)
 
 
-def _draw_hair_behind(face, factors):
-  color = factors['hair_color']
-  if factors['hair_style'] == 'long':
+def _draw_head(face, factors):
+  skin, style, color = (
+    factors[k] for k in ('skin', 'hair_style', 'hair_color')
+  )
+  if style == 'long':
     face.ellipse(0, -14, 48, 52, color)
     face.polygon([(-48, -14), (48, -14), (50, 58), (-50, 58)], color)
-  elif factors['hair_style'] == 'afro':
+  elif style == 'afro':
     face.ellipse(0, -24, 58, 52, color)
-
-
-def _draw_head(face, factors):
-  skin = factors['skin']
   face.ellipse(-39, 2, 8, 11, _darker(skin, 0.9))
   face.ellipse(39, 2, 8, 11, _darker(skin, 0.9))
   face.ellipse(0, 0, 39, 52, skin)
   face.polygon([(0, -4), (6, 14), (-5, 14)], _darker(skin, 0.84))
-
-
-def _draw_hair_in_front(face, factors):
-  color = factors['hair_color']
-  style = factors['hair_style']
   if style in ('short', 'long'):
     face.ellipse(0, -12, 41, 44, color, start=198, stop=342)
   elif style == 'afro':

@@ -181,8 +181,9 @@ def load(
       reason = 'there is no such file'
     raise UserError(f'{shown(path)} cannot be read: {reason}.') from error
   _, size, channels = image_shape
+  crop = Crop(crop_size or 0, size, channels)
   try:
-    pixels = Crop(crop_size or 0, size, channels).decode(tf.constant(content))
+    pixels = crop.decode(tf.constant(content)).numpy()
     with Image.open(io.BytesIO(content)) as image:
       width, height = image.size
   except Exception as error:  # Damaged bytes make decoders raise anything.
@@ -190,10 +191,10 @@ def load(
       f'{shown(path)} cannot be read as an image ({why_undecodable(content)}); '
       'name PNG, JPEG or other image files.'
     ) from error
-  side = min(width, height, crop_size or width)
   if (width, height) != (size, size):
+    side = min(width, height, crop_size or width)
     print(
       f'{path}: {width}×{height}, cut to its central {side}×{side} and resized '
       f'to {size}×{size}.'
     )
-  return pixels.numpy()
+  return pixels

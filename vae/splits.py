@@ -60,16 +60,13 @@ class Split(Protocol):
   def batches(
     self, indices: np.ndarray, batch_size: int
   ) -> Iterator[np.ndarray]:
-    """The images at `indices`, in this order; the last batch may be short.
+    """The images at `indices`, uint8 [batch_size, height, width, channels].
 
-    Returns:
-      An iterator over uint8 [batch_size, height, width, channels].
+    They come in this order; the last batch may be short.
     """
 
   def labels(self) -> Labels | None:
-    """Labels of the examples, in order; None if there are none.
-
-    They are read when first asked for; training never asks.
+    """Reads the examples' labels; None if there are none.
 
     Raises:
       UserError: if the labels' file is damaged.
@@ -88,45 +85,31 @@ class DataSet:
   test: Split
 
   def identity(self) -> dict[str, int | str]:
-    """The identity of the images that a run sees, wherever they lie.
+    """The number of images that a run sees in each split, by its name.
 
-    Returns:
-      The number of images of each split by its name, and the digest of their
-      names, if they have any, as `SPLIT_names`.
+    With them, as `SPLIT_names`, the digest of their names, if they have any.
     """
     seen = {'train': self.train, 'validation': self.validation}
     digests = {f'{k}_names': split.names_digest() for k, split in seen.items()}
-    return {
-      **{name: split.num_examples for name, split in seen.items()},
-      **{key: digest for key, digest in digests.items() if digest is not None},
+    return {name: split.num_examples for name, split in seen.items()} | {
+      key: digest for key, digest in digests.items() if digest is not None
     }
 
 
 class ArraySplit:
-  """A split in host memory.
-
-  Attributes:
-    images: uint8 [num_examples, height, width, channels].
-  """
+  """A split in host memory."""
 
   def __init__(self, images: np.ndarray, labels: Labels | None = None):
-    """Wraps the images and their labels."""
+    """Wraps uint8 [num_examples, height, width, channels] and their labels."""
     self.images = images
-    self._labels = labels
     self.num_examples = len(images)
     self.image_shape = images.shape[1:]
+    self.labels = lambda: labels
+    self.names_digest = lambda: None
 
-  def batches(
-    self, indices: np.ndarray, batch_size: int
-  ) -> Iterator[np.ndarray]:
+  def batches(self, indices, batch_size):
     for start in range(0, len(indices), batch_size):
       yield self.images[indices[start : start + batch_size]]
-
-  def labels(self) -> Labels | None:
-    return self._labels
-
-  def names_digest(self) -> None:
-    return None
 
 
 class DeviceSplit:
@@ -150,10 +133,9 @@ class DeviceSplit:
 
 
 def stored_images(split: Split) -> jax.Array | None:
-  """The images on the devices to which a split's chunks hold indices.
+  """Images on the devices, uint8 [num_examples, 8·k, 128].
 
-  Returns:
-    uint8 [num_examples, 8·k, 128], or None if the chunks hold images.
+  A split's chunks hold indices of them, or images if there are none (None).
   """
   return split.tiles if isinstance(split, DeviceSplit) else None
 
@@ -165,10 +147,7 @@ def tiled_shape(image_shape: tuple[int, int, int]) -> tuple[int, int]:
 
 
 def pack_tiles(images: np.ndarray) -> np.ndarray:
-  """Images [n, height, width, channels] as tiles [n, 8·k, 128].
-
-  Images that fill their tiles are not copied.
-  """
+  """Images [n, height, width, channels] as tiles [n, 8·k, 128]."""
   flat = images.reshape(len(images), -1)
   shape = tiled_shape(images.shape[1:])
   missing = math.prod(shape) - flat.shape[1]
@@ -249,15 +228,16 @@ def eval_chunks(
 ) -> Iterator[tuple[Chunk, int]]:
   """Every example of a split once, in order, several batches at a time.
 
+  The last batch is padded.
+
   Args:
-    split: the images; the last batch is padded.
+    split: the images.
     batch_size: see `eval_batches`.
     max_batches: batches of a chunk; only the last chunk has fewer.
     topology: the devices that share a batch.
 
   Returns:
-    An iterator over pairs of a chunk and the position in the split of its
-    first example.
+    Pairs of a chunk and the position in the split of its first example.
   """
   order = _eval_order(split.num_examples, batch_size, topology)
   max_batches = min(max_batches, len(order))
@@ -301,9 +281,9 @@ def eval_batches(
     topology: the devices that share a batch.
 
   Returns:
-    An iterator over pairs of this process's images, uint8 [local_devices,
-    per_device_batch_size, height, width, channels], and the position in the
-    split of the global batch's first example.
+    Pairs of this process's images, uint8 [local_devices, per_device_batch_size,
+    height, width, channels], and the position in the split of the global
+    batch's first example.
   """
   order = _eval_order(split.num_examples, batch_size, topology)
   global_batch_size = order.shape[1]
