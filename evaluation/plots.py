@@ -1,4 +1,4 @@
-"""Charts of what was measured, as PNG."""
+"""Charts of measurements, as PNG."""
 
 import functools
 import io
@@ -12,14 +12,9 @@ from matplotlib.text import Text
 import numpy as np
 
 from evaluation import posterior
-from vae.errors import shown as shown_text
+from vae.errors import shown
 
-_INK = '#1f2430'
-_ACCENT = '#2f6fbb'
-_FAINT = '#b9c2cf'
-
-# The one that matplotlib brings.
-_FONT = 'DejaVu Sans'
+_INK, _ACCENT, _FAINT = '#1f2430', '#2f6fbb', '#b9c2cf'
 
 # More colours cannot be distinguished, nor longer names read.
 _MOST_CLASSES = 20
@@ -36,7 +31,7 @@ def kl_per_dimension(
 
   Args:
     kl: [latent_dim], nats.
-    active: bool [latent_dim]; the others are drawn faint.
+    active: bool [latent_dim]; the others are faint.
     path: of the PNG.
   """
   order = posterior.most_informative(kl)
@@ -67,7 +62,7 @@ def rate_distortion(
     rate: nats per image.
     distortion: nats per image.
     history: (rate, distortion) of each validation, in order, [n, 2].
-    label: what the point is.
+    label: of the point.
     path: of the PNG.
   """
   figure, axes = new_axes(width=5.6, height=4.4)
@@ -76,7 +71,7 @@ def rate_distortion(
       *history.T, '.-', color=_FAINT, label='validation, epoch by epoch'
     )
   axes.plot(rate, distortion, 'o', color=_ACCENT, markersize=9, label=label)
-  # Where the sum is the same, so is the ELBO.
+  # All points of the same ELBO.
   axes.axline(
     (rate, distortion),
     slope=-1,
@@ -94,7 +89,7 @@ def rate_distortion(
 
 def latent_scatter(
   means: np.ndarray, labels: np.ndarray, names: list[str], path: epath.Path
-) -> dict[int, str]:
+) -> None:
   """Posterior means in the plane, coloured by label.
 
   Of more than twenty classes, the twenty with the most images have a colour and
@@ -105,34 +100,25 @@ def latent_scatter(
     labels: class indices, int [num_images].
     names: of the classes.
     path: of the PNG.
-
-  Returns:
-    The names of the classes that are in the legend as `class INDEX`, because no
-    font has their characters.
   """
   longest = min(max(map(len, names)), _MOST_LETTERS)
   figure, axes = new_axes(width=6 + 0.05 * longest, height=5.4)
   counts = np.bincount(labels, minlength=len(names))
-  shown = np.sort(np.argsort(-counts, kind='stable')[:_MOST_CLASSES])
-  others = ~np.isin(labels, shown)
-  dots = {'linestyle': 'none', 'marker': '.', 'markersize': 3}
-  grey = axes.plot(*means[others].T, color=_FAINT, alpha=0.7, **dots)
-  palette = matplotlib.color_sequences['tab10' if len(shown) <= 10 else 'tab20']
-  if len(shown) > 10:
-    palette[14:16] = _NOT_GREY
-  handles, texts, unnamed = [], [], {}
-  for place, index in enumerate(shown):
-    handles += axes.plot(
-      *means[labels == index].T, color=palette[place], alpha=0.7, **dots
-    )
-    if _fonts(names[index]) is None:
-      unnamed[int(index)] = names[index]
-      texts.append(f'class {index}')
-    else:
-      texts.append(readable(names[index]))
-  if len(shown) < len(names):
+  largest = np.sort(np.argsort(-counts, kind='stable')[:_MOST_CLASSES])
+  others = ~np.isin(labels, largest)
+  dots = {'linestyle': 'none', 'marker': '.', 'markersize': 3, 'alpha': 0.7}
+  grey = axes.plot(*means[others].T, color=_FAINT, **dots)
+  palette = matplotlib.color_sequences[
+    'tab10' if len(largest) <= 10 else 'tab20'
+  ]
+  palette[14:16] = _NOT_GREY[: len(palette[14:16])]
+  handles, texts = [], []
+  for color, index in zip(palette, largest, strict=False):
+    handles += axes.plot(*means[labels == index].T, color=color, **dots)
+    texts.append(readable(names[index]))
+  if len(largest) < len(names):
     handles += grey
-    texts.append(f'and {len(names) - len(shown)} more')
+    texts.append(f'and {len(names) - len(largest)} more')
   axes.set_xlabel('z₀')
   axes.set_ylabel('z₁')
   axes.set_aspect('equal', 'datalim')
@@ -146,25 +132,20 @@ def latent_scatter(
       loc='outside right upper',
     )
   save(figure, path)
-  return unnamed
 
 
 def readable(text: str) -> str:
-  """A user's text for a chart: in one line, not too long, and without boxes."""
-  text = shown_text(text, _MOST_LETTERS)
-  return ascii(text)[1:-1] if _fonts(text) is None else text
+  """A text of the user's for a chart: one short line; escaped if not in the font."""
+  text = shown(text, _MOST_LETTERS)
+  missing = {ord(c) for c in text} - _characters()
+  return ascii(text)[1:-1] if missing else text
 
 
-def draw_as_written(figure: Figure) -> None:
-  """Sets all texts of a chart in fonts that have their characters.
-
-  And takes none for a formula, as matplotlib does what is between dollar signs.
-  """
-  for text in figure.findobj(Text):
-    text.set_parse_math(False)
-    fonts = _fonts(text.get_text())
-    if fonts and len(fonts) > 1:
-      text.set_fontfamily(fonts)
+@functools.cache
+def _characters() -> frozenset[int]:
+  """The characters of the font that matplotlib brings."""
+  path = font_manager.findfont('DejaVu Sans')
+  return frozenset(font_manager.get_font(path).get_charmap())
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -177,7 +158,7 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def style(axes: Axes) -> None:
-  """What all charts have in common."""
+  """Sets the style of all charts."""
   axes.spines[['top', 'right']].set_visible(False)
   axes.tick_params(colors=_INK)
 
@@ -185,16 +166,15 @@ def style(axes: Axes) -> None:
 def kl_bars(
   axes: Axes, kl: np.ndarray, active: np.ndarray, width: float
 ) -> None:
-  """Draws a bar for each dimension, in the order given.
-
-  Args:
-    axes: to draw on.
-    kl: [latent_dim], nats.
-    active: bool [latent_dim]; the others are drawn faint.
-    width: of a bar; 1 leaves no gaps.
-  """
+  """Draws a bar for each dimension; `width` 1 leaves no gaps."""
   colors = np.where(active, _ACCENT, _FAINT)
   axes.bar(np.arange(len(kl)), kl, color=colors, width=width)
+
+
+def draw_as_written(figure: Figure) -> None:
+  """Keeps matplotlib from taking text between dollar signs for a formula."""
+  for text in figure.findobj(Text):
+    text.set_parse_math(False)
 
 
 def save(figure: Figure, path: epath.Path) -> None:
@@ -204,28 +184,3 @@ def save(figure: Figure, path: epath.Path) -> None:
   figure.savefig(buffer, format='png', dpi=150)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(buffer.getvalue())
-
-
-@functools.lru_cache(maxsize=256)
-def _fonts(text: str) -> list[str] | None:
-  """Families that have all characters of a text.
-
-  Returns:
-    Matplotlib's own, and another that is installed if it is needed; None if
-    there is none that has the rest.
-  """
-  missing = {ord(c) for c in text if c.isprintable()} - _characters(
-    font_manager.findfont(_FONT)
-  )
-  if not missing:
-    return [_FONT]
-  for font in font_manager.fontManager.ttflist:
-    # It has a box for each character there is.
-    if 'Last Resort' not in font.name and missing <= _characters(font.fname):
-      return [_FONT, font.name]
-  return None
-
-
-@functools.lru_cache(maxsize=256)
-def _characters(path: str) -> frozenset[int]:
-  return frozenset(font_manager.get_font(path).get_charmap())
