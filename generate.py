@@ -15,31 +15,27 @@ WORKDIR/generated/COMMAND_STEP, with the flags that are not the default ones;
 so another call has another folder, and the same call makes its pictures again.
 """
 
-import functools
-
 from absl import flags
 from etils import epath
+import jax
 import numpy as np
+from vae.loading import TrainedVAE
 
 from data import image_files
+from evaluation import measure
 from evaluation import plots
 from evaluation import posterior
 from evaluation import reconstruction
 from runs import command_line
 from runs import run_flags
-from vae import distributions
 from vae import figures
 from vae import splits
 from vae.errors import UserError
-from vae.loading import TrainedVAE
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(command_line)
 _NUM_IMAGES = flags.DEFINE_integer(
-  'num_images',
-  64,
-  'sample: how many; reconstruct: how many of the split.',
-  lower_bound=1,
+  'num_images', 64, 'sample: how many; reconstruct: how many of the split.', 1
 )
 _PRIOR = flags.DEFINE_enum(
   'prior',
@@ -50,56 +46,44 @@ _PRIOR = flags.DEFINE_enum(
 _COMPONENTS = flags.DEFINE_integer(
   'components',
   None,
-  'sample: Gaussians of the mixture; by default as many as suit it best.',
-  lower_bound=1,
+  'sample: Gaussians of the mixture; by default the best.',
+  1,
 )
 _TEMPERATURE = flags.DEFINE_float(
-  'temperature',
-  1.0,
-  "sample: factor on the normal prior's standard deviation.",
-  lower_bound=0.0,
+  'temperature', 1.0, 'sample: factor on the deviation of the prior N(0, I).', 0
 )
 _IMAGES = flags.DEFINE_list(
-  'images',
-  [],
-  'reconstruct, interpolate: image files. traverse: one, to walk from instead '
-  "of the prior's mean.",
+  'images', [], 'Image files; of traverse one, to start from.'
 )
 _CROP_SIZE = flags.DEFINE_integer(
   'crop_size',
   None,
   'Side of the central square that is cut out of the image files, as '
   'config.data.crop_size is for the training; by default the largest.',
-  lower_bound=1,
+  1,
 )
 _STEPS = flags.DEFINE_integer(
-  'steps', 11, 'interpolate, traverse: images in a row.', lower_bound=2
+  'steps', 11, 'interpolate, traverse: images in a row.', 2
 )
 _DIMENSIONS = flags.DEFINE_integer(
-  'dimensions', 10, 'traverse: how many dimensions.', lower_bound=1
+  'dimensions', 10, 'traverse: how many dimensions.', 1
 )
 _REACH = flags.DEFINE_float(
   'reach',
   3.0,
-  'traverse: how far to go, in standard deviations of the prior (of another '
-  'prior than N(0, I): to the same quantiles).',
-  lower_bound=0.0,
+  'traverse: how far to go, in standard deviations of the prior N(0, I); of '
+  'another prior to the same quantiles.',
+  0,
 )
-_SIDE = flags.DEFINE_integer(
-  'side', 20, 'manifold: images along a side.', lower_bound=2
-)
+_SIDE = flags.DEFINE_integer('side', 20, 'manifold: images along a side.', 2)
 _LABEL = flags.DEFINE_string(
   'label', None, 'manifold: label that gives the colours; else the first.'
 )
 
-# Images that dimensions are ordered by, and the mixture is fitted to.
-_MAX_ENCODED = 10_000
-
 # Pairs of a split that are interpolated between if no images are named.
 _NUM_PAIRS = 4
 
-# Milliseconds of each frame of an animation.
-_FRAME_DURATION = 80
+_FRAME_DURATION = 80  # Milliseconds.
 
 
 def main(command: str) -> None:
@@ -154,7 +138,7 @@ def interpolate(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   images = _images(trained, 2 * _NUM_PAIRS)
   if len(images) < 2:
     raise UserError('interpolate needs two images; name them with --images.')
-  mean = reconstruction.codes(trained.encode(images))['mean']
+  mean = reconstruction.codes(trained.encode(images), trained.prior)['mean']
   starts = range(0, len(mean) - 1, 1 if _IMAGES.value else 2)
   rows = [
     figures.interpolate(mean[i], mean[i + 1], _STEPS.value, path)
@@ -174,13 +158,8 @@ def traverse(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
     center = np.ravel(trained.encode(_images(trained, 1)).mean)
   codes = _encode(trained, _split(trained, run_flags.SPLIT.value))
   carried, unit = posterior.mean_variance(codes['mean']), 'variance'
-  if 'logvar' in codes and trained.config.objective.get(
-    'sample_posterior', True
-  ):
-    normal = distributions.Normal(codes['mean'], codes['logvar'])
-    standard = distributions.StandardNormal(center.shape)
-    kl = np.asarray(distributions.kl(normal, standard))
-    carried, unit = kl.mean(axis=0), 'nats'
+  if 'kl' in codes and trained.config.objective.get('sample_posterior', True):
+    carried, unit = codes['kl'].mean(axis=0), 'nats'
   dimensions = posterior.most_informative(carried)[: _DIMENSIONS.value]
   listed = ', '.join(f'{d} ({carried[d]:.2f} {unit})' for d in dimensions)
   print(f'from the top: {listed}')
@@ -218,7 +197,7 @@ def manifold(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   colors, names = np.zeros(len(mean), int), ['']
   if labels is not None:
     column = labels.names.index(_LABEL.value) if _LABEL.value else 0
-    positions = splits.spread(split.num_examples, _MAX_ENCODED)
+    positions = splits.spread(split.num_examples, measure.MAX_FITTED)
     colors = labels.values[positions, column]
     names = labels.class_names(labels.names[column])
   images = _decode(trained, figures.manifold(trained.prior, _SIDE.value))
@@ -229,38 +208,23 @@ def manifold(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
 
 
 # Each command with the flags that its pictures depend on, besides the run's.
-_OF_IMAGES = (run_flags.SPLIT, run_flags.DATA_DIR, _IMAGES, _CROP_SIZE)
+_DATA, _FILES = (run_flags.SPLIT, run_flags.DATA_DIR), (_IMAGES, _CROP_SIZE)
+_OF_SAMPLE = (_NUM_IMAGES, _PRIOR, _COMPONENTS, _TEMPERATURE, run_flags.SEED)
 COMMANDS = {
-  'sample': (
-    sample,
-    (
-      _NUM_IMAGES,
-      _PRIOR,
-      _COMPONENTS,
-      _TEMPERATURE,
-      run_flags.SEED,
-      run_flags.DATA_DIR,
-    ),
-  ),
-  'reconstruct': (reconstruct, (_NUM_IMAGES, *_OF_IMAGES)),
-  'interpolate': (interpolate, (_STEPS, *_OF_IMAGES)),
-  'traverse': (traverse, (_STEPS, _DIMENSIONS, _REACH, *_OF_IMAGES)),
-  'manifold': (
-    manifold,
-    (_SIDE, _LABEL, run_flags.SPLIT, run_flags.DATA_DIR),
-  ),
+  'sample': (sample, (*_OF_SAMPLE, run_flags.DATA_DIR)),
+  'reconstruct': (reconstruct, (_NUM_IMAGES, *_DATA, *_FILES)),
+  'interpolate': (interpolate, (_STEPS, *_DATA, *_FILES)),
+  'traverse': (traverse, (_STEPS, _DIMENSIONS, _REACH, *_DATA, *_FILES)),
+  'manifold': (manifold, (_SIDE, _LABEL, *_DATA)),
 }
 
 
 def _images(trained: TrainedVAE, count: int) -> np.ndarray:
   """The images that the user named, or else the first `count` of the split."""
   if _IMAGES.value:
-    load = functools.partial(
-      image_files.load,
-      image_shape=trained.model.image_shape,
-      crop_size=_CROP_SIZE.value,
-    )
-    return np.stack([load(path) for path in _IMAGES.value])
+    shape, size = trained.model.image_shape, _CROP_SIZE.value
+    files = [image_files.load(path, shape, size) for path in _IMAGES.value]
+    return np.stack(files)
   split = _split(trained, run_flags.SPLIT.value)
   positions = np.arange(min(count, split.num_examples))
   return next(split.batches(positions, len(positions)))
@@ -277,13 +241,13 @@ def _split(trained: TrainedVAE, name: str) -> splits.Split:
 
 
 def _encode(trained: TrainedVAE, split: splits.Split) -> dict[str, np.ndarray]:
-  """Codes of at most `_MAX_ENCODED` images, evenly spread."""
-  positions = splits.spread(split.num_examples, _MAX_ENCODED)
+  """Codes of at most 10,000 images, evenly spread."""
+  positions = splits.spread(split.num_examples, measure.MAX_FITTED)
   parts = [
-    reconstruction.codes(trained.encode(batch))
+    reconstruction.codes(trained.encode(batch), trained.prior)
     for batch in split.batches(positions, 256)
   ]
-  return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+  return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
 
 def _decode(trained: TrainedVAE, z: np.ndarray) -> np.ndarray:

@@ -57,21 +57,14 @@ def evaluate(context, results) -> None:
 def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
   """Adds the ELBO and its parts, also under the best Gaussian likelihood.
 
-  Args:
-    results: `measure.Measurements` to add to.
-    context: `measure.Context`.
-    values: of `reconstruction.make_step`, [num_images, …] each.
-
-  Returns:
-    σ of the best Gaussian around the dequantised images.
+  Returns σ of the best Gaussian around the dequantised images; `values` are
+  those of `reconstruction.make_step`, [num_images, …] each.
   """
-  values = {name: a.astype(np.float64) for name, a in values.items()}
   dimensions = int(np.prod(context.split.image_shape))
-  squares, dequantised = (
-    values['squared_error'],
-    values['dequantised_squared_error'],
+  names = 'rate', 'distortion', 'squared_error', 'dequantised_squared_error'
+  rate, distortion, squares, dequantised = (
+    values[name].astype(np.float64) for name in names
   )
-  rate, distortion = values['rate'], values['distortion']
   results.mean('elbo', -distortion - rate, _NATS, '-distortion - rate')
   results.mean('rate', rate, _NATS, 'KL(q(z|x) ‖ p(z))')
   results.mean('distortion', distortion, _NATS, 'E_q[-log p(x|z)]')
@@ -86,7 +79,8 @@ def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
   best_sigma = optimal_sigma(squares.mean() / dimensions)
   sigma = optimal_sigma(dequantised.mean() / dimensions)
   if 'sigma' in values:
-    model_sigma = values['sigma'].mean()
+    # Of float32 the digits that it has.
+    model_sigma = float(str(values['sigma'][0]))
     results.number('sigma', model_sigma, 'of [0, 1]', "the likelihood's σ")
   results.number(
     'optimal_sigma',
@@ -149,13 +143,8 @@ def add_bound(
 ) -> None:
   """Adds a bound, its Monte-Carlo error and its effective sample size.
 
-  Args:
-    results: `measure.Measurements` to add to.
-    name: of the bound.
-    weighted: of each image `bound`, `half_bounds` [2] and `sample_size`.
-    num_samples: K.
-    unit: of the bounds.
-    about: definition of the bound.
+  `weighted` has `bound`, `half_bounds` and `sample_size` of each image, as of
+  `make_bound_step`, in this unit; K is `num_samples`.
   """
   bound = weighted['bound'].astype(np.float64)
   halves = weighted['half_bounds'].astype(np.float64)
@@ -191,10 +180,8 @@ def make_bound_step(model: nn.Module) -> Callable[..., dict[str, jax.Array]]:
   summed in chunks.
 
   Returns:
-    A function of
-      variables, key, images, start: as of `reconstruction.make_step`;
-      num_samples: K;
-      sigma: σ of a Gaussian likelihood around the same mean images;
+    A function of variables, key, images and start, as of
+    `reconstruction.make_step`, K, and σ of a Gaussian around the mean images,
     that returns, under the model's own likelihood of the image in [0, 1], and
     under that Gaussian of the dequantised image,
       bound: L_K, nats, [devices, per_device_batch, 2];
@@ -221,7 +208,9 @@ def make_bound_step(model: nn.Module) -> Callable[..., dict[str, jax.Array]]:
           [likelihood.log_prob(x), around.log_prob(y)], axis=-1
         )
         log_weights += (prior.log_prob(z) - posterior.log_prob(z))[..., None]
-        log_weights = jnp.where((ks < end)[:, None, None], log_weights, -jnp.inf)
+        log_weights = jnp.where(
+          (ks < end)[:, None, None], log_weights, -jnp.inf
+        )
         return sums.add(log_weights.astype(x.dtype))
 
       nothing = WeightSums.of(jnp.full((1, len(x), 2), -jnp.inf, x.dtype))

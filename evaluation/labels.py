@@ -55,13 +55,10 @@ _COLUMNS_WITH_NULL = ('mig', 'sap', 'sap_svm')
 
 
 class Data(NamedTuple):
-  """Codes and factors of two sets of images.
+  """Codes to fit to, codes to score on, and the factors of each.
 
-  Attributes:
-    codes: that readers are fitted to, [num_images, latent_dim].
-    factors: class indices from 0, int [num_images, num_factors].
-    test_codes: that they are scored on, [num_test, latent_dim].
-    test_factors: int [num_test, num_factors].
+  Codes are [num_images, latent_dim], factors class indices from 0, int
+  [num_images, num_factors].
   """
 
   codes: np.ndarray
@@ -102,7 +99,7 @@ def check(context) -> str | None:
 
 
 def evaluate(context, results) -> None:
-  """Adds how well labels can be read from the codes, and from permuted labels."""
+  """Adds scores of the labels in the codes, and of permuted labels."""
   labels, seed = context.split.labels(), context.settings.seed
   tested = splits.spread(context.split.num_examples, MAX_FITTED)
   fitted_labels = getattr(context.data, context.fitted_name).labels()
@@ -116,9 +113,7 @@ def evaluate(context, results) -> None:
   means, by_label, errors = score(data, seed)
   nulls = []
   for i in range(_PERMUTATIONS):
-    print(
-      f'reading permuted labels, {i + 1} of {_PERMUTATIONS} …', flush=True
-    )
+    print(f'reading permuted labels, {i + 1} of {_PERMUTATIONS} …', flush=True)
     nulls.append(score(data.permuted([seed, i]), seed))
 
   fitted = f'{len(data.codes):,} {context.fitted_name} images'
@@ -143,12 +138,7 @@ def evaluate(context, results) -> None:
 def score(
   data: Data, seed: int = 0
 ) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, float]]:
-  """Every score of this module.
-
-  Args:
-    data: 10,000 images are customary (Locatello et al. 2019); 128 codes and 40
-      attributes of so many take minutes.
-    seed: of the forest.
+  """Every score of this module; `seed` is the forest's.
 
   Returns:
     Means over factors, by name; scores of each factor, [num_factors]; and
@@ -172,15 +162,13 @@ def mean(values: np.ndarray) -> float:
 
 
 def linear_probe(data: Data) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-  """Accuracies of multinomial logistic regression on the standardised code.
-
-  With scikit-learn's default L2 penalty, C = 1. The balanced accuracy is a mean
-  over classes, whatever their sizes; the majority's that of naming the class
-  that is most frequent in `data.factors`.
+  """Accuracies of logistic regression on the standardised code, with C = 1.
 
   Returns:
-    Each accuracy by name, [num_factors], and the standard errors of their means
-    over the choice of test images: an image's factors are not independent.
+    Accuracy, its mean over classes, and the accuracy of always naming the class
+    that is most frequent in `data.factors`, by name, [num_factors] each; and
+    the standard errors of their means over the choice of test images: an
+    image's factors are not independent.
   """
   train, test, _ = data.standardized()
   values = np.full((3, *data.test_factors.shape), np.nan)
@@ -246,17 +234,13 @@ def mutual_information(codes: np.ndarray, factors: np.ndarray) -> np.ndarray:
 
 
 def forest(data: Data, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-  """Importances of each code for each factor, and the held-out accuracy.
+  """Importances [latent_dim, num_factors] and held-out accuracy [num_factors].
 
   A code's importance is the share of impurity that its splits remove in a
   random forest; Eastwood & Williams 2018, section 4.3. There the depth is
   tuned on validation images; here it is fixed, and leaves are large, because
   codes without information earn some importance by overfitting. They still
   earn a little, so that a random code is close to 0 and not at it.
-
-  Returns:
-    [latent_dim, num_factors], each factor's sum to 1, or are 0 if no code was
-    of use; and [num_factors].
   """
 
   def read(factor):
@@ -273,14 +257,12 @@ def forest(data: Data, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def disentanglement(importances: np.ndarray) -> float:
-  """Σ_i ρ_i (1 - H_K(P_i)); Eastwood & Williams 2018, section 2.
+  """Σ_i ρ_i (1 - H_K(P_i)) of [latent_dim, num_factors].
 
   P_i are the shares of the K factors in code i's importance, H_K is their
   entropy to base K, ρ_i is the code's share in all importance: a dead code
-  weighs nothing. 0 if no code is of use, NaN without two factors.
-
-  Args:
-    importances: [latent_dim, num_factors], not negative.
+  weighs nothing. 0 if no code is of use, NaN without two factors. Eastwood &
+  Williams 2018, section 2.
   """
   if importances.shape[1] < 2:
     return np.nan
@@ -290,14 +272,11 @@ def disentanglement(importances: np.ndarray) -> float:
 
 
 def completeness(importances: np.ndarray) -> float:
-  """Mean over factors of 1 - H_D(P_j); Eastwood & Williams 2018, section 2.
+  """Mean over factors of 1 - H_D(P_j) of [latent_dim, num_factors].
 
   P_j are the shares of the D codes in factor j's importance, H_D is their
   entropy to base D. A factor for which no code is of use counts as 0; NaN
-  without factors.
-
-  Args:
-    importances: [latent_dim, num_factors], not negative.
+  without factors. Eastwood & Williams 2018, section 2.
   """
   return mean(_concentration(importances.T))
 
@@ -305,14 +284,10 @@ def completeness(importances: np.ndarray) -> float:
 def sap(data: Data) -> np.ndarray:
   """The gap between the two codes that predict a factor best, [num_factors].
 
-  Kumar et al. 2018, section 3. Their score of a code for a categorical factor
-  is the balanced accuracy of thresholds on it. Here a decision tree sets
-  them, one fewer than there are classes, on the training images. `sap_svm`
-  has the recipe of published figures.
-
-  A perfect code of a binary factor has 1 - ½: a code without information is
-  still right at chance. Dead codes have 0 as in the paper, so that a single
-  live code has its whole accuracy.
+  A code's score is the balanced accuracy of thresholds on it, 0 if it is dead;
+  Kumar et al. 2018, section 3. Here a decision tree sets them, one fewer than
+  there are classes. A perfect code of a binary factor has 1 - ½: a code without
+  information is still right at chance.
   """
   train, test, alive = data.standardized()
 
@@ -351,7 +326,7 @@ def balanced_accuracy(labels: np.ndarray, named: np.ndarray) -> float:
   """Mean over the classes in `labels` of the share that was named rightly."""
   counts = np.bincount(labels)
   right = np.bincount(labels, weights=named == labels)
-  return float(np.mean(right[counts > 0] / counts[counts > 0]))
+  return np.mean(right[counts > 0] / counts[counts > 0])
 
 
 def _gaps(score: Callable[..., float], data: Data) -> np.ndarray:
@@ -383,15 +358,11 @@ def _concentration(weights: np.ndarray) -> np.ndarray:
 def _of_each_factor(
   function: Callable[[int], tuple[float, ...]], data: Data, num_values: int
 ) -> np.ndarray:
-  """Values of each scored factor, [num_values, num_factors], on all cores.
-
-  In threads, because a process that runs JAX must not be forked; scikit-learn
-  lets go of the interpreter while it fits.
-  """
-  factors = data.scored()
+  """Values of each scored factor, [num_values, num_factors], on all cores."""
   values = np.full((num_values, data.factors.shape[1]), np.nan)
+  # In threads: a process that runs JAX must not be forked, and scikit-learn
+  # lets go of the interpreter while it fits.
   run = Parallel(n_jobs=-1, prefer='threads')
-  found = run(delayed(function)(factor) for factor in factors)
-  if found:
-    values[:, factors] = np.transpose(found)
+  found = run(delayed(function)(factor) for factor in data.scored())
+  values[:, data.scored()] = np.reshape(found, (-1, num_values)).T
   return values

@@ -1,14 +1,14 @@
 """Measure a trained model on a split.
 
-Each group of metrics has an evaluator: a module with a function
+Each group of metrics has an evaluator, a module with
 
   evaluate(context: Context, results: Measurements) -> None
 
-that adds its metrics to the results, and optionally
+which adds its metrics to the results, and optionally
 
   check(context: Context) -> str | None
 
-that runs before any long work; it raises UserError for a mistake, and returns
+which runs before any long work; it raises UserError for a mistake, and returns
 a reason if the group cannot be measured. `GROUPS` are modules of this package;
 any other name is a module on `sys.path`.
 """
@@ -21,11 +21,13 @@ import functools
 import importlib
 import importlib.util
 import types
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import numpy as np
+from vae.loading import TrainedVAE
 
 from evaluation import reconstruction
 from runs.progress import track
@@ -33,8 +35,8 @@ from vae import devices
 from vae import numerics
 from vae import randomness
 from vae import splits
+from vae import steps
 from vae.errors import UserError
-from vae.loading import TrainedVAE
 
 GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
 
@@ -55,8 +57,7 @@ class Settings:
     num_importance_samples: K of the importance-weighted bound.
     batch_size: global.
     seed: of every random draw.
-    inception_weights: path of the Inception network's weights; None for the
-      cached or downloaded ones.
+    inception_weights: file behind FID; None for the cached or downloaded one.
     required: raise UserError, not a note, for a group that cannot be measured.
   """
 
@@ -80,25 +81,11 @@ class Null(NamedTuple):
     return cls(float(np.mean(values)), float(np.std(values, ddof=1)))
 
 
-class Interval(NamedTuple):
-  """Bounds on a quantity, and the standard error of each."""
-
-  lower: float
-  upper: float
-  lower_error: float
-  upper_error: float
-
-
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """A number about a split.
+  """A number, NaN if undefined, its unit and definition.
 
-  Attributes:
-    value: finite, NaN if undefined.
-    unit: of the value.
-    about: definition, in a few words.
-    standard_error: over the choice of images, unless `about` names another.
-    null: value to compare with.
+  The standard error is over the choice of images, unless `about` names another.
   """
 
   value: float
@@ -129,29 +116,20 @@ class Measurements:
   notes: list[str] = dataclasses.field(default_factory=list)
 
   def number(
-    self,
-    name: str,
-    value: float,
-    unit: str,
-    about: str,
-    standard_error: float | None = None,
-    null: Null | None = None,
+    self, name: str, value: float, unit: str, about: str, error=None, null=None
   ) -> None:
-    """Adds a number."""
-    self.metrics[name] = Metric(float(value), unit, about, standard_error, null)
+    """Adds a number, with its standard error and null if it has them."""
+    self.metrics[name] = Metric(float(value), unit, about, error, null)
 
   def mean(self, name: str, values: np.ndarray, unit: str, about: str) -> None:
     """Adds the mean of [num_images] values, with its standard error."""
     mean, error = mean_and_error(values)
     self.number(name, mean, unit, about, error)
 
-  def interval(
-    self, name: str, interval: Interval, unit: str, about: str
-  ) -> None:
-    """Adds bounds on a number, two metrics."""
-    lower, upper, *errors = interval
-    self.number(f'{name}_lower_bound', lower, unit, about, errors[0])
-    self.number(f'{name}_upper_bound', upper, unit, about, errors[1])
+  def interval(self, name: str, lower, upper, unit: str, about: str) -> None:
+    """Adds bounds on a number, each a value and its error: two metrics."""
+    for end, (value, error) in (('lower', lower), ('upper', upper)):
+      self.number(f'{name}_{end}_bound', value, unit, about, error)
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
@@ -166,25 +144,23 @@ class Context:
 
   Attributes:
     trained: the model.
-    data: all splits; None in a summary.
-    split_name: of the measured split.
-    split: that split.
+    split: the measured one, `split_name` of `data` (None in a summary).
     fitted_name: the split that probes are fitted to.
     settings: of the measurement.
     draws_z: whether z is drawn from q(z|x), or is its mean.
+    variables: of the model, on all local devices.
   """
 
   def __init__(
     self,
     trained: TrainedVAE,
-    data: splits.DataSet | None,
-    split_name: str,
+    split: splits.Split,
     settings: Settings,
-    split: splits.Split | None = None,
+    data: splits.DataSet | None = None,
+    split_name: str = '',
   ):
-    self.trained, self.data, self.settings = trained, data, settings
-    self.split_name = split_name
-    self.split = split or getattr(data, split_name)
+    self.trained, self.split, self.settings = trained, split, settings
+    self.data, self.split_name = data, split_name
     self.fitted_name = 'validation' if split_name == 'train' else 'train'
     self.draws_z = trained.config.objective.get('sample_posterior', True)
     self.variables = devices.replicate(trained.variables)
@@ -202,13 +178,14 @@ class Context:
 
   @functools.cached_property
   def images(self) -> dict[str, np.ndarray]:
-    """`reconstruction.make_step` of each image of the split, [num_images, …]."""
-    return self.measure_images(reconstruction.NUM_DRAWS, 'encoding and decoding')
+    """`reconstruction.make_step` of each image, [num_images, …]."""
+    label = 'encoding and decoding'
+    return self.measure_images(reconstruction.NUM_DRAWS, label)
 
   def measure_images(
     self, num_draws: int, label: str = ''
   ) -> dict[str, np.ndarray]:
-    """The same, with so many draws of z, and progress if there is a label."""
+    """The same, with so many draws of z; progress lines begin with `label`."""
     step = reconstruction.make_step(
       self.trained.model, num_draws if self.draws_z else 0
     )
@@ -217,7 +194,7 @@ class Context:
 
   @functools.cached_property
   def fitted_positions(self) -> np.ndarray:
-    """Positions in the fitted split of the images of `fitted`."""
+    """Positions of the images of `fitted` in their split."""
     count = getattr(self.data, self.fitted_name).num_examples
     return splits.spread(count, MAX_FITTED)
 
@@ -228,7 +205,8 @@ class Context:
     positions, parts, done = self.fitted_positions, [], 0
     with track('encoding images to fit to', len(positions)) as report:
       for batch in split.batches(positions, self.settings.batch_size):
-        parts.append(reconstruction.codes(self.trained.encode(batch)))
+        encoded = self.trained.encode(batch)
+        parts.append(reconstruction.codes(encoded, self.trained.prior))
         done += len(batch)
         report(done)
     return jax.tree.map(lambda *a: np.concatenate(a), *parts)
@@ -246,21 +224,20 @@ class Context:
       step: a function of images [devices, per_device_batch, height, width,
         channels] and the position of the first, that returns a tree of arrays
         [devices, per_device_batch, …].
-      label: of the progress lines; empty for none.
+      label: of the progress lines; empty for no lines.
       split: by default the measured one.
       batch_size: global, at most; by default that of the settings.
 
     Returns:
-      The tree of numpy arrays [num_images, …].
+      The tree of NumPy arrays [num_images, …].
     """
-    split = split or self.split
-    progress = track(label, split.num_examples) if label else (
-      contextlib.nullcontext(lambda done: None)
-    )
+    split, size = split or self.split, batch_size or self.settings.batch_size
     topology = devices.Topology(jax.local_device_count())
-    size = batch_size or self.settings.batch_size
     collected, running = [], None
-    with progress as report:
+    with contextlib.ExitStack() as stack:
+      report = lambda done: None
+      if label:
+        report = stack.enter_context(track(label, split.num_examples))
       for images, start in splits.eval_batches(split, size, topology):
         ahead = step(images, start)
         # One batch behind, so that the device always has its next one.
@@ -270,21 +247,16 @@ class Context:
         running = ahead
       collected.append(jax.device_get(running))
       report(split.num_examples)
-    flat = [
-      jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), part)
-      for part in collected
-    ]
-    return jax.tree.map(
-      lambda *parts: np.concatenate(parts)[: split.num_examples], *flat
-    )
+
+    def join(*parts):
+      rows = [part.reshape(-1, *part.shape[2:]) for part in parts]
+      return np.concatenate(rows)[: split.num_examples]
+
+    return jax.tree.map(join, *collected)
 
 
 def find(name: str) -> types.ModuleType:
-  """The evaluator of a name.
-
-  Raises:
-    UserError: if there is none.
-  """
+  """The evaluator of a name; raises UserError if there is none."""
   path = f'evaluation.{name}' if name in GROUPS else name
   try:
     found = importlib.util.find_spec(path)
@@ -310,7 +282,7 @@ def measure(
 
   Args:
     trained: the model.
-    data: all splits; readers and mixtures are fitted to another split.
+    data: all splits; probes and mixtures are fitted to another split.
     split_name: `train`, `validation` or `test`.
     settings: what to measure, and how.
     results: filled in place, so that a failure leaves what was measured.
@@ -318,14 +290,14 @@ def measure(
   Raises:
     UserError: if a group is unknown, or required and cannot be measured.
   """
-  context = Context(trained, data, split_name, settings)
-  if context.split.num_examples < 2:
+  split = getattr(data, split_name)
+  context = Context(trained, split, settings, data, split_name)
+  if split.num_examples < 2:
     raise UserError(
       f'the {split_name} split has one image; what varies over images needs at '
       'least 2. Choose another --split.'
     )
-  if results is None:
-    results = Measurements(context.split.num_examples)
+  results = results or Measurements(split.num_examples)
   if not context.draws_z:
     results.notes.append(
       'z is the mean (sample_posterior=False): a plain autoencoder has no '
@@ -341,7 +313,7 @@ def measure(
       results.notes.append(f'{name}: {reason}')
     else:
       evaluators.append(evaluator)
-  with numerics.precise(trained.model.dtype):
+  with numerics.precise(steps.float_dtype(trained.model)):
     for evaluator in evaluators:
       evaluator.evaluate(context, results)
   return results
@@ -350,23 +322,17 @@ def measure(
 def summarise(
   trained: TrainedVAE, split: splits.Split, settings: Settings
 ) -> Measurements:
-  """Measures what a single pass over a split shows, with few draws of z.
+  """Measures rate, distortion, ELBO, MSE and active dimensions in one pass.
 
-  Args:
-    trained: the model.
-    split: every image counts once.
-    settings: batch size and seed count; the groups do not.
-
-  Returns:
-    Rate, distortion, ELBO, also at the optimal σ, MSE and active dimensions.
-    Without sampling (a plain autoencoder) they mean little, as in training.
+  With few draws of z; batch size and seed of the settings count, its groups do
+  not. Without sampling (a plain autoencoder) the bounds mean little.
   """
   from evaluation import bounds
   from evaluation import posterior
 
-  context = Context(trained, None, '', settings, split)
+  context = Context(trained, split, settings)
   results = Measurements(split.num_examples)
-  with numerics.precise(trained.model.dtype):
+  with numerics.precise(steps.float_dtype(trained.model)):
     values = context.measure_images(_DRAWS_OF_SUMMARY)
     bounds.add_elbo(results, context, values)
     reconstruction.add_mse(results, values)

@@ -8,6 +8,7 @@ import tempfile
 
 from etils import epath
 import numpy as np
+from vae.loading import TrainedVAE
 
 from evaluation import html_page
 from evaluation import plots
@@ -15,7 +16,6 @@ from evaluation import posterior
 from evaluation.measure import Measurements
 from vae import figures
 from vae import paths
-from vae.loading import TrainedVAE
 
 METRICS = 'metrics.json'
 PAGE = 'report.html'
@@ -79,7 +79,8 @@ def as_text(results: Measurements) -> str:
   rows = _rows(results)
   width = max((len(name) for name, *_ in rows), default=0)
   lines = [
-    f'{name:{width}}  {value:>18}  {unit}' + (f'  (null: {null})' if null else '')
+    f'{name:{width}}  {value:>18}  {unit}'
+    + (f'  (null: {null})' if null else '')
     for name, value, null, unit, _ in rows
   ]
   lines += [results.verdict] if results.verdict else []
@@ -185,7 +186,10 @@ def _page(folder, facts, results, captions) -> str:
     page.banner(results.verdict)
   # Lines do not break around ±.
   rows = [
-    [cell.replace(' ± ', '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}') for cell in row]
+    [
+      cell.replace(' ± ', '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}')
+      for cell in row
+    ]
     for row in _rows(results)
   ]
   by_name = {name: (name, value, unit) for name, value, _, unit, _ in rows}
@@ -205,7 +209,9 @@ def _page(folder, facts, results, captions) -> str:
   number = html_page.number
   if results.labels:
     page.heading('Labels')
-    columns = [c.replace('_null', ', null') for c in [*results.labels.values()][0]]
+    columns = [
+      c.replace('_null', ', null') for c in [*results.labels.values()][0]
+    ]
     page.table(
       ('label', *columns),
       [

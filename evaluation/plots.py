@@ -135,7 +135,7 @@ def latent_scatter(
 
 
 def readable(text: str) -> str:
-  """A text of the user's for a chart: one short line; escaped if not in the font."""
+  """A user's text for a chart: one short line, escaped if not in the font."""
   text = shown(text, _MOST_LETTERS)
   missing = {ord(c) for c in text} - _characters()
   return ascii(text)[1:-1] if missing else text

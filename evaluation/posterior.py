@@ -1,29 +1,17 @@
-"""The posterior q(z|x) and the aggregate posterior q(z), its mean over images.
+"""The posterior q(z|x): collapse, active units, the parts of the rate, holes.
 
 Collapse, a posterior that is the prior whatever the image, is a VAE's main
-failure; it shows in a dimension's KL and in how little its mean moves. Samples
-from the prior miss the difference between q(z) and p(z): the holes in the
-latent space. Codes are [num_images, latent_dim], all axes of z in one.
+failure; it shows in a dimension's KL and in how little its mean moves.
 """
 
-from collections.abc import Sequence
-import functools
-from typing import NamedTuple
-import warnings
-
-import jax
-from jax import lax
-import jax.numpy as jnp
-from jax.scipy.special import logsumexp
 import numpy as np
-from scipy.special import digamma
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import NearestNeighbors
 
-from evaluation.measure import Interval
+from evaluation.aggregate_posterior import draw
+from evaluation.aggregate_posterior import fit_mixture
+from evaluation.aggregate_posterior import gaussian_total_correlation
+from evaluation.aggregate_posterior import shares_in_holes
+from evaluation.aggregate_posterior import split_rate
 from evaluation.measure import MAX_FITTED
-from evaluation.measure import mean_and_error
 from evaluation.measure import Null
 from vae import splits
 
@@ -37,21 +25,6 @@ _MIN_FITTED = 5
 # Random halves of the latents, and permutations of their dimensions.
 _HALVINGS = 10
 _SHUFFLES = 20
-
-# Draws of z for the expectations under q(z): as many as _NUM_DENSITIES
-# densities of one dimension allow, within these limits.
-_MIN_DRAWS, _MAX_DRAWS = 2000, 20_000
-_NUM_DENSITIES = 2**30
-
-# Floats in a block of the densities of all draws under all posteriors.
-_BLOCK_SIZE = 2**22
-
-# Numbers of Gaussians that a mixture may have.
-_COMPONENTS = (1, 2, 5, 10, 20)
-
-# A draw lies in a hole if it is farther from q(z) than this share of the draws
-# from q(z) itself.
-_QUANTILE = 0.95
 
 
 def evaluate(context, results) -> None:
@@ -75,12 +48,8 @@ def add_dimensions(results, values: dict[str, np.ndarray], draws_z: bool):
   """Adds which dimensions are active, and whether the posterior collapsed."""
   variance = mean_variance(values['mean'])
   active = variance > ACTIVE_VARIANCE
-  results.number(
-    'active_units',
-    active.sum(),
-    f'of {len(active)}',
-    f'dimensions with Var_x(E_q[z]) > {ACTIVE_VARIANCE}',
-  )
+  about = f'dimensions with Var_x(E_q[z]) > {ACTIVE_VARIANCE}'
+  results.number('active_units', active.sum(), f'of {len(active)}', about)
   results.dimensions['mean_variance'] = variance.tolist()
   if draws_z and 'kl' in values:
     kl = values['kl'].astype(np.float64).mean(axis=0)
@@ -95,35 +64,33 @@ def add_dimensions(results, values: dict[str, np.ndarray], draws_z: bool):
 
 
 def _add_rate_split(results, values, seed):
-  parts = split_rate(values, seed)
-  num_images = len(values['mean'])
-  log_count = f'log {num_images:,} = {np.log(num_images):.2f}'
+  parts, count = split_rate(values, seed), len(values['mean'])
+  log_count = f'log {count:,} = {np.log(count):.2f}'
   results.dimensions['aggregate_kl'] = parts.dimension_kl.tolist()
   results.interval(
     'mutual_information',
-    parts.mutual_information,
+    *parts.mutual_information,
     'nats',
     f'I(x; z); the lower bound is at most {log_count}, the upper one the rate',
   )
   results.interval(
     'total_correlation',
-    parts.total_correlation,
+    *parts.total_correlation,
     'nats',
     'KL(q(z) ‖ Π q(z_j)): rate - I(x; z) - Σ KL(q(z_j) ‖ N(0, 1)), at least 0',
   )
-  left = np.log(num_images) - parts.mutual_information.lower
-  if not parts.total_correlation.lower and left < 0.1:
+  (information, _), _ = parts.mutual_information
+  (correlation, _), _ = parts.total_correlation
+  if not correlation and np.log(count) - information < 0.1:
     results.notes.append(
-      f'total correlation: not identifiable with {num_images:,} images, as '
-      f'they bound I(x; z) from below by {log_count} nats at most.'
+      f'total correlation: not identifiable with {count:,} images, as they '
+      f'bound I(x; z) from below by {log_count} nats at most.'
     )
-  results.number(
-    'dimension_wise_kl',
-    parts.dimension_kl.sum(),
-    'nats',
-    'Σ KL(q(z_j) ‖ N(0, 1)) of the mixture of these images, an upper bound',
-    parts.dimension_kl_error,
+  about = (
+    'Σ KL(q(z_j) ‖ N(0, 1)) of the mixture of these images, an upper bound'
   )
+  value, error = parts.dimension_kl.sum(), parts.dimension_kl_error
+  results.number('dimension_wise_kl', value, 'nats', about, error)
 
 
 def _add_gaussian_total_correlation(results, latents, seed):
@@ -152,51 +119,42 @@ def _add_gaussian_total_correlation(results, latents, seed):
 
 
 def _add_holes(context, results):
-  values, seed = context.images, context.settings.seed
-
-  def latents_of(codes, *noise):
-    return draw(codes, noise) if context.draws_z else codes['mean']
-
+  seed, values = context.settings.seed, context.images
   at_most = splits.spread(len(values['mean']), MAX_FITTED)
   values = {k: values[k][at_most] for k in ('mean', 'logvar') if k in values}
-  latents = np.stack(
-    [latents_of(values, seed, 1, i) for i in range(_HALVINGS)]
-  )
+  fitted = context.fitted
+  if not context.draws_z:
+    values, fitted = {'mean': values['mean']}, {'mean': fitted['mean']}
+  latents = np.stack([draw(values, [seed, 1, i]) for i in range(_HALVINGS)])
   print('fitting the mixture …', flush=True)
-  # Noise of its own: if it were shared, q(z) would seem to be fitted better.
-  mixture = fit_mixture(latents_of(context.fitted, seed, 2), seed)
+  # With noise of its own, or it would be drawn to the latents that it is
+  # compared with.
+  mixture = fit_mixture(draw(fitted, [seed, 2]), seed)
   count = latents[..., 0].size
   prior = context.trained.sample_latents(count, seed).reshape(latents.shape)
   # It draws one component after the other.
-  drawn = mixture.sample(count)[0].astype(np.float32)
   generator = np.random.default_rng([seed, 4])
-  drawn = generator.permutation(drawn).reshape(latents.shape)
-  null, *shares = shares_in_holes(latents, prior, drawn, seed=seed)
-  fitted = f'{mixture.n_components} Gaussians fitted to q(z)'
+  drawn = generator.permutation(mixture.sample(count)[0].astype(np.float32))
+  null, *shares = shares_in_holes(
+    latents, prior, drawn.reshape(latents.shape), seed=seed
+  )
+  gaussians = f'{mixture.n_components} Gaussians fitted to q(z)'
   for name, share, source in (
     ('prior_in_holes', shares[0], 'the prior'),
-    ('mixture_in_holes', shares[1], fitted),
+    ('mixture_in_holes', shares[1], gaussians),
   ):
-    results.number(
-      name,
-      share.mean(),
-      'share',
+    about = (
       f'of draws from {source}: farther from q(z) than 95 % of its own; ± is '
       f'the deviation over {_HALVINGS} halvings and draws of z; null: '
-      'held-out draws from q(z)',
-      share.std(ddof=1),
-      Null.of(null),
+      'held-out draws from q(z)'
     )
+    error, null_of = share.std(ddof=1), Null.of(null)
+    results.number(name, share.mean(), 'share', about, error, null_of)
 
 
 def mean_variance(mean: np.ndarray) -> np.ndarray:
   """A_j = Var_x(E_q[z_j]), [latent_dim]; Burda et al. 2016, section 5.2."""
   return mean.astype(np.float64).var(axis=0)
-
-
-def active_dimensions(mean: np.ndarray) -> np.ndarray:
-  """The dimensions whose mean moves with the image, bool [latent_dim]."""
-  return mean_variance(mean) > ACTIVE_VARIANCE
 
 
 def most_informative(carried: np.ndarray) -> np.ndarray:
@@ -205,12 +163,7 @@ def most_informative(carried: np.ndarray) -> np.ndarray:
 
 
 def dimensions_that_carry(kl: np.ndarray, share: float) -> int:
-  """The least number of dimensions with this share of the rate; 0 if it is 0.
-
-  Args:
-    kl: [latent_dim], nats.
-    share: of their sum, above 0.
-  """
+  """The fewest dimensions with this share of the rate; 0 if the rate is 0."""
   total = np.cumsum(np.sort(kl)[::-1])
   return int(np.sum(total < share * total[-1])) + bool(total[-1] > 0)
 
@@ -243,220 +196,3 @@ def verdict(kl: np.ndarray, active: np.ndarray) -> str:
     f'are active and carry {kl[active].sum():.2f} of {total}, {most}; not '
     f'active: {which} ({kl[dead].sum():.2f} nats together).'
   )
-
-
-def draw(
-  codes: dict[str, np.ndarray], seed: int | Sequence[int]
-) -> np.ndarray:
-  """One draw of each image's posterior, [num_images, latent_dim].
-
-  Draws that are compared must not share their noise, and so the seed. Without
-  `logvar`, as of a posterior that is certain, it is the mean.
-  """
-  if 'logvar' not in codes:
-    return codes['mean']
-  epsilon = np.random.default_rng(seed).standard_normal(codes['mean'].shape)
-  z = codes['mean'] + np.exp(0.5 * codes['logvar']) * epsilon
-  return z.astype(np.float32)
-
-
-class RateSplit(NamedTuple):
-  """The rate's parts, nats; see `split_rate`.
-
-  Attributes:
-    mutual_information: I(x; z).
-    total_correlation: KL(q(z) ‖ Π_j q(z_j)); at least 0.
-    dimension_kl: KL(q(z_j) ‖ N(0, 1)) of the images at hand, [latent_dim].
-    dimension_kl_error: standard error of its sum.
-  """
-
-  mutual_information: Interval
-  total_correlation: Interval
-  dimension_kl: np.ndarray
-  dimension_kl_error: float
-
-
-def split_rate(
-  codes: dict[str, np.ndarray], seed: int | Sequence[int]
-) -> RateSplit:
-  """E_x KL(q(z|x) ‖ p(z)) = I(x; z) + TC(z) + Σ_j KL(q(z_j) ‖ p(z_j)).
-
-  Hoffman & Johnson 2016; Chen et al. 2018, equation 2. All are of the
-  distribution that the images come from, whose q(z) is unknown. In expectation
-  over images, the mixture of the posteriors of N of them is too dense at their
-  own draws, and the mixture without each draw's own image is not dense enough
-  (Poole et al. 2019, sections 2.1 and 2.4). The same holds for each q(z_j).
-  With the one or the other in the place of q(z) and of q(z_j) come bounds on
-  I(x; z), of which the rate is another upper one, and on the total correlation
-  rate - I(x; z) - Σ_j KL(q(z_j) ‖ p(z_j)).
-
-  The lower bound on I(x; z) is at most log N: if the rate is far above that, N
-  images leave the total correlation open.
-
-  Args:
-    codes: `mean`, `logvar` and `kl` to N(0, I), [num_images, latent_dim].
-    seed: of the draws.
-  """
-  mean, logvar = codes['mean'], codes['logvar']
-  count, latent_dim = mean.shape
-  affordable = _NUM_DENSITIES // (count * latent_dim)
-  num_draws = int(np.clip(affordable, _MIN_DRAWS, _MAX_DRAWS))
-  owners = np.arange(num_draws) * count // num_draws
-  z = draw({'mean': mean[owners], 'logvar': logvar[owners]}, seed)
-  size = max(1, _BLOCK_SIZE // (count * latent_dim))
-  densities = jax.device_get(_log_densities(mean, logvar, z, owners, size))
-  own, joint, others, marginals, other_marginals, priors = (
-    a.astype(np.float64) for a in densities
-  )
-
-  def estimate(values):
-    """Mean and standard error; an image's draws are not independent."""
-    draws = np.bincount(owners, minlength=count)
-    sums = np.bincount(owners, values, minlength=count)
-    return mean_and_error(sums[draws > 0] / draws[draws > 0])
-
-  def interval(lower, upper):
-    return Interval(lower[0], upper[0], lower[1], upper[1])
-
-  rate = mean_and_error(codes['kl'].astype(np.float64).sum(axis=1))
-  correlation = estimate(others - marginals.sum(axis=1))
-  dimension_kl = marginals - priors
-  return RateSplit(
-    interval(estimate(own - joint), min(estimate(own - others), rate)),
-    interval(
-      correlation if correlation[0] > 0 else (0.0, 0.0),
-      estimate(joint - other_marginals.sum(axis=1)),
-    ),
-    dimension_kl.mean(axis=0),
-    estimate(dimension_kl.sum(axis=1))[1],
-  )
-
-
-@functools.partial(jax.jit, static_argnums=4)
-def _log_densities(mean, logvar, z, owners, block_size):
-  """The logarithms of six densities at each draw, nats.
-
-  Returns:
-    [num_draws] each: q(z|x) of the draw's own image, q(z), and q(z) without
-    that image; [num_draws, latent_dim] each: q(z_j), q(z_j) without that
-    image, p(z_j).
-  """
-  count = mean.shape[0]
-  log_2pi = jnp.log(2 * jnp.pi)
-  precision = jnp.exp(-logvar)
-
-  def of_draw(args):
-    z, owner = args
-    each = -0.5 * (jnp.square(z - mean) * precision + logvar + log_2pi)
-    joint = each.sum(axis=1)
-    is_own = jnp.arange(count) == owner
-    return (
-      joint[owner],
-      logsumexp(joint) - jnp.log(count),
-      logsumexp(jnp.where(is_own, -jnp.inf, joint)) - jnp.log(count - 1),
-      logsumexp(each, axis=0) - jnp.log(count),
-      logsumexp(jnp.where(is_own[:, None], -jnp.inf, each), axis=0)
-      - jnp.log(count - 1),
-      -0.5 * (jnp.square(z) + log_2pi),
-    )
-
-  return lax.map(of_draw, (z, owners), batch_size=block_size)
-
-
-def gaussian_total_correlation(latents: np.ndarray) -> tuple[float, float]:
-  """-½ log det R of the correlation matrix R, nats, and its standard error.
-
-  The total correlation if q(z) is Gaussian. Of N draws -½ log det R is too
-  large by about J (J - 1) / (4 N); exactly, for a Gaussian with any R, by
-  ½ Σ_j [ψ((N - 1)/2) - ψ((N - j)/2)], j = 1 … J (Anderson 2003, section 7.5:
-  the determinant of a Wishart matrix is a product of χ² variables). It is
-  subtracted. The standard error is the delta method's.
-
-  Args:
-    latents: draws from q(z), one for each image, [num_images, latent_dim],
-      more images than dimensions.
-  """
-  count, latent_dim = latents.shape
-  z = np.asarray(latents, np.float64)
-  z = (z - z.mean(axis=0)) / z.std(axis=0)
-  correlations = z.T @ z / count
-  half_counts = (count - np.arange(1, latent_dim + 1)) / 2
-  bias = 0.5 * np.sum(digamma((count - 1) / 2) - digamma(half_counts))
-  influence = z**2 - z * np.linalg.solve(correlations, z.T).T
-  _, error = mean_and_error(0.5 * influence.sum(axis=1))
-  value = -0.5 * np.linalg.slogdet(correlations)[1] - bias
-  return float(value), error
-
-
-def shares_in_holes(
-  latents: np.ndarray, *candidates: np.ndarray, seed: int | Sequence[int]
-) -> np.ndarray:
-  """The shares of candidates that lie in holes of the aggregate posterior.
-
-  In each round a random half of the latents stands for q(z). Of the other half
-  one part sets the distance of draws from q(z) itself: a candidate lies in a
-  hole if its nearest neighbour is farther away than that of 95 % of them. The
-  other part is the null, candidates that come from q(z); then the two change
-  places. The expected null is 0.05, or more if there are fewer than 80 images.
-  (In the manner of the precision of Kynkäänniemi et al. 2019, in the latent
-  space.)
-
-  The deviation over rounds is about that of their mean over other images (the
-  half-sample jackknife).
-
-  Args:
-    latents: draws from q(z), one for each image, [num_rounds, num_images,
-      latent_dim], at least 4 images.
-    *candidates: [num_rounds, n, latent_dim] each, such as draws from the prior.
-    seed: of the halves.
-
-  Returns:
-    [1 + number of candidates, num_rounds]: the null's, then each candidate's.
-  """
-  generator = np.random.default_rng(seed)
-  rounds = []
-  for z, *others in zip(latents, *candidates, strict=True):
-    z = generator.permutation(z)
-    neighbours = NearestNeighbors(n_neighbors=1).fit(z[::2])
-    first, second, *distances = (
-      neighbours.kneighbors(a)[0][:, 0] for a in (z[1::4], z[3::4], *others)
-    )
-    shares = []
-    for inside, null in ((first, second), (second, first)):
-      # Weibull's: 5 % of further draws are expected beyond it.
-      threshold = np.quantile(inside, _QUANTILE, method='weibull')
-      shares.append([np.mean(d > threshold) for d in (null, *distances)])
-    rounds.append(np.mean(shares, axis=0))
-  return np.stack(rounds, axis=1)
-
-
-def fit_mixture(
-  latents: np.ndarray, seed: int, num_components: int | None = None
-) -> GaussianMixture:
-  """A mixture of full Gaussians fitted to q(z), to sample from instead of p(z).
-
-  The cure for the holes of Ghosh et al. 2020, section 4.
-
-  Args:
-    latents: draws from q(z), [num_images, latent_dim], at least 3.
-    seed: of the fit's start.
-    num_components: at most num_images; by default the number under which a
-      tenth of the latents is most likely, after a fit to the others.
-  """
-  latents = np.random.default_rng(seed).permutation(latents.astype(np.float64))
-
-  def fit(latents, num_components):
-    # A little on the diagonal, for dimensions that few images fill.
-    mixture = GaussianMixture(num_components, reg_covar=1e-4, random_state=seed)
-    with warnings.catch_warnings():
-      # If the steps run out the fit is as good as it gets.
-      warnings.simplefilter('ignore', ConvergenceWarning)
-      return mixture.fit(latents)
-
-  if num_components is None:
-    tenth = np.arange(len(latents)) % 10 == 0
-    possible = [n for n in _COMPONENTS if n <= np.sum(~tenth)]
-    num_components = max(
-      possible, key=lambda n: fit(latents[~tenth], n).score(latents[tenth])
-    )
-  return fit(latents, num_components)

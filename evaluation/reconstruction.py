@@ -1,4 +1,4 @@
-"""Reconstructions: the pass that encodes and decodes each image; MSE, PSNR, SSIM.
+"""Reconstructions: the pass over the images; MSE, PSNR, SSIM.
 
 As in training, every random draw is a function of the key and the image's
 position in its split: neither batch size nor devices change a number but by
@@ -63,15 +63,11 @@ def make_step(model: nn.Module, num_draws: int) -> Callable[..., dict]:
     num_draws: of z from q(z|x), for each image; 0 for its mean.
 
   Returns:
-    A function of
-      variables: parameters and statistics;
-      key: of the draws;
-      images: uint8 [devices, per_device_batch, height, width, channels];
-      start: position in the split of the batch's first image;
-    that returns, each [devices, per_device_batch, …],
-      mean, logvar: as of `codes`;
-      kl: KL(q(z_j|x) ‖ p(z_j)), nats, [latent_dim]; only in closed form;
-      rate: KL(q(z|x) ‖ p(z)), nats, estimated from the draws without it;
+    A function of variables, a key, images uint8 [devices, per_device_batch,
+    height, width, channels], and the position of the first in its split, that
+    returns, each [devices, per_device_batch, …],
+      mean, logvar, kl: as of `codes`;
+      rate: KL(q(z|x) ‖ p(z)), nats, from the draws if there is no closed form;
       distortion: E_q[-log p(x|z)], nats;
       squared_error, dequantised_squared_error: E_q‖x - x̂‖², of x in [0, 1]
         and of the dequantised image;
@@ -80,35 +76,34 @@ def make_step(model: nn.Module, num_draws: int) -> Callable[..., dict]:
         to [0, 1]; no ssim for images smaller than its window.
   """
 
+  def squared_error(a, b):
+    return jnp.sum(jnp.square(a - b), axis=(-3, -2, -1))
+
   def measure(vae, images, keys):
     x = steps.to_unit_range(images, steps.float_dtype(vae))
     y = dequantise(images, keys)
     posterior, prior = vae.encode(x), vae.prior()
-    values = codes(posterior)
+    values = codes(posterior, prior)
 
     def draw(i):
-      z = posterior.mean
-      if num_draws:
-        z = draw_z(posterior, keys, i)
+      z = draw_z(posterior, keys, i) if num_draws else posterior.mean
       likelihood = vae.decode(z)
       return {
         'rate': posterior.log_prob(z) - prior.log_prob(z),
         'distortion': -likelihood.log_prob(x),
-        'squared_error': _squared_error(x, likelihood.mean),
-        'dequantised_squared_error': _squared_error(y, likelihood.mean),
+        'squared_error': squared_error(x, likelihood.mean),
+        'dequantised_squared_error': squared_error(y, likelihood.mean),
       }
 
     draws = lax.map(draw, jnp.arange(max(num_draws, 1)))
     values |= jax.tree.map(lambda a: a.mean(axis=0), draws)
-    kl = distributions.kl(posterior, prior)
-    if kl is not None:
-      values['kl'] = kl.reshape(len(kl), -1)
+    if 'kl' in values:
       values['rate'] = values['kl'].sum(axis=1)
     likelihood = vae.decode(posterior.mean)
     if isinstance(likelihood, distributions.Gaussian):
       values['sigma'] = jnp.full(len(x), likelihood.sigma)
     reconstruction = jnp.clip(likelihood.mean, 0, 1)
-    values['mse'] = mean_squared_error(x, reconstruction)
+    values['mse'] = jnp.mean(jnp.square(x - reconstruction), axis=(1, 2, 3))
     values['psnr'] = psnr(x, reconstruction)
     if min(x.shape[1:3]) >= WINDOW:
       values['ssim'] = ssim(x, reconstruction)
@@ -121,18 +116,20 @@ def make_step(model: nn.Module, num_draws: int) -> Callable[..., dict]:
   return jax.pmap(step, axis_name=devices.AXIS, in_axes=(None, None, 0, None))
 
 
-def codes(posterior) -> dict[str, jax.Array]:
-  """The posterior as vectors.
+def codes(posterior, prior) -> dict[str, jax.Array]:
+  """The posterior in vectors, all axes of z in one, [batch, latent_dim] each.
 
   Returns:
-    mean: [batch, latent_dim], with all axes of z in one.
-    logvar: likewise, log σ²; only of a diagonal Gaussian.
+    mean: of q(z|x).
+    logvar: log σ², only of a diagonal Gaussian.
+    kl: KL(q(z_j|x) ‖ p(z_j)), nats; only in closed form.
   """
-  names = ['mean', 'logvar']
-  if not isinstance(posterior, distributions.Normal):
-    names = ['mean']
-  values = {name: getattr(posterior, name) for name in names}
-  return {name: a.reshape(len(a), -1) for name, a in values.items()}
+  values = {'mean': posterior.mean, 'kl': distributions.kl(posterior, prior)}
+  if isinstance(posterior, distributions.Normal):
+    values['logvar'] = posterior.logvar
+  return {
+    name: a.reshape(len(a), -1) for name, a in values.items() if a is not None
+  }
 
 
 def example_keys(key: jax.Array, start: jax.Array, per_device: int):
@@ -157,17 +154,12 @@ def dequantise(images: jax.Array, keys: jax.Array) -> jax.Array:
   return (images + noise) / 256
 
 
-def mean_squared_error(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Mean over pixels and channels, [batch]."""
-  return jnp.mean(jnp.square(a - b), axis=(-3, -2, -1))
-
-
 def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
   """Peak signal-to-noise ratio, 10 log10(1 / MSE), dB; [batch].
 
   Infinite for equal images.
   """
-  return -10 * jnp.log10(mean_squared_error(a, b))
+  return -10 * jnp.log10(jnp.mean(jnp.square(a - b), axis=(-3, -2, -1)))
 
 
 def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -202,7 +194,3 @@ def _window_matrix(side: int) -> np.ndarray:
   for i, row in enumerate(matrix):
     row[i : i + WINDOW] = weights / weights.sum()
   return matrix
-
-
-def _squared_error(a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.sum(jnp.square(a - b), axis=(-3, -2, -1))

@@ -136,7 +136,7 @@ def interpolate(
 def traverse(
   center: np.ndarray, dimensions: Sequence[int], values: np.ndarray
 ) -> np.ndarray:
-  """Each dimension alone through its values, [num_dimensions, steps, latent_dim].
+  """Each dimension alone through its values, [dimensions, steps, latent_dim].
 
   Args:
     center: values of the other dimensions, [latent_dim].
@@ -150,7 +150,7 @@ def traverse(
 
 
 def prior_values(prior, reach: float, steps: int) -> np.ndarray:
-  """Values of each dimension through the mass of its prior, [steps, latent_dim].
+  """Values of each dimension through its prior, [steps, latent_dim].
 
   Args:
     prior: of `vae.distributions`.

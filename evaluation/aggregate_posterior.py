@@ -1,0 +1,244 @@
+"""The aggregate posterior q(z), the mean of q(z|x) over the images.
+
+Samples from the prior miss the difference between q(z) and p(z): the holes in
+the latent space. Codes are [num_images, latent_dim], all axes of z in one.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import NamedTuple
+import warnings
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+import numpy as np
+from scipy.special import digamma
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import NearestNeighbors
+
+from evaluation.measure import mean_and_error
+
+# Draws of z for the expectations under q(z): as many as so many densities of
+# one dimension allow, within these limits.
+_NUM_DENSITIES = 2**30
+_MIN_DRAWS, _MAX_DRAWS = 2000, 20_000
+
+# Floats in a block of the densities of all draws under all posteriors.
+_BLOCK_SIZE = 2**22
+
+# Numbers of Gaussians that a mixture may have.
+_COMPONENTS = (1, 2, 5, 10, 20)
+
+# A draw lies in a hole if it is farther from q(z) than this share of the draws
+# from q(z) itself.
+_QUANTILE = 0.95
+
+
+def draw(codes: dict[str, np.ndarray], seed: int | Sequence[int]) -> np.ndarray:
+  """One draw of each image's posterior, [num_images, latent_dim].
+
+  Draws that are compared must not share their noise, and so the seed. Without
+  `logvar`, as of a posterior that is certain, it is the mean.
+  """
+  if 'logvar' not in codes:
+    return codes['mean']
+  epsilon = np.random.default_rng(seed).standard_normal(codes['mean'].shape)
+  z = codes['mean'] + np.exp(0.5 * codes['logvar']) * epsilon
+  return z.astype(np.float32)
+
+
+class RateSplit(NamedTuple):
+  """The rate's parts, nats; see `split_rate`.
+
+  Attributes:
+    mutual_information: lower and upper bound on I(x; z), each with its error.
+    total_correlation: likewise on KL(q(z) ‖ Π_j q(z_j)); at least 0.
+    dimension_kl: KL(q(z_j) ‖ N(0, 1)) of the images at hand, [latent_dim].
+    dimension_kl_error: standard error of its sum.
+  """
+
+  mutual_information: tuple[tuple[float, float], tuple[float, float]]
+  total_correlation: tuple[tuple[float, float], tuple[float, float]]
+  dimension_kl: np.ndarray
+  dimension_kl_error: float
+
+
+def split_rate(
+  codes: dict[str, np.ndarray], seed: int | Sequence[int]
+) -> RateSplit:
+  """E_x KL(q(z|x) ‖ p(z)) = I(x; z) + TC(z) + Σ_j KL(q(z_j) ‖ p(z_j)).
+
+  Hoffman & Johnson 2016; Chen et al. 2018, equation 2. All are of the
+  distribution that the images come from, whose q(z) is unknown. In expectation
+  over images, the mixture of the posteriors of N of them is too dense at their
+  own draws, and the mixture without each draw's own image is not dense enough
+  (Poole et al. 2019, sections 2.1 and 2.4). The same holds for each q(z_j).
+  With the one or the other in the place of q(z) and of q(z_j) come bounds on
+  I(x; z), of which the rate is another upper one, and on the total correlation
+  rate - I(x; z) - Σ_j KL(q(z_j) ‖ p(z_j)).
+
+  The lower bound on I(x; z) is at most log N: if the rate is far above that, N
+  images leave the total correlation open.
+
+  Args:
+    codes: `mean`, `logvar` and `kl` to N(0, I), [num_images, latent_dim].
+    seed: of the draws.
+  """
+  mean, logvar = codes['mean'], codes['logvar']
+  count, latent_dim = mean.shape
+  affordable = _NUM_DENSITIES // (count * latent_dim)
+  num_draws = int(np.clip(affordable, _MIN_DRAWS, _MAX_DRAWS))
+  owners = np.arange(num_draws) * count // num_draws
+  z = draw({'mean': mean[owners], 'logvar': logvar[owners]}, seed)
+  size = max(1, _BLOCK_SIZE // (count * latent_dim))
+  densities = jax.device_get(_log_densities(mean, logvar, z, owners, size))
+  own, joint, others, marginals, other_marginals, priors = (
+    a.astype(np.float64) for a in densities
+  )
+
+  def estimate(values):
+    """Mean and standard error; an image's draws are not independent."""
+    draws = np.bincount(owners, minlength=count)
+    sums = np.bincount(owners, values, minlength=count)
+    return mean_and_error(sums[draws > 0] / draws[draws > 0])
+
+  rate = mean_and_error(codes['kl'].astype(np.float64).sum(axis=1))
+  correlation = estimate(others - marginals.sum(axis=1))
+  most_correlation = estimate(joint - other_marginals.sum(axis=1))
+  dimension_kl = marginals - priors
+  return RateSplit(
+    (estimate(own - joint), min(estimate(own - others), rate)),
+    (correlation if correlation[0] > 0 else (0.0, 0.0), most_correlation),
+    dimension_kl.mean(axis=0),
+    estimate(dimension_kl.sum(axis=1))[1],
+  )
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _log_densities(mean, logvar, z, owners, block_size):
+  """The logarithms of six densities at each draw, nats.
+
+  Returns:
+    [num_draws] each: q(z|x) of the draw's own image, q(z), and q(z) without
+    that image; [num_draws, latent_dim] each: q(z_j), q(z_j) without that
+    image, p(z_j).
+  """
+  count, log_2pi = len(mean), jnp.log(2 * jnp.pi)
+  precision = jnp.exp(-logvar)
+
+  def of_draw(args):
+    z, owner = args
+    each = -0.5 * (jnp.square(z - mean) * precision + logvar + log_2pi)
+    joint = each.sum(axis=1)
+    is_own = jnp.arange(count) == owner
+
+    def mixtures(values):  # With and without the draw's own image.
+      own = is_own.reshape(-1, *[1] * (values.ndim - 1))
+      others = logsumexp(jnp.where(own, -jnp.inf, values), axis=0)
+      all_of_them = logsumexp(values, axis=0) - jnp.log(count)
+      return all_of_them, others - jnp.log(count - 1)
+
+    prior = -0.5 * (jnp.square(z) + log_2pi)
+    return joint[owner], *mixtures(joint), *mixtures(each), prior
+
+  return lax.map(of_draw, (z, owners), batch_size=block_size)
+
+
+def gaussian_total_correlation(latents: np.ndarray) -> tuple[float, float]:
+  """-½ log det R of the correlation matrix R, nats, and its standard error.
+
+  The total correlation if q(z) is Gaussian. Of N draws -½ log det R is too
+  large by about J (J - 1) / (4 N); exactly, for a Gaussian with any R, by
+  ½ Σ_j [ψ((N - 1)/2) - ψ((N - j)/2)], j = 1 … J (Anderson 2003, section 7.5:
+  the determinant of a Wishart matrix is a product of χ² variables). It is
+  subtracted. The standard error is the delta method's.
+
+  Args:
+    latents: draws from q(z), one for each image, [num_images, latent_dim],
+      more images than dimensions.
+  """
+  count, latent_dim = latents.shape
+  z = np.asarray(latents, np.float64)
+  z = (z - z.mean(axis=0)) / z.std(axis=0)
+  correlations = z.T @ z / count
+  half_counts = (count - np.arange(1, latent_dim + 1)) / 2
+  bias = 0.5 * np.sum(digamma((count - 1) / 2) - digamma(half_counts))
+  influence = z**2 - z * np.linalg.solve(correlations, z.T).T
+  _, error = mean_and_error(0.5 * influence.sum(axis=1))
+  value = -0.5 * np.linalg.slogdet(correlations)[1] - bias
+  return float(value), error
+
+
+def shares_in_holes(
+  latents: np.ndarray, *candidates: np.ndarray, seed: int | Sequence[int]
+) -> np.ndarray:
+  """The shares of candidates that lie in holes of the aggregate posterior.
+
+  In each round a random half of the latents stands for q(z). Of the other half
+  one part sets the distance of draws from q(z) itself: a candidate lies in a
+  hole if its nearest neighbour is farther away than that of 95 % of them. The
+  other part is the null, candidates that come from q(z); then the two change
+  places. The expected null is 0.05, or more if there are fewer than 80 images.
+  (In the manner of the precision of Kynkäänniemi et al. 2019, in the latent
+  space.) The deviation over rounds is about that of their mean over other
+  images (the half-sample jackknife).
+
+  Args:
+    latents: draws from q(z), one for each image, [num_rounds, num_images,
+      latent_dim], at least 4 images.
+    *candidates: [num_rounds, n, latent_dim] each, such as draws from the prior.
+    seed: of the halves.
+
+  Returns:
+    [1 + number of candidates, num_rounds]: the null's, then each candidate's.
+  """
+  generator = np.random.default_rng(seed)
+  rounds = []
+  for z, *others in zip(latents, *candidates, strict=True):
+    z = generator.permutation(z)
+    neighbours = NearestNeighbors(n_neighbors=1).fit(z[::2])
+    first, second, *distances = (
+      neighbours.kneighbors(a)[0][:, 0] for a in (z[1::4], z[3::4], *others)
+    )
+    shares = []
+    for inside, null in ((first, second), (second, first)):
+      # Weibull's: 5 % of further draws are expected beyond it.
+      threshold = np.quantile(inside, _QUANTILE, method='weibull')
+      shares.append([np.mean(d > threshold) for d in (null, *distances)])
+    rounds.append(np.mean(shares, axis=0))
+  return np.stack(rounds, axis=1)
+
+
+def fit_mixture(
+  latents: np.ndarray, seed: int, num_components: int | None = None
+) -> GaussianMixture:
+  """A mixture of full Gaussians fitted to q(z), to sample from instead of p(z).
+
+  The cure for the holes of Ghosh et al. 2020, section 4.
+
+  Args:
+    latents: draws from q(z), [num_images, latent_dim], at least 3.
+    seed: of the fit's start.
+    num_components: at most num_images; by default the number under which a
+      tenth of the latents is most likely, after a fit to the others.
+  """
+  latents = np.random.default_rng(seed).permutation(latents.astype(np.float64))
+
+  def fit(latents, num_components):
+    # A little on the diagonal, for dimensions that few images fill.
+    mixture = GaussianMixture(num_components, reg_covar=1e-4, random_state=seed)
+    with warnings.catch_warnings():
+      # If the steps run out the fit is as good as it gets.
+      warnings.simplefilter('ignore', ConvergenceWarning)
+      return mixture.fit(latents)
+
+  if num_components is None:
+    tenth = np.arange(len(latents)) % 10 == 0
+    possible = [n for n in _COMPONENTS if n <= np.sum(~tenth)]
+    num_components = max(
+      possible, key=lambda n: fit(latents[~tenth], n).score(latents[tenth])
+    )
+  return fit(latents, num_components)
