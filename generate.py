@@ -46,7 +46,7 @@ _PRIOR = flags.DEFINE_enum(
 _COMPONENTS = flags.DEFINE_integer(
   'components',
   None,
-  'sample: Gaussians of the mixture; by default the best.',
+  'sample: Gaussians of the mixture; else the best.',
   1,
 )
 _TEMPERATURE = flags.DEFINE_float(
