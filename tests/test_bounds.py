@@ -73,9 +73,7 @@ def bound_of(context, num_samples, batch_size=16, sigma=SIGMA, seed=0):
   step = bounds.make_bound_step(context.trained.model)
   key = randomness.bound_key(seed)
   return context.over_split(
-    lambda x, start: step(
-      context.variables, key, x, start, num_samples, sigma
-    ),
+    lambda x, start: step(context.variables, key, x, start, num_samples, sigma),
     batch_size=batch_size,
   )
 
@@ -195,7 +193,9 @@ def test_weights_sum_as_scipy_does_however_they_are_cut(cuts):
   sums = WeightSums.of(jnp.full((1, 2, 3), -jnp.inf))
   for chunk in np.split(log_weights, cuts):
     # With one that does not count.
-    sums = sums.add(jnp.pad(chunk, ((0, 1), (0, 0), (0, 0)), constant_values=-jnp.inf))
+    sums = sums.add(
+      jnp.pad(chunk, ((0, 1), (0, 0), (0, 0)), constant_values=-jnp.inf)
+    )
   np.testing.assert_allclose(sums.bound(50), exact - np.log(50), atol=3e-3)
   np.testing.assert_allclose(
     sums.effective_sample_size(), 1 / (shares**2).sum(axis=0), rtol=5e-3

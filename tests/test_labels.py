@@ -159,9 +159,7 @@ def test_codes_fall_into_twenty_bins(num_levels, expected):
 def test_information_gap_is_to_the_second_best_code():
   factors = np.tile([0, 1], 4000)[:, None]
   flips = np.random.default_rng(0).random((8000, 3)) < [0.0, 0.1, 0.4]
-  gap = labels.mutual_information_gap(
-    (factors ^ flips).astype(float), factors
-  )
+  gap = labels.mutual_information_gap((factors ^ flips).astype(float), factors)
   # A binary channel that errs at a tenth takes away its entropy.
   expected = -(0.1 * np.log2(0.1) + 0.9 * np.log2(0.9))
   assert gap == pytest.approx(expected, abs=0.03)
@@ -188,7 +186,10 @@ def test_sap_is_by_balanced_accuracy_and_the_svms_by_plain():
   chances = np.where(factors, [1.0, 0.5], [0.2, 0.5])
   codes = jitter(generator.random((total, 2)) < chances)
   data = Data(
-    codes[:NUM_TRAIN], factors[:NUM_TRAIN], codes[NUM_TRAIN:], factors[NUM_TRAIN:]
+    codes[:NUM_TRAIN],
+    factors[:NUM_TRAIN],
+    codes[NUM_TRAIN:],
+    factors[NUM_TRAIN:],
   )
   assert labels.sap(data) == pytest.approx(0.9 - 0.5, abs=0.08)
   assert labels.sap_svm(data) == pytest.approx(0.82 - 0.5, abs=0.08)

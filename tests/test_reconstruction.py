@@ -1,3 +1,5 @@
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ def linear():
 def test_expectations_under_the_posterior_are_those_of_the_linear_model(linear):
   values = linear.images
   x = test_bounds.pixels_of(linear) / 255
-  params = linear.trained.variables['params']
+  params = jax.device_get(linear.trained.variables['params'])
   mean = x @ params['encoder']['mean']['kernel']
   mean += params['encoder']['mean']['bias']
   np.testing.assert_allclose(values['mean'], mean, atol=1e-4)
@@ -55,7 +57,10 @@ def test_without_sampling_z_is_the_mean(linear):
       linear.variables, jax.random.key(0), images, start
     )
   )
-  decoded = linear.trained.decode(values['mean'])
+  trained = linear.trained
+  decoded = trained.model.apply(
+    trained.variables, values['mean'], method='decode'
+  ).mean
   errors = np.square(linear.split.images / np.float32(255) - decoded)
   np.testing.assert_allclose(
     values['squared_error'], errors.sum(axis=(1, 2, 3)), rtol=1e-3
@@ -103,7 +108,7 @@ def test_ssim_is_of_the_reconstruction_through_the_mean():
   model = conv.Model((16, 16, 1), latent_dim=2, hidden_channels=(4,))
   pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 1), np.uint8)
   variables = jax.jit(model.init)(jax.random.key(0), pixels / 255.0)
-  config = test_bounds.types.SimpleNamespace(objective={})
+  config = types.SimpleNamespace(objective={})
   trained = TrainedVAE(config, model, variables, 0)
   split = splits.ArraySplit(pixels)
   values = measure.Context(trained, split, measure.Settings()).images
