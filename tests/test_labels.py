@@ -185,12 +185,8 @@ def test_sap_is_by_balanced_accuracy_and_the_svms_by_plain():
   factors = (generator.random((total, 1)) < 0.1).astype(int)
   chances = np.where(factors, [1.0, 0.5], [0.2, 0.5])
   codes = jitter(generator.random((total, 2)) < chances)
-  data = Data(
-    codes[:NUM_TRAIN],
-    factors[:NUM_TRAIN],
-    codes[NUM_TRAIN:],
-    factors[NUM_TRAIN:],
-  )
+  train, test = slice(NUM_TRAIN), slice(NUM_TRAIN, None)
+  data = Data(codes[train], factors[train], codes[test], factors[test])
   assert labels.sap(data) == pytest.approx(0.9 - 0.5, abs=0.08)
   assert labels.sap_svm(data) == pytest.approx(0.82 - 0.5, abs=0.08)
 

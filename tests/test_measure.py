@@ -180,9 +180,9 @@ def test_collapsed_posterior_is_called_collapsed(celeba_dir, data):
 
 
 def test_codes_without_a_gaussian_posterior_are_measured(celeba_dir, data):
-  """FSQ: z is one of 4 × 4 × 3 levels, the prior uniform over the codes."""
+  """FSQ: z is a code at each position, and the prior uniform over codes."""
   config = make_small_config(celeba_dir)
-  model = fsq.Model((16, 16, 3), levels=(4, 3), channels=(4, 8, 8))
+  model = fsq.Model((16, 16, 3), levels=(4, 3), channels=(2, 2))
   variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 16, 16, 3)))
   trained = TrainedVAE(config, model, variables, 0)
   results = measuring.measure(
@@ -290,7 +290,7 @@ def test_evaluator_from_elsewhere_needs_a_file_alone(
   assert list(results.metrics) == [
     *('sharpness', 'spread', 'mse_of_mean', 'psnr', 'ssim')
   ]
-  assert 0 < value(results, 'sharpness') < 1
+  assert value(results, 'sharpness') > 0
   # One pass, in full precision.
   assert passes == ['highest']
 
