@@ -19,7 +19,6 @@ from absl import flags
 from etils import epath
 import jax
 import numpy as np
-from vae.loading import TrainedVAE
 
 from data import image_files
 from evaluation import measure
@@ -31,6 +30,7 @@ from runs import run_flags
 from vae import figures
 from vae import splits
 from vae.errors import UserError
+from vae.loading import TrainedVAE
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(command_line)

@@ -60,8 +60,8 @@ class RateSplit(NamedTuple):
     dimension_kl_error: standard error of its sum.
   """
 
-  mutual_information: tuple[tuple[float, float], tuple[float, float]]
-  total_correlation: tuple[tuple[float, float], tuple[float, float]]
+  mutual_information: tuple[tuple[float, float], ...]
+  total_correlation: tuple[tuple[float, float], ...]
   dimension_kl: np.ndarray
   dimension_kl_error: float
 
@@ -78,14 +78,9 @@ def split_rate(
   (Poole et al. 2019, sections 2.1 and 2.4). The same holds for each q(z_j).
   With the one or the other in the place of q(z) and of q(z_j) come bounds on
   I(x; z), of which the rate is another upper one, and on the total correlation
-  rate - I(x; z) - Σ_j KL(q(z_j) ‖ p(z_j)).
-
-  The lower bound on I(x; z) is at most log N: if the rate is far above that, N
-  images leave the total correlation open.
-
-  Args:
-    codes: `mean`, `logvar` and `kl` to N(0, I), [num_images, latent_dim].
-    seed: of the draws.
+  rate - I(x; z) - Σ_j KL(q(z_j) ‖ p(z_j)). The lower bound on I(x; z) is at
+  most log N: if the rate is far above that, N images leave the total
+  correlation open. `codes` has `mean`, `logvar` and `kl` to N(0, I).
   """
   mean, logvar = codes['mean'], codes['logvar']
   count, latent_dim = mean.shape
@@ -154,11 +149,8 @@ def gaussian_total_correlation(latents: np.ndarray) -> tuple[float, float]:
   large by about J (J - 1) / (4 N); exactly, for a Gaussian with any R, by
   ½ Σ_j [ψ((N - 1)/2) - ψ((N - j)/2)], j = 1 … J (Anderson 2003, section 7.5:
   the determinant of a Wishart matrix is a product of χ² variables). It is
-  subtracted. The standard error is the delta method's.
-
-  Args:
-    latents: draws from q(z), one for each image, [num_images, latent_dim],
-      more images than dimensions.
+  subtracted. The standard error is the delta method's. Of draws from q(z), one
+  for each image, [num_images, latent_dim], more images than dimensions.
   """
   count, latent_dim = latents.shape
   z = np.asarray(latents, np.float64)
@@ -186,14 +178,9 @@ def shares_in_holes(
   space.) The deviation over rounds is about that of their mean over other
   images (the half-sample jackknife).
 
-  Args:
-    latents: draws from q(z), one for each image, [num_rounds, num_images,
-      latent_dim], at least 4 images.
-    *candidates: [num_rounds, n, latent_dim] each, such as draws from the prior.
-    seed: of the halves.
-
-  Returns:
-    [1 + number of candidates, num_rounds]: the null's, then each candidate's.
+  Of draws from q(z), one for each of at least 4 images, [num_rounds,
+  num_images, latent_dim], and candidates [num_rounds, n, latent_dim] each;
+  returns the null's shares and then each candidate's, [num_rounds] each.
   """
   generator = np.random.default_rng(seed)
   rounds = []
@@ -217,13 +204,10 @@ def fit_mixture(
 ) -> GaussianMixture:
   """A mixture of full Gaussians fitted to q(z), to sample from instead of p(z).
 
-  The cure for the holes of Ghosh et al. 2020, section 4.
-
-  Args:
-    latents: draws from q(z), [num_images, latent_dim], at least 3.
-    seed: of the fit's start.
-    num_components: at most num_images; by default the number under which a
-      tenth of the latents is most likely, after a fit to the others.
+  The cure for the holes of Ghosh et al. 2020, section 4, fitted to draws
+  [num_images, latent_dim] of at least 3 images. By default it has the number of
+  Gaussians under which a tenth of the draws is most likely, after a fit to the
+  others.
   """
   latents = np.random.default_rng(seed).permutation(latents.astype(np.float64))
 

@@ -286,17 +286,11 @@ class WeightSums:
 
 
 def monte_carlo_variance(half_bounds: np.ndarray) -> np.ndarray:
-  """Variance of L_K over draws of z, at most, from the bounds of two halves.
+  """Variance of L_K over draws of z, at most, from L_K/2 of two halves [..., 2].
 
   Half the square of their difference is expected to be the variance of L_K/2,
   up to twice that of L_K. Unlike the delta method, 1 / (effective sample size)
   - 1 / K, this holds if a single weight outweighs all others too.
-
-  Args:
-    half_bounds: L_K/2 of either half of the draws, [..., 2].
-
-  Returns:
-    [...], nats².
   """
   return np.square(np.diff(half_bounds, axis=-1))[..., 0] / 2
 

@@ -133,12 +133,6 @@ def frechet_distance(
   The matrix under the root is not symmetric, but has the eigenvalues of
   C1^½ C2 C1^½, which is. The trace of the root is the sum of their roots,
   real whatever the rank of the covariances.
-
-  Args:
-    mean_1: [dimensions].
-    cov_1: [dimensions, dimensions], symmetric, no eigenvalue below zero.
-    mean_2: as `mean_1`.
-    cov_2: as `cov_1`.
   """
   values, vectors = np.linalg.eigh(cov_1)
   # Rounding makes some of the eigenvalues that are zero negative.

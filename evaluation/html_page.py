@@ -64,12 +64,8 @@ class Page:
 
   def cards(self, cards: list[tuple[str, str, str]]) -> None:
     """Adds numbers in large figures: name, value and unit of each."""
-    cards = [
-      '<div class="card"><span>{}</span><b>{}</b><span>{}</span></div>'.format(
-        *map(escape, card)
-      )
-      for card in cards
-    ]
+    card = '<div class="card"><span>{}</span><b>{}</b><span>{}</span></div>'
+    cards = [card.format(*map(escape, texts)) for texts in cards]
     self._add(f'<div class="cards">{"".join(cards)}</div>')
 
   def table(self, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -86,13 +82,9 @@ class Page:
   def figure(
     self, path: epath.Path, caption: str, width: int = 512, min_width: int = 0
   ) -> None:
-    """Embeds a PNG; figures stand side by side.
+    """Embeds a PNG, so many pixels wide; figures stand side by side.
 
-    Args:
-      path: of the PNG.
-      caption: below it.
-      width: in pixels, if there is as much room.
-      min_width: in pixels; if there is less room, it scrolls by itself.
+    In less room it shrinks, and below `min_width` scrolls by itself.
     """
     data = base64.b64encode(path.read_bytes()).decode()
     caption = escape(caption)

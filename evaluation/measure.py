@@ -27,7 +27,6 @@ from typing import NamedTuple
 from flax import linen as nn
 import jax
 import numpy as np
-from vae.loading import TrainedVAE
 
 from evaluation import reconstruction
 from runs.progress import track
@@ -37,6 +36,7 @@ from vae import randomness
 from vae import splits
 from vae import steps
 from vae.errors import UserError
+from vae.loading import TrainedVAE
 
 GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
 
@@ -280,12 +280,7 @@ def measure(
 ) -> Measurements:
   """Measures a model on every image of a split, each once.
 
-  Args:
-    trained: the model.
-    data: all splits; probes and mixtures are fitted to another split.
-    split_name: `train`, `validation` or `test`.
-    settings: what to measure, and how.
-    results: filled in place, so that a failure leaves what was measured.
+  `results` are filled in place, so that a failure leaves what was measured.
 
   Raises:
     UserError: if a group is unknown, or required and cannot be measured.

@@ -1,14 +1,11 @@
 """The files of an evaluation: metrics.json, figures, and a page of both."""
 
-import contextlib
 import json
 import math
-import os
 import tempfile
 
 from etils import epath
 import numpy as np
-from vae.loading import TrainedVAE
 
 from evaluation import html_page
 from evaluation import plots
@@ -16,6 +13,7 @@ from evaluation import posterior
 from evaluation.measure import Measurements
 from vae import figures
 from vae import paths
+from vae.loading import TrainedVAE
 
 METRICS = 'metrics.json'
 PAGE = 'report.html'
@@ -49,29 +47,25 @@ def write(
   """Writes everything aside first, so that a failure leaves the old files.
 
   Args:
-    folder: created if it is missing.
+    folder: exists.
     facts: run, checkpoint and split of the measurement.
     results: the numbers.
     trained: the model, for its pictures.
     originals: images of the split, uint8 [n, height, width, channels].
     validation_path: (rate, distortion) of the run's validations, [n, 2].
   """
-  with contextlib.ExitStack() as stack:
-    if paths.is_remote(folder):
-      temporary = tempfile.TemporaryDirectory()
-      aside = epath.Path(stack.enter_context(temporary))
-    else:
-      aside = folder / f'.partial.{os.getpid()}'
-      aside.mkdir(parents=True)
+  # Renamed if both are on one disk, so that no file is ever half there.
+  near = None if paths.is_remote(folder) else folder
+  with tempfile.TemporaryDirectory(dir=near, prefix='.partial') as aside:
+    aside = epath.Path(aside)
     captions = _draw(aside, facts, results, trained, originals, validation_path)
     (aside / METRICS).write_text(as_json(facts, results))
     (aside / PAGE).write_text(_page(aside, facts, results, captions))
-    if paths.is_remote(folder):
+    if near is None:
       paths.copy(aside, folder)
-      return
-    for path in aside.iterdir():
-      path.replace(folder / path.name)
-    aside.rmdir()
+    else:
+      for path in aside.iterdir():
+        path.replace(folder / path.name)
 
 
 def as_text(results: Measurements) -> str:
@@ -133,20 +127,17 @@ def _draw(folder, facts, results, trained, originals, validation_path):
   spread = np.array(results.dimensions.get('mean_variance', ()))
   kl = np.array(results.dimensions.get('kl', ()))
   if len(kl):
-    active = spread > posterior.ACTIVE_VARIANCE
-    plots.kl_per_dimension(kl, active, folder / 'kl_per_dimension.png')
-    captions['kl_per_dimension.png'] = (
+    active, name = spread > posterior.ACTIVE_VARIANCE, 'kl_per_dimension.png'
+    plots.kl_per_dimension(kl, active, folder / name)
+    captions[name] = (
       'KL of each latent dimension, mean over the images. Faint: not active.'
     )
   if 'elbo' in results.metrics:
-    plots.rate_distortion(
-      results.metrics['rate'].value,
-      results.metrics['distortion'].value,
-      validation_path,
-      f'step {facts["step"]:,}, {facts["split"]}',
-      folder / 'rate_distortion.png',
-    )
-    captions['rate_distortion.png'] = (
+    point = (results.metrics[k].value for k in ('rate', 'distortion'))
+    label = f'step {facts["step"]:,}, {facts["split"]}'
+    name = 'rate_distortion.png'
+    plots.rate_distortion(*point, validation_path, label, folder / name)
+    captions[name] = (
       'Rate and distortion: this checkpoint, and the way of training to it.'
     )
   save(

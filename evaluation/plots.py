@@ -27,13 +27,7 @@ _NOT_GREY = ('#1f2430', '#005f73')
 def kl_per_dimension(
   kl: np.ndarray, active: np.ndarray, path: epath.Path
 ) -> None:
-  """Bars of the KL of each dimension, the most informative first.
-
-  Args:
-    kl: [latent_dim], nats.
-    active: bool [latent_dim]; the others are faint.
-    path: of the PNG.
-  """
+  """Bars of the KL [latent_dim], largest first; inactive ones are faint."""
   order = posterior.most_informative(kl)
   figure, axes = new_axes(width=8, height=3.2)
   kl_bars(axes, kl[order], active[order], width=0.85)
@@ -42,10 +36,8 @@ def kl_per_dimension(
   axes.margins(x=0.01)
   if len(kl) <= 40:
     axes.set_xticks(np.arange(len(kl)), order, fontsize=7)
-  axes.set_title(
-    f'{kl.sum():.1f} nats in {active.sum()} of {len(kl)} dimensions',
-    loc='left',
-  )
+  title = f'{kl.sum():.1f} nats in {active.sum()} of {len(kl)} dimensions'
+  axes.set_title(title, loc='left')
   save(figure, path)
 
 
@@ -58,28 +50,17 @@ def rate_distortion(
 ) -> None:
   """The measured point, and the way of the validation through training.
 
-  Args:
-    rate: nats per image.
-    distortion: nats per image.
-    history: (rate, distortion) of each validation, in order, [n, 2].
-    label: of the point.
-    path: of the PNG.
+  All in nats per image; `history` is (rate, distortion) of each validation, in
+  order, [n, 2].
   """
   figure, axes = new_axes(width=5.6, height=4.4)
   if len(history):
-    axes.plot(
-      *history.T, '.-', color=_FAINT, label='validation, epoch by epoch'
-    )
+    way = 'validation, epoch by epoch'
+    axes.plot(*history.T, '.-', color=_FAINT, label=way)
   axes.plot(rate, distortion, 'o', color=_ACCENT, markersize=9, label=label)
-  # All points of the same ELBO.
-  axes.axline(
-    (rate, distortion),
-    slope=-1,
-    color=_INK,
-    linewidth=0.8,
-    linestyle=':',
-    label=f'ELBO of {-rate - distortion:,.1f} nats',
-  )
+  elbo = f'ELBO of {-rate - distortion:,.1f} nats'
+  line = dict(color=_INK, linewidth=0.8, linestyle=':')
+  axes.axline((rate, distortion), slope=-1, label=elbo, **line)
   axes.set_xlabel('rate, nats per image')
   axes.set_ylabel('distortion, nats per image')
   axes.margins(0.12)
@@ -97,7 +78,7 @@ def latent_scatter(
 
   Args:
     means: [num_images, 2].
-    labels: class indices, int [num_images].
+    labels: indices into `names`, int [num_images].
     names: of the classes.
     path: of the PNG.
   """
@@ -108,9 +89,8 @@ def latent_scatter(
   others = ~np.isin(labels, largest)
   dots = {'linestyle': 'none', 'marker': '.', 'markersize': 3, 'alpha': 0.7}
   grey = axes.plot(*means[others].T, color=_FAINT, **dots)
-  palette = matplotlib.color_sequences[
-    'tab10' if len(largest) <= 10 else 'tab20'
-  ]
+  name = 'tab10' if len(largest) <= 10 else 'tab20'
+  palette = matplotlib.color_sequences[name]
   palette[14:16] = _NOT_GREY[: len(palette[14:16])]
   handles, texts = [], []
   for color, index in zip(palette, largest, strict=False):
@@ -123,14 +103,8 @@ def latent_scatter(
   axes.set_ylabel('z₁')
   axes.set_aspect('equal', 'datalim')
   if len(names) > 1:
-    figure.legend(
-      handles,
-      texts,
-      frameon=False,
-      fontsize=8,
-      markerscale=4,
-      loc='outside right upper',
-    )
+    style_of = dict(frameon=False, fontsize=8, markerscale=4)
+    figure.legend(handles, texts, loc='outside right upper', **style_of)
   save(figure, path)
 
 

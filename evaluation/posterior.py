@@ -171,9 +171,7 @@ def dimensions_that_carry(kl: np.ndarray, share: float) -> int:
 def verdict(kl: np.ndarray, active: np.ndarray) -> str:
   """A sentence on whether the posterior has collapsed.
 
-  Args:
-    kl: [latent_dim], nats.
-    active: bool [latent_dim].
+  From the KL, nats, and whether it is active, of each dimension, [latent_dim].
   """
   total = f'{kl.sum():.2f} nats'
   most = f'{dimensions_that_carry(kl, 0.9)} of them carry 90 %'

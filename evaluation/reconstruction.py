@@ -124,7 +124,10 @@ def codes(posterior, prior) -> dict[str, jax.Array]:
     logvar: log σ², only of a diagonal Gaussian.
     kl: KL(q(z_j|x) ‖ p(z_j)), nats; only in closed form.
   """
-  values = {'mean': posterior.mean, 'kl': distributions.kl_per_dimension(posterior, prior)}
+  values = {
+    'mean': posterior.mean,
+    'kl': distributions.kl_per_dimension(posterior, prior),
+  }
   if isinstance(posterior, distributions.Normal):
     values['logvar'] = posterior.logvar
   return {

@@ -60,12 +60,7 @@ def image_grid(
 def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
   """Interleaves two batches, so that a grid of even width pairs them.
 
-  Args:
-    left: [n, height, width, channels], uint8 or in [0, 1].
-    right: likewise.
-
-  Returns:
-    uint8 [2n, height, width, channels].
+  Of images [n, height, width, channels] each, to uint8 [2n, …].
   """
   pairs = np.stack([to_uint8(left), to_uint8(right)], axis=1)
   return pairs.reshape(-1, *pairs.shape[2:])
@@ -79,16 +74,12 @@ def save_png(image: np.ndarray, path: epath.Path) -> None:
 def save_gif(
   frames: Sequence[np.ndarray], path: epath.Path, frame_duration: int
 ) -> None:
-  """Writes an animation that repeats for ever; makes the folder.
+  """Writes frames as an animation that repeats for ever; makes the folder.
 
-  Args:
-    frames: uint8 [height, width, 1 or 3] each, of one size.
-    path: of the GIF.
-    frame_duration: milliseconds.
+  Frames are uint8 [height, width, 1 or 3], shown for so many milliseconds.
   """
-  _save(
-    frames, path, format='GIF', save_all=True, duration=frame_duration, loop=0
-  )
+  options = dict(save_all=True, duration=frame_duration, loop=0)
+  _save(frames, path, format='GIF', **options)
 
 
 def _save(images, path, **options):
@@ -112,12 +103,6 @@ def interpolate(
   the length going linearly from ‖a‖ to ‖b‖; in many dimensions the linear
   path leaves the shell in which the mass of N(0, I) lies, and this one does
   not. It is linear if a and b are on one line through the origin.
-
-  Args:
-    start: a, [latent_dim].
-    end: b, [latent_dim].
-    steps: at least 2.
-    path: one of `PATHS`.
   """
   t = np.linspace(0, 1, steps)[:, None]
   weights, lengths = (1 - t, t), (np.linalg.norm(start), np.linalg.norm(end))
@@ -138,10 +123,8 @@ def traverse(
 ) -> np.ndarray:
   """Each dimension alone through its values, [dimensions, steps, latent_dim].
 
-  Args:
-    center: values of the other dimensions, [latent_dim].
-    dimensions: to walk along.
-    values: [steps, latent_dim].
+  From `center` [latent_dim] along `dimensions`, with `values` [steps,
+  latent_dim].
   """
   walks = np.tile(center, (len(dimensions), len(values), 1))
   for walk, dimension in zip(walks, dimensions, strict=True):
@@ -152,11 +135,8 @@ def traverse(
 def prior_values(prior, reach: float, steps: int) -> np.ndarray:
   """Values of each dimension through its prior, [steps, latent_dim].
 
-  Args:
-    prior: of `vae.distributions`.
-    reach: the ends are the quantiles that are so many standard deviations of a
-      Gaussian from its mean.
-    steps: evenly spaced, in these units.
+  They are the quantiles at which N(0, 1) has evenly spaced values from -reach
+  to reach.
   """
   cdf = statistics.NormalDist().cdf
   u = np.array([cdf(x) for x in np.linspace(-reach, reach, steps)])
