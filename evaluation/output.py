@@ -175,20 +175,16 @@ def _page(folder, facts, results, captions) -> str:
   )
   if results.verdict:
     page.banner(results.verdict)
-  # Lines do not break around ±.
-  rows = [
-    [
-      cell.replace(' ± ', '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}')
-      for cell in row
-    ]
-    for row in _rows(results)
-  ]
+  rows = _rows(results)
   by_name = {name: (name, value, unit) for name, value, _, unit, _ in rows}
   page.cards([by_name[name] for name in _HEADLINES if name in by_name])
   page.heading('Figures')
   for name, caption in captions.items():
     page.figure(folder / name, caption)
   page.heading('Numbers')
+  # Lines of the table do not break around ±.
+  unbroken = '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}'
+  rows = [[cell.replace(' ± ', unbroken) for cell in row] for row in rows]
   page.table(('', 'value', 'null', 'unit', ''), rows)
   page.text(
     '± is the standard error over the choice of images, unless the row names '

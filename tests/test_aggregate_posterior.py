@@ -137,16 +137,6 @@ def test_gaussian_total_correlation_is_its_closed_form():
   assert np.mean(naive) - expected > leading
 
 
-def test_bounds_leave_room_for_the_rate():
-  codes = encode(300)
-  parts = aggregate_posterior.split_rate(codes, seed=1)
-  rate = codes['kl'].sum(axis=1).mean()
-  information, correlation = parts.mutual_information, parts.total_correlation
-  kl, error = parts.dimension_kl.sum(), 4 * parts.dimension_kl_error
-  assert rate < information[1][0] + correlation[1][0] + kl + error
-  assert rate > information[0][0] + correlation[0][0] + kl - error - 0.2
-
-
 def test_information_of_few_images_is_at_most_their_logarithm():
   # Posteriors so narrow that each draw tells its image.
   codes = encode(50)
@@ -156,24 +146,6 @@ def test_information_of_few_images_is_at_most_their_logarithm():
   # Of the distribution it can be more, but not more than the rate.
   rate = codes['kl'].sum(axis=1).mean()
   assert parts.mutual_information[1][0] == pytest.approx(rate)
-
-
-def test_collapsed_posterior_has_no_parts():
-  nothing = np.zeros((100, 4), np.float32)
-  parts = aggregate_posterior.split_rate(codes_of(nothing, nothing), seed=0)
-  np.testing.assert_allclose(parts.mutual_information, 0, atol=1e-5)
-  np.testing.assert_allclose(parts.total_correlation, 0, atol=1e-5)
-  np.testing.assert_allclose(parts.dimension_kl, 0, atol=1e-5)
-
-
-def test_blocks_do_not_matter(monkeypatch):
-  codes = encode(100)
-  whole = aggregate_posterior.split_rate(codes, seed=0)
-  monkeypatch.setattr(aggregate_posterior, '_BLOCK_SIZE', 7 * 100 * LATENT_DIM)
-  cut = aggregate_posterior.split_rate(codes, seed=0)
-  np.testing.assert_allclose(
-    cut.total_correlation, whole.total_correlation, rtol=1e-5
-  )
 
 
 def test_draws_have_the_posteriors_moments():
@@ -207,15 +179,6 @@ def test_what_comes_from_the_aggregate_posterior_is_rarely_in_holes():
   assert np.mean(nulls) == pytest.approx(0.05, abs=0.005)
   assert 0.7 < np.mean(deviations) / chance < 2.5
   assert np.mean(deviations) < 0.02
-
-
-def test_a_prior_wider_than_the_aggregate_posterior_falls_into_holes():
-  generator = np.random.default_rng(0)
-  latents = 0.05 * generator.normal(size=(2000, 5))
-  prior = generator.normal(size=(2000, 5))
-  (null, share), _ = in_holes(latents, prior)
-  assert share > 0.99
-  assert null == pytest.approx(0.05, abs=0.01)
 
 
 def test_mixture_fills_the_holes_between_clusters():

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from scipy import linalg
-from scipy import stats
 import tensorflow as tf
 
 from evaluation import fid
@@ -33,20 +32,6 @@ def random_cov(size, rank=None, seed=0):
 def frechet(cov_1, cov_2, difference=0.0):
   mean = np.zeros(len(cov_1))
   return fid.frechet_distance(mean, cov_1, mean + difference, cov_2)
-
-
-@pytest.mark.parametrize('rank', [None, 3])
-def test_frechet_of_equal_gaussians_is_zero(rank):
-  cov = random_cov(10, rank)
-  assert frechet(cov, cov) == pytest.approx(0, abs=1e-6)
-
-
-def test_frechet_of_commuting_covariances():
-  basis = stats.ortho_group.rvs(6, random_state=0)
-  first, second = np.random.default_rng(0).uniform(0, 5, (2, 6))
-  expected = np.sum((np.sqrt(first) - np.sqrt(second)) ** 2) + 6 * 2**2
-  actual = frechet((basis * first) @ basis.T, (basis * second) @ basis.T, 2)
-  assert actual == pytest.approx(expected)
 
 
 @pytest.mark.parametrize('size', [2, 40])
@@ -99,16 +84,6 @@ def test_kid_of_small_sets_is_the_plain_sum():
   mean, deviation = fid.kid(x, y, num_subsets=3)
   assert mean == pytest.approx(plain_mmd2(x.astype(np.float64), y))
   assert deviation == pytest.approx(0, abs=1e-9)
-
-
-def test_mmd_is_zero_on_average_for_one_distribution():
-  estimates = np.array(
-    [fid.mmd2(*random(2, 10, 4, seed=i)) for i in range(2000)]
-  )
-  error = estimates.std() / np.sqrt(len(estimates))
-  assert abs(estimates.mean()) < 3 * error
-  # And so it is below zero about as often as above.
-  assert (estimates < 0).mean() > 0.3
 
 
 def test_kid_of_subsets_has_the_mean_of_the_sets():

@@ -160,19 +160,6 @@ def test_traversals_go_through_the_prior_and_move_in_a_gif(make, model, capsys):
     assert gif.size == (2 * STEP - 2, SIDE)
 
 
-def test_traversal_may_start_from_an_image(make, model, photos):
-  row = cells(
-    make('traverse', images=photos[:1], steps=3, dimensions=1) / 'grid.png', 3
-  )
-  mean = model.encode(np.asarray(Image.open(photos[0]))[None]).mean
-  # In the middle the dimension that moves is 0, and the other the image's.
-  z = np.where(np.eye(2), 0.0, mean)
-  decoded = figures.to_uint8(model.decode(z)).astype(int)
-  assert np.abs(decoded - row[1]).max(axis=(1, 2, 3)).min() <= 1
-  with pytest.raises(UserError, match='from one image'):
-    make('traverse', images=photos[:2])
-
-
 def test_manifold_covers_the_plane_and_shows_the_labels(make, model):
   folder = make('manifold', side=3, label='Smiling')
   grid = cells(folder / 'grid.png', 3)

@@ -110,15 +110,6 @@ def test_numbers_have_errors_nulls_and_labels(results):
       assert np.isnan(numbers[name]) or 0 <= numbers[name] <= 1
 
 
-def test_standard_errors_are_of_the_mean_over_images():
-  results = measuring.Measurements(num_images=5)
-  values = np.array([1.0, 2.0, 4.0, 8.0, 0.0])
-  results.mean('x', values, 'nats', 'a mean')
-  expected = np.std(values, ddof=1) / np.sqrt(5)
-  assert value(results, 'x') == 3
-  assert results.metrics['x'].standard_error == pytest.approx(expected)
-
-
 def test_summary_is_the_measurement_with_fewer_draws(results, trained, data):
   summary = measuring.summarise(trained, data.validation, SETTINGS)
   assert value(summary, 'rate') == pytest.approx(value(results, 'rate'))

@@ -32,15 +32,6 @@ def test_bars_fall_from_the_left_and_the_inactive_are_faint(tmp_path):
   assert np.median(faint_heights[faint]) < tops[2]
 
 
-@pytest.mark.parametrize('history', [np.zeros((0, 2)), np.ones((3, 2))])
-def test_rate_and_distortion_are_drawn_with_and_without_a_history(
-  tmp_path, history
-):
-  path = epath.Path(tmp_path / 'new' / 'rd.png')
-  plots.rate_distortion(45.0, -1200.0, history, 'step 3', path)
-  assert len(columns_of(path, ACCENT)[0]) > 5
-
-
 def scatter(names, counts, folder, monkeypatch):
   """Draws classes of so many images; returns the figure, laid out."""
   drawn, savefig = [], Figure.savefig

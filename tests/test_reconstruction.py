@@ -1,5 +1,3 @@
-import types
-
 import jax
 import numpy as np
 import pytest
@@ -11,8 +9,6 @@ from tests import test_bounds
 from tests.test_bounds import COUNT
 from tests.test_bounds import SIGMA
 from vae import splits
-from vae.loading import TrainedVAE
-from vae.models import conv
 
 
 @pytest.fixture(scope='module')
@@ -50,23 +46,6 @@ def test_expectations_under_the_posterior_are_those_of_the_linear_model(linear):
   assert 'ssim' not in values  # The images are smaller than its window.
 
 
-def test_without_sampling_z_is_the_mean(linear):
-  step = reconstruction.make_step(linear.trained.model, 0)
-  values = linear.over_split(
-    lambda images, start: step(
-      linear.variables, jax.random.key(0), images, start
-    )
-  )
-  trained = linear.trained
-  decoded = trained.model.apply(
-    trained.variables, values['mean'], method='decode'
-  ).mean
-  errors = np.square(linear.split.images / np.float32(255) - decoded)
-  np.testing.assert_allclose(
-    values['squared_error'], errors.sum(axis=(1, 2, 3)), rtol=1e-3
-  )
-
-
 def test_batches_do_not_matter(linear):
   for batch_size in (7, COUNT, 1000):
     settings = measure.Settings(batch_size=batch_size)
@@ -102,20 +81,3 @@ def test_psnr_and_ssim_are_those_of_tensorflow(shape):
     reconstruction.ssim(a, b), tf.image.ssim(a, b, max_val=1.0), rtol=1e-4
   )
   np.testing.assert_allclose(reconstruction.ssim(a, a), 1, rtol=1e-5)
-
-
-def test_ssim_is_of_the_reconstruction_through_the_mean():
-  model = conv.Model((16, 16, 1), latent_dim=2, hidden_channels=(4,))
-  pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 1), np.uint8)
-  variables = jax.jit(model.init)(jax.random.key(0), pixels / 255.0)
-  config = types.SimpleNamespace(objective={})
-  trained = TrainedVAE(config, model, variables, 0)
-  split = splits.ArraySplit(pixels)
-  values = measure.Context(trained, split, measure.Settings()).images
-  np.testing.assert_allclose(
-    values['ssim'],
-    tf.image.ssim(
-      pixels / np.float32(255), trained.reconstruct(pixels), max_val=1.0
-    ),
-    rtol=1e-3,
-  )
