@@ -286,7 +286,7 @@ class WeightSums:
 
 
 def monte_carlo_variance(half_bounds: np.ndarray) -> np.ndarray:
-  """Variance of L_K over draws of z, at most, from L_K/2 of two halves [..., 2].
+  """Variance of L_K over draws of z, at most, from L_K/2 of halves [..., 2].
 
   Half the square of their difference is expected to be the variance of L_K/2,
   up to twice that of L_K. Unlike the delta method, 1 / (effective sample size)
