@@ -68,7 +68,7 @@ def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
   results.mean('elbo', -distortion - rate, _NATS, '-distortion - rate')
   results.mean('rate', rate, _NATS, 'KL(q(z|x) ‖ p(z))')
   results.mean('distortion', distortion, _NATS, 'E_q[-log p(x|z)]')
-  if isinstance(context.likelihood, distributions.Bernoulli):
+  if not values['is_density'].all():
     results.notes.append(
       'log p(x): the cross-entropy of grey values, in elbo, distortion and '
       'iw_bound, is no density (its normaliser is missing); compare models by '

@@ -24,7 +24,6 @@ import types
 from typing import Any
 from typing import NamedTuple
 
-from flax import linen as nn
 import jax
 import numpy as np
 
@@ -164,17 +163,6 @@ class Context:
     self.fitted_name = 'validation' if split_name == 'train' else 'train'
     self.draws_z = trained.config.objective.get('sample_posterior', True)
     self.variables = devices.replicate(trained.variables)
-
-  @functools.cached_property
-  def likelihood(self) -> Any:
-    """The family of p(x|z): the model's likelihood, of shapes for arrays."""
-
-    def reconstruct(model, images):
-      return model.decode(model.encode(images).mean)
-
-    images = np.zeros((1, *self.split.image_shape), np.float32)
-    apply = nn.apply(reconstruct, self.trained.model)
-    return jax.eval_shape(apply, self.trained.variables, images)
 
   @functools.cached_property
   def images(self) -> dict[str, np.ndarray]:

@@ -72,6 +72,7 @@ def make_step(model: nn.Module, num_draws: int) -> Callable[..., dict]:
       squared_error, dequantised_squared_error: E_q‖x - x̂‖², of x in [0, 1]
         and of the dequantised image;
       sigma: of a Gaussian likelihood;
+      is_density: whether log p(x|z) is that of a density;
       mse, psnr, ssim: of the reconstruction through the posterior mean, cut
         to [0, 1]; no ssim for images smaller than its window.
   """
@@ -100,6 +101,8 @@ def make_step(model: nn.Module, num_draws: int) -> Callable[..., dict]:
     if 'kl' in values:
       values['rate'] = values['kl'].sum(axis=1)
     likelihood = vae.decode(posterior.mean)
+    is_density = not isinstance(likelihood, distributions.Bernoulli)
+    values['is_density'] = jnp.full(len(x), is_density)
     if isinstance(likelihood, distributions.Gaussian):
       values['sigma'] = jnp.full(len(x), likelihood.sigma)
     reconstruction = jnp.clip(likelihood.mean, 0, 1)

@@ -10,6 +10,7 @@ from PIL import Image
 import pytest
 
 import generate
+from tests import test_measure
 from tests.preloaded import run
 from vae import figures
 from vae import loading
@@ -176,6 +177,23 @@ def test_manifold_of_more_dimensions_is_refused(make, model, monkeypatch):
   monkeypatch.setattr(model, 'latent_shape', (2, 2))
   with pytest.raises(UserError, match='2 latent dimensions; this one has 4'):
     make('manifold')
+
+
+@pytest.mark.parametrize(
+  'command', ['sample', 'reconstruct', 'interpolate', 'traverse']
+)
+def test_codes_without_a_gaussian_posterior(
+  make, celeba_dir, monkeypatch, command
+):
+  codes = test_measure.make_codes(celeba_dir)
+  monkeypatch.setattr(generate.run_flags, 'restore', lambda: codes)
+  folder = make(command, num_images=4, steps=3, dimensions=2)
+  columns = {'sample': 2, 'reconstruct': 4}.get(command, 3)
+  images = cells(folder / 'grid.png', columns).astype(float)
+  assert np.isfinite(images).all() and images.std() > 0
+  if command == 'sample':
+    with pytest.raises(UserError, match='temperature is 0.5'):
+      make('sample', num_images=4, temperature=0.5)
 
 
 def test_no_call_overwrites_the_pictures_of_another(

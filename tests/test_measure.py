@@ -1,11 +1,13 @@
 import json
 
+from etils import epath
 import jax
 import numpy as np
 import pytest
 
 from evaluation import aggregate_posterior
 from evaluation import measure as measuring
+from evaluation import output
 from evaluation import posterior
 from evaluation.measure import Settings
 import input_pipeline
@@ -170,12 +172,18 @@ def test_collapsed_posterior_is_called_collapsed(celeba_dir, data):
     assert information == pytest.approx(0, abs=1e-5)
 
 
-def test_codes_without_a_gaussian_posterior_are_measured(celeba_dir, data):
+def make_codes(data_dir):
   """FSQ: z is a code at each position, and the prior uniform over codes."""
-  config = make_small_config(celeba_dir)
+  config = make_small_config(data_dir)
   model = fsq.Model((16, 16, 3), levels=(4, 3), channels=(2, 2))
   variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 16, 16, 3)))
-  trained = TrainedVAE(config, model, variables, 0)
+  return TrainedVAE(config, model, variables, 0)
+
+
+def test_codes_without_a_gaussian_posterior_are_measured(
+  celeba_dir, data, tmp_path
+):
+  trained = make_codes(celeba_dir)
   results = measuring.measure(
     trained, data, 'validation', Settings(SETTINGS.groups, 3)
   )
@@ -192,6 +200,14 @@ def test_codes_without_a_gaussian_posterior_are_measured(celeba_dir, data):
   assert 'mutual_information_lower_bound' not in results.metrics
   assert any('no diagonal Gaussian' in note for note in results.notes)
   assert {'prior_in_holes', 'linear_accuracy', 'psnr'} < set(results.metrics)
+  originals = next(data.validation.batches(np.arange(4), 4))
+  facts = dict(workdir='run', step=0, split='validation', num_images=11, seed=0)
+  output.write(
+    epath.Path(tmp_path), facts, results, trained, originals, np.ones((1, 2))
+  )
+  assert {'traversals.png', 'samples.png', 'report.html'} < {
+    path.name for path in tmp_path.iterdir()
+  }
 
 
 def test_data_without_labels_is_noted_or_refused(celeba_dir, data):
