@@ -23,7 +23,7 @@ SIGMA = 0.1
 COUNT = 60
 
 
-def make_linear(encoder=None, weights=None, variance=None):
+def make_linear(encoder=None, weights=None, variance=None, dtype='float32'):
   """A linear VAE in a measurement, and log p(x) of any x, exactly.
 
   p(x) = N(b, WᵀW + σ²I), as in probabilistic PCA. By default the posterior is
@@ -48,11 +48,13 @@ def make_linear(encoder=None, weights=None, variance=None):
     },
     'decoder': {'Dense_0': {'kernel': weights, 'bias': offset}},
   }
-  params = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
+  params = jax.tree.map(lambda a: np.asarray(a, dtype), params)
   x = offset + latents @ weights
   x += SIGMA * generator.normal(size=x.shape)
   pixels = np.clip(np.round(255 * x), 0, 255).astype(np.uint8)
-  model = conv.Model((4, 4, 3), latent_dim=4, hidden_channels=(), sigma=SIGMA)
+  model = conv.Model(
+    (4, 4, 3), latent_dim=4, hidden_channels=(), sigma=SIGMA, dtype=dtype
+  )
   config = types.SimpleNamespace(objective={})
   trained = TrainedVAE(config, model, {'params': params}, step=0)
   split = splits.ArraySplit(pixels.reshape(COUNT, 4, 4, 3))

@@ -8,6 +8,7 @@ from evaluation import reconstruction
 from tests import test_bounds
 from tests.test_bounds import COUNT
 from tests.test_bounds import SIGMA
+from vae import numerics
 from vae import splits
 
 
@@ -44,6 +45,18 @@ def test_expectations_under_the_posterior_are_those_of_the_linear_model(linear):
   np.testing.assert_allclose(values['mse'], mse, rtol=1e-3)
   np.testing.assert_allclose(values['psnr'], -10 * np.log10(mse), rtol=1e-3)
   assert 'ssim' not in values  # The images are smaller than its window.
+
+
+def test_float64_models_are_measured_in_float64():
+  with numerics.precise('float64'):
+    context, _ = test_bounds.make_linear(dtype='float64')
+    values = context.images
+  params = jax.device_get(
+    context.trained.variables['params']['encoder']['mean']
+  )
+  mean = test_bounds.pixels_of(context) / 255 @ params['kernel']
+  np.testing.assert_allclose(values['mean'], mean + params['bias'], rtol=1e-9)
+  assert values['distortion'].dtype == np.float64
 
 
 def test_batches_do_not_matter(linear):
