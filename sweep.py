@@ -184,7 +184,7 @@ def main() -> None:
   storage = storages.open_storage(_storage(workdir))
 
   # TensorFlow takes seconds to load; a mistake above is told before.
-  from evaluation import inception_weights
+  from evaluation import fid
   import input_pipeline
   from sweeps import page
   from sweeps import table
@@ -196,9 +196,8 @@ def main() -> None:
     data = workers.Data(input_pipeline.load, largest)
   else:
     data = workers.Data(input_pipeline.load)
-  inception = None
   if 'fid' in _METRICS.value:
-    inception = inception_weights.load(_INCEPTION_WEIGHTS.value)
+    fid.load(_INCEPTION_WEIGHTS.value)
   plan = workers.Plan(
     base,
     grid,
@@ -210,7 +209,7 @@ def main() -> None:
       tuple(_METRICS.value),
       _IMPORTANCE_SAMPLES.value,
       base.eval.batch_size,
-      inception_variables=inception,
+      inception_weights=_INCEPTION_WEIGHTS.value,
     ),
   )
   pruner = _PRUNERS.get(_PRUNER.value)

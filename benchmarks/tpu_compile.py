@@ -33,7 +33,7 @@ import jax.numpy as jnp
 
 from benchmarks import results
 from configs import celeba
-from evaluation import per_image
+from evaluation import bounds
 from vae import devices
 from vae import model as models
 from vae import numerics
@@ -303,7 +303,7 @@ def _lower_training(program: str, a: _Arguments) -> jax.stages.Lowered:
 
 def _lower_measurement(program: str, a: _Arguments) -> jax.stages.Lowered:
   if program == 'bound':
-    step = per_image.make_bound_step.__wrapped__(a.model)
+    step = bounds.make_bound_step.__wrapped__(a.model)
     sigma = _shape((), training.float_dtype(a.model))
     return step.lower(
       *(a.state.variables, a.key, a.images()),

@@ -9,8 +9,8 @@ import numpy as np
 
 from evaluation import measure
 from evaluation import posterior
-from evaluation.measurements import Measurements
-from evaluation.measurements import Metric
+from evaluation.measure import Measurements
+from evaluation.measure import Metric
 from runs import metric_writer
 from sweeps import gallery
 import train

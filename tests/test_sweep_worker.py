@@ -11,7 +11,7 @@ from etils import epath
 import pytest
 
 from evaluation import measure
-from evaluation.measurements import Metric
+from evaluation.measure import Metric
 from runs import stop_signals
 from runs import workdir_lock
 from sweeps import disk
