@@ -56,7 +56,12 @@ def run(
 
   def parse(argv):
     with _errors_in_one_line(on_interrupt):
-      return flags.FLAGS(_with_config(argv))
+      # A default of the flag itself would be loaded by an import.
+      if 'config' in flags.FLAGS and not any(
+        re.match('--?config(=|$)', flag) for flag in argv
+      ):
+        argv = [argv[0], f'--config={config_path()}', *argv[1:]]
+      return flags.FLAGS(argv)
 
   def checked(argv):
     # absl's default shows the libraries' own logs.
@@ -79,41 +84,32 @@ def run(
 
 @contextlib.contextmanager
 def _errors_in_one_line(on_interrupt: str) -> Iterator[None]:
-  """Ends the process after a user's mistake, or a signal."""
+  """Ends the process after a user's mistake, or a signal.
+
+  At once: a proper exit can crash while a device still computes, and waits for
+  minutes for other processes of the run. All that was to be saved is saved.
+  """
   try:
     yield
+    return
   except UserError as error:
-    _fail(str(error))
+    message, status = str(error), 2
   except flags.Error as error:
-    _fail(f'{error} (--help lists the flags)')
+    message, status = f'{error} (--help lists the flags)', 2
   except KeyboardInterrupt:
-    _leave(f'\n{on_interrupt}', 130)
+    message, status = on_interrupt, 130
   except processes.TerminatedError:
-    _leave('\n' + on_interrupt.replace('interrupted', 'terminated'), 0)
+    message, status = on_interrupt.replace('interrupted', 'terminated'), 0
   except Exception as error:
     config = flags.FLAGS['config'].value if 'config' in flags.FLAGS else None
     message = memory.explain(error, config) or processes.explain(error)
-    if message:
-      _fail(message)
-    if not jax.distributed.is_initialized():
+    if not message and not jax.distributed.is_initialized():
       raise
-    _leave(traceback.format_exc(), 1)
-
-
-def _fail(message: str) -> None:
-  message = f'error: {shown(" ".join(message.split()), 2000)}'
-  if jax.distributed.is_initialized():
-    _leave(message, 2)
-  print(message, file=sys.stderr, flush=True)
-  sys.exit(2)
-
-
-def _leave(message: str, status: int) -> None:
-  """Ends the process at once; all that was to be saved is saved.
-
-  A proper exit can crash while a device still computes, and would wait for
-  minutes for other processes of the run.
-  """
+    message, status = message or traceback.format_exc(), 2 if message else 1
+  if status == 2:
+    message = f'error: {shown(" ".join(message.split()), 2000)}'
+  else:
+    message = f'\n{message}'
   # Ctrl-C may also have ended the readers of these, as in `2>&1 | tee log`.
   for stream, text in ((sys.stdout, ''), (sys.stderr, f'{message}\n')):
     with contextlib.suppress(OSError):
@@ -167,18 +163,6 @@ def define_config(default: str) -> None:
 def config_path() -> str:
   """Path of the config file in use."""
   return flags.FLAGS['config'].parser.path
-
-
-def _with_config(argv: list[str]) -> list[str]:
-  """The command line with `--config`, to which the default is added.
-
-  A default of the flag itself would be loaded while the script is imported.
-  """
-  if 'config' not in flags.FLAGS or any(
-    re.match('--?config(=|$)', flag) for flag in argv
-  ):
-    return argv
-  return [argv[0], f'--config={flags.FLAGS["config"].parser.path}', *argv[1:]]
 
 
 class _ConfigFile(flags.ArgumentParser):

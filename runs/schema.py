@@ -113,8 +113,9 @@ def complete(
         if value is dataclasses.MISSING:
           raise UserError(f'config.{key} is missing; it has no default.')
         settings[name] = value
-      elif isinstance(settings[name], list):
-        settings[name] = tuple(settings[name])
+      elif isinstance(found := settings[name], list):
+        del settings[name]  # It would cast a tuple to its own type.
+        settings[name] = tuple(found)
       elif kind is float and _fits(settings[name], int):
         settings[name] = float(settings[name])
 

@@ -12,7 +12,7 @@ import pytest
 
 from evaluation import measure
 from evaluation.measurements import Metric
-from runs import stop_signals
+from runs import processes
 from runs import workdir_lock
 from sweeps import disk
 from sweeps import points
@@ -34,7 +34,7 @@ GRID = points.grid({'objective.beta': BETAS})
 
 @pytest.fixture
 def stop():
-  with stop_signals.StopSignals() as stop:
+  with processes.StopSignals() as stop:
     yield stop
 
 
