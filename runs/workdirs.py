@@ -15,9 +15,9 @@ import ml_collections
 from runs import schema
 from vae import atomic_files
 from vae import checkpoints
+from vae import loading
 from vae import numerics
 from vae import paths
-from vae import trained
 from vae.errors import UserError
 from vae.errors import WriteError
 
@@ -101,7 +101,7 @@ def claim(
     found = {}
     if checkpoints.exist(workdir):
       found = check_data(workdir, data)
-    write_json(workdir / trained.CONFIG, schema.resolved(config).to_dict())
+    write_json(workdir / loading.CONFIG, schema.resolved(config).to_dict())
     write_json(workdir / _DATA, found | data)
     write_json(workdir / _ENVIRONMENT, numerics.environment())
 
@@ -187,10 +187,10 @@ def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
   Raises:
     UserError: if the workdir holds no config, or one that cannot be used.
   """
-  config = trained.read_config(workdir)
+  config = loading.read_config(workdir)
   try:
     schema.validate(config)
   except UserError as error:
-    path = paths.expand(workdir) / trained.CONFIG
+    path = paths.expand(workdir) / loading.CONFIG
     raise UserError(f'{path}: {error}') from error
   return config

@@ -25,7 +25,7 @@ from vae import paths
 from vae.checkpoints import Checkpoints
 from vae.checkpoints import DamagedError
 from vae.errors import WriteError
-from vae.training import TrainState
+from vae.steps import TrainState
 
 # Between two tries to write what could not be written.
 _SECONDS_TO_RETRY = 10.0

@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from vae import atomic_files
 from vae import paths
 from vae.errors import UserError
-from vae.training import TrainState
+from vae.steps import TrainState
 
 DIRECTORY = 'checkpoints'
 METRIC = 'val/loss'
