@@ -9,8 +9,6 @@ import ml_collections
 import psutil
 
 from vae import devices
-from vae import models
-from vae import optimizers
 from vae import steps
 from vae.errors import UserError
 
@@ -101,9 +99,8 @@ def explain(
 
 
 def _state(config: ml_collections.ConfigDict) -> steps.TrainState:
-  return steps.abstract_state(
-    models.from_config(config), optimizers.from_config(config, 1)
-  )
+  program = steps.program_from_config(config, config.train.batch_size)
+  return steps.abstract_state(program)
 
 
 def _free_on_device(num_devices: int) -> int:

@@ -152,6 +152,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise UserError(
         f'config.{key} is {shown(repr(value), 100)}; it must be {accepted}.'
       )
+  if config.data.source == 'folder' and not config.data.dir:
+    raise UserError(
+      'config.data.dir is empty; with config.data.source=folder it must name a '
+      'folder of images.'
+    )
   if config.model.get('dtype') == 'float64' and not jax.config.jax_enable_x64:
     raise UserError(
       'config.model.dtype is float64; that needs JAX_ENABLE_X64=1 in the '
