@@ -90,8 +90,9 @@ def check_same(config: Mapping[str, object]) -> None:
 
 def explain(error: BaseException) -> str | None:
   """A message for the user if another process of the run failed, else None."""
-  if jax.process_count() == 1 or not isinstance(
-    error, jax.errors.JaxRuntimeError
+  if not (
+    jax.distributed.is_initialized()
+    and isinstance(error, jax.errors.JaxRuntimeError)
   ):
     return None
   return (

@@ -24,8 +24,8 @@ from vae import objectives
 from vae.errors import shown
 from vae.errors import UserError
 
-# The groups whose keys are the fields of a class, and the default classes.
-_CLASSES = {'model': (models, 'conv'), 'objective': (objectives, 'elbo')}
+# The groups whose keys are the fields of a class.
+_CLASSES = {'model': models, 'objective': objectives}
 
 # Side of the central square of CelebA's images, 178×218, that is the custom.
 _CELEBA_CROP_SIZE = 148
@@ -92,14 +92,15 @@ def complete(
   """
   _check_group('the config', config)
   table = default.get_config()
+  groups = [key for key in table if isinstance(table[key], type(table))]
   with config.unlocked(), config.ignore_type():
-    for group in table:
-      if isinstance(table[group], ml_collections.ConfigDict):
-        if group not in config:
-          config[group] = ml_collections.ConfigDict()
-        _check_group(f'config.{group}', config[group])
-        if names and f'{group}.name' in names:
-          config[group].name = names[f'{group}.name']
+    for group in groups:
+      if group not in config:
+        config[group] = ml_collections.ConfigDict()
+      _check_group(f'config.{group}', config[group])
+    for group in _CLASSES:
+      name = config[group].get('name', table[group].name)
+      config[group].name = (names or {}).get(f'{group}.name', name)
     known = _known(config)
     for group in _CLASSES:
       # Another class than the table's need not have all of its keys.
@@ -162,7 +163,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
       'config.model.dtype is float64; that needs JAX_ENABLE_X64=1 in the '
       'environment.'
     )
-  for group, (package, _) in _CLASSES.items():
+  for group, package in _CLASSES.items():
     try:
       package.check(config)
     except ValueError as error:
@@ -172,12 +173,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
 def check_known(name: str, key: str, keys: Iterable[str]) -> None:
   """Raises a UserError, with the closest match, if `key` is not in `keys`."""
   if key not in keys:
-    close = difflib.get_close_matches(key, keys, n=1)
-    hint = (
-      f'did you mean {close[0]}?'
-      if close
-      else ('configs/default.py lists all.')
-    )
+    (close,) = difflib.get_close_matches(key, keys, n=1) or [None]
+    hint = f'did you mean {close}?' if close else 'configs/default.py has all.'
     raise UserError(f'{name}: there is no such key; {hint}')
 
 
@@ -202,13 +199,13 @@ def _known(config: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
     for key, value in flatten(default.get_config()).items()
     if key.partition('.')[0] not in _CLASSES
   }
-  for group, (package, name) in _CLASSES.items():
-    name = config[group].get('name', name)
-    known[f'{group}.name'] = (str, name)
+  for group, package in _CLASSES.items():
+    name = config[group].name
     try:
       fields = package.fields(package.find(name))
     except UserError as error:
       raise UserError(f'config.{group}.name is {name!r}: {error}') from error
+    known[f'{group}.name'] = (str, name)
     for key, field in fields.items():
       known[f'{group}.{key}'] = (field.annotation, field.default)
   return known
@@ -229,6 +226,8 @@ def _violated(value: object, kind: Any, rule: Any) -> str | None:
 def _fits(value: object, kind: Any) -> bool:
   """Whether a value is of a type, as dataclass fields are annotated."""
   origin, parts = typing.get_origin(kind), typing.get_args(kind)
+  if kind is Any:
+    return True
   if origin is typing.Literal:
     return value in parts
   if origin in (typing.Union, types.UnionType):
@@ -251,4 +250,5 @@ def _words(kind: Any) -> str:
   if parts:
     return ' or '.join(map(_words, parts))
   names = {bool: 'True or False', int: 'a whole number', str: 'a string'}
-  return (names | {float: 'a finite number'}).get(kind, str(kind))
+  names[float] = 'a finite number'
+  return names.get(kind, getattr(kind, '__name__', str(kind)))
