@@ -6,7 +6,6 @@ A run refuses to continue as another one than it began.
 from collections.abc import Iterator
 import contextlib
 import json
-import threading
 import uuid
 
 from etils import epath
@@ -23,9 +22,6 @@ from vae.errors import WriteError
 
 _DATA = 'data.json'
 _ENVIRONMENT = 'environment.json'
-
-# A bucket without an answer for this long is announced.
-_SECONDS_IN_SILENCE = 2.0
 
 
 def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
@@ -65,19 +61,11 @@ def check_writable(folder: epath.Path, flag: str) -> None:
   Raises:
     UserError: if that fails.
   """
-  waiting = threading.Timer(
-    _SECONDS_IN_SILENCE, print, (f'{flag}={folder} does not answer yet …',)
-  )
-  waiting.daemon = True
-  waiting.start()
-  try:
-    with _writing_errors(folder, flag):
-      folder.mkdir(parents=True, exist_ok=True)
-      probe = folder / f'.probe.{uuid.uuid4().hex}'
-      probe.write_text('')
-      probe.unlink()
-  finally:
-    waiting.cancel()
+  with _writing_errors(folder, flag):
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f'.probe.{uuid.uuid4().hex}'
+    probe.write_text('')
+    probe.unlink()
 
 
 def claim(

@@ -2,7 +2,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from tests.conftest import ROOT
@@ -37,12 +36,6 @@ def test_commands_are_checked():
   ):
     code, out, err = run(*words, script='generate.py')
     assert (code, out) == (2, '') and reason in err and err.count('\n') == 1
-
-
-def test_help_names_the_flags():
-  _, out, _ = run('--help')
-  for word in ('--config:', '--workdir:', 'configs/default.py'):
-    assert word in out
 
 
 PRINT_CACHE = """
@@ -147,31 +140,24 @@ def test_model_may_be_chosen_with_its_own_keys(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('script', 'words', 'platform'),
+  'words',
   [
-    ('main.py', (), 'cuda'),
-    ('main.py', (), 'typo'),
-    ('evaluate.py', (), 'typo'),
-    ('generate.py', ('sample',), 'typo'),
-    ('sweep.py', ('--beta=1,2',), 'typo'),
+    ('main.py',),
+    ('evaluate.py',),
+    ('generate.py', 'sample'),
+    ('sweep.py', '--beta=1,2'),
   ],
 )
-def test_platform_that_is_not_there_gets_one_line(
-  trained_run, tmp_path, script, words, platform
-):
-  if platform == 'cuda' and jax.default_backend() != 'cpu':
-    pytest.skip('there may be one')
-  uses = script in ('evaluate.py', 'generate.py')
-  workdir = trained_run if uses else tmp_path / 'new'
+def test_platform_that_is_not_there_gets_one_line(tmp_path, words):
   result = subprocess.run(
-    [sys.executable, script, *words, f'--workdir={workdir}'],
+    [sys.executable, *words, f'--workdir={tmp_path}/new'],
     cwd=ROOT,
-    env=os.environ | {'JAX_PLATFORMS': platform},
+    env=os.environ | {'JAX_PLATFORMS': 'typo'},
     capture_output=True,
     text=True,
   )
   err = program_lines(result.stderr)
   assert result.returncode == 2 and not result.stdout
-  assert err.startswith(f"error: JAX_PLATFORMS is '{platform}'; ")
+  assert err.startswith("error: JAX_PLATFORMS is 'typo'; ")
   assert err.count('\n') == 1
   assert not (tmp_path / 'new').exists()

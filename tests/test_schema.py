@@ -101,20 +101,12 @@ def test_settings_without_effect_are_refused(group, values, reason):
     schema.validate(config)
 
 
-@pytest.mark.parametrize(
-  ('key', 'value'),
-  [
-    ('model.latent_dim', 8192),
-    ('model.hidden_channels', [4, 8]),
-    ('model.hidden_channels', ()),
-    ('objective.beta', 0),
-    ('objective.num_samples', 5000),
-    ('data.dir', 'Gesichter/α'),
-    ('train.steps_per_dispatch', 10**6),
-  ],
-)
-def test_values_of_research_are_accepted(key, value):
-  schema.validate(changed(key, value))
+def test_values_of_research_are_accepted():
+  config = changed('model.hidden_channels', [4, 8])
+  changed('objective.beta', 0, config).objective.num_samples = 5000
+  config.data.dir = 'Gesichter/α'
+  schema.validate(config)
+  assert config.model.hidden_channels == (4, 8)
 
 
 def test_unknown_key_comes_with_the_closest_one():

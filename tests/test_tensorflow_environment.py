@@ -40,7 +40,6 @@ for module in sys.argv[1:]:
   [
     ((None, None), ['3', '0']),
     # The user's own choice counts.
-    (('0', '1'), ['0', '1']),
     (('2', '1'), ['2', '1']),
   ],
 )
