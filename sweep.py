@@ -25,8 +25,8 @@ import optuna
 from evaluation import measure
 from runs import command_line
 from runs import memory
+from runs import processes
 from runs import schema
-from runs import stop_signals
 from runs import workdirs
 from sweeps import definition as definitions
 from sweeps import disk
@@ -155,8 +155,8 @@ def main() -> None:
   """Checks everything, and works until the sweep is done."""
   path = command_line.config_path()
   base = flags.FLAGS.config
-  schema.validate(base)
   devices.check()
+  schema.validate(base)
   axes = _axes(path)
   _check_search(axes)
   population = _population()
@@ -213,7 +213,7 @@ def main() -> None:
     ),
   )
   pruner = _PRUNERS.get(_PRUNER.value)
-  stop = stop_signals.StopSignals()
+  stop = processes.StopSignals()
   study = studies.Study(
     storage,
     _STUDY.value or workdir.name,

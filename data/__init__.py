@@ -4,14 +4,13 @@ A source is a module with a function `find(data)`, which gets `config.data` and
 returns an `EncodedSplit` for each of 'train', 'validation' and 'test'.
 """
 
-import importlib
-
 import runs  # noqa: F401 (Sets the environment of TensorFlow.)
 
 # isort: split
 import ml_collections
 
 from data.encoded import EncodedSplit
+from vae import registry
 from vae.errors import shown
 from vae.errors import UserError
 
@@ -26,19 +25,11 @@ def find(data: ml_collections.ConfigDict) -> dict[str, EncodedSplit]:
       the user's own on `sys.path`.
 
   Raises:
-    UserError: if data is missing or damaged.
+    UserError: if there is no such source, or data is missing or damaged.
   """
-  known = data.source in SOURCES
-  source = importlib.import_module(
-    f'data.{data.source}' if known else data.source
-  )
-  if not hasattr(source, 'find'):
-    raise UserError(
-      f'config.data.source is {data.source}, a module without a function '
-      f'find(data); name one of {", ".join(SOURCES)}, or a module that has it.'
-    )
+  find_splits = registry.find('data', data.source, 'find', SOURCES)
   try:
-    return source.find(data)
+    return find_splits(data)
   except OSError as error:
     raise UserError(
       f'config.data.dir is {shown(data.dir)!r}; '

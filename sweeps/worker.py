@@ -20,7 +20,7 @@ from runs import progress
 from runs import schema
 from runs import workdir_lock
 from runs import workdirs
-from runs.stop_signals import StopSignals
+from runs.processes import StopSignals
 from sweeps import disk
 from sweeps import measuring
 from sweeps import points

@@ -235,9 +235,11 @@ def test_two_processes_of_which_one_is_killed(
     _, err = other.communicate(timeout=120)
     took.append(time.monotonic() - before)
     processes[kill % 2].communicate()
-    assert other.returncode == 2, err
-    assert 'error: the processes of this run can no longer work' in err
-    assert err.strip().endswith('they go on from the last checkpoint.')
+    # JAX's own service aborts a process if it is the first to notice.
+    assert other.returncode in (2, -signal.SIGABRT), err
+    if other.returncode == 2:
+      assert 'error: the processes of this run can no longer work' in err
+      assert err.strip().endswith('they go on from the last checkpoint.')
   assert 0 < steps_done(tmp_path) < 1000
   finish_two(*flags, f'--workdir={tmp_path}')
   test_main.check_same(tmp_path, workdir)

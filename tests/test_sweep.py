@@ -363,7 +363,7 @@ def test_search_finds_points(celeba_dir, tmp_path):
     (['--beta=1', '--metrics=bound'], '--metrics: there is no bound'),
     (['--beta=1', '--num_points=2', '--objectives=x'], 'there is no x'),
     (['--beta=1', '--num_points=2', '--retry_failed'], 'goes with a grid'),
-    (['--grid=config.model.hidden_channels=8,16'], 'a tuple of whole numbers'),
+    (['--grid=config.model.hidden_channels=8,16'], 'a tuple, each entry'),
     (['--beta=1', '--storage=postgresql://u:p@127.0.0.1:1/x'], 'be reached'),
     ([], 'there is nothing to vary'),
     (['--latent_dim=2,1000000000'], 'model.latent_dim=1000000000'),

@@ -8,7 +8,7 @@ import optuna
 import pytest
 import sqlalchemy
 
-from runs import stop_signals
+from runs import processes
 from sweeps import points
 from sweeps import study as studies
 from sweeps.results import Result
@@ -379,7 +379,7 @@ def test_database_that_was_away_is_waited_for(database):
 @pytest.mark.parametrize(
   ('number', 'raised'),
   [
-    (signal.SIGTERM, stop_signals.TerminatedError),
+    (signal.SIGTERM, processes.TerminatedError),
     (signal.SIGINT, KeyboardInterrupt),
   ],
 )
@@ -391,7 +391,7 @@ def test_signal_ends_the_wait_for_a_database(tmp_path, number, raised):
     signal.raise_signal(number)
     raise sqlalchemy.exc.OperationalError('', {}, Exception('gone'))
 
-  with stop_signals.StopSignals() as stop:
+  with processes.StopSignals() as stop:
     stop()  # From here on a signal is only noted.
     study = open_study(f'sqlite:///{tmp_path}/db', 'x', sleep=stop.sleep)
     with pytest.raises(raised):

@@ -34,7 +34,7 @@ GRID = points.grid({'objective.beta': BETAS})
 
 @pytest.fixture
 def stop():
-  with stop_signals.StopSignals() as stop:
+  with processes.StopSignals() as stop:
     yield stop
 
 
