@@ -252,16 +252,3 @@ def test_as_a_user_has_it(trained_run, tmp_path):
   assert out == f'  {tmp_path}/grid.png\n  {tmp_path}/0000.png\n'
   code, _, err = run('paint', f'--workdir={trained_run}', script='generate.py')
   assert code == 2 and 'the command is paint; it must be' in err
-
-
-def test_manifold_of_more_dimensions_is_refused(make, tmp_path, small_config):
-  import input_pipeline
-  from runs import progress
-  import train
-
-  small_config.train.num_epochs = 1
-  data = input_pipeline.load(small_config)
-  workdir = tmp_path / 'run'
-  train.train_and_evaluate(small_config, workdir, data, progress.NullWriter())
-  with pytest.raises(UserError, match='needs a model with 2 latent dimensions'):
-    make('manifold', workdir=workdir)

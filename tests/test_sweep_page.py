@@ -14,6 +14,7 @@ from matplotlib.text import Text
 import numpy as np
 from PIL import Image
 import pytest
+from tests.test_html_page import Outline
 
 from evaluation import plots
 from sweeps import charts
@@ -25,7 +26,6 @@ from sweeps import variation
 from sweeps.gallery import Gallery
 from sweeps.results import Result
 from tests.browser import open_page
-from tests.test_html_page import Outline
 from tests.test_plots import ACCENT
 from tests.test_plots import FAINT
 

@@ -12,7 +12,7 @@ import pytest
 
 from evaluation import measure
 from evaluation.measure import Metric
-from runs import stop_signals
+from runs import processes
 from runs import workdir_lock
 from sweeps import disk
 from sweeps import points
