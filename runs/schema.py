@@ -204,7 +204,7 @@ def _known(config: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
     try:
       fields = package.fields(package.find(name))
     except UserError as error:
-      raise UserError(f'config.{group}.name is {name!r}: {error}') from error
+      raise UserError(f'config.{group}.name: {error}') from error
     known[f'{group}.name'] = (str, name)
     for key, field in fields.items():
       known[f'{group}.{key}'] = (field.annotation, field.default)
