@@ -216,9 +216,9 @@ def _known(config: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
   for group, package in _CLASSES.items():
     name = config[group].name
     try:
-      fields = package.fields(package.find(name))
+      fields = package.fields(package.find(str(name)))
     except UserError as error:
-      raise UserError(f'config.{group}.name is {name!r}: {error}') from error
+      raise UserError(f'config.{group}.name: {error}') from error
     known[f'{group}.name'] = (str, name)
     for key, field in fields.items():
       known[f'{group}.{key}'] = (field.annotation, field.default)
@@ -252,6 +252,8 @@ def _fits(value: object, kind: Any) -> bool:
     return kind is bool
   if kind is float:
     return isinstance(value, (int, float)) and abs(value) < math.inf
+  if kind is int:
+    return isinstance(value, int) and abs(value) < 2**32
   return not isinstance(kind, type) or isinstance(value, kind)
 
 
@@ -263,6 +265,6 @@ def _words(kind: Any) -> str:
     return f'a tuple, each entry {_words(parts[0])}'
   if parts:
     return ' or '.join(map(_words, parts))
-  names = {bool: 'True or False', int: 'a whole number', str: 'a string'}
-  names[float] = 'a finite number'
+  names = {bool: 'True or False', int: 'a whole number below 2**32'}
+  names |= {float: 'a finite number', str: 'a string'}
   return names.get(kind, getattr(kind, '__name__', str(kind)))
