@@ -27,8 +27,8 @@ from vae import numerics
 from vae import optimizers
 from vae import splits
 from vae import training
-from vae.checkpoint_writer import CheckpointWriter
 from vae.checkpoints import Checkpoints
+from vae.checkpoints import CheckpointWriter
 from vae.errors import UserError
 from vae.population import Population
 from vae.single import SingleRun
@@ -138,7 +138,7 @@ def _train(
     where = f'{runs[0].workdir.parent} ({len(runs)} runs together)'
 
   saved = [Checkpoints(run.workdir) for run in runs]
-  untold = trainer.restore(saved)
+  trainer.restore(saved)
   step = trainer.step
   # As where the run was stopped at an epoch's end.
   validate_first = schedule.validates(step) and not trainer.is_validated
@@ -183,7 +183,6 @@ def _train(
       optimizers.learning_rates(run.config, config.train.num_epochs)
       for run in runs
     ],
-    untold=untold,
   )
   with contextlib.ExitStack() as stack:
     writers = []

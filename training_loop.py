@@ -21,7 +21,7 @@ from runs import progress
 from vae import checkpoints
 from vae import splits
 from vae import training
-from vae.checkpoint_writer import CheckpointWriter
+from vae.checkpoints import CheckpointWriter
 from vae.errors import UserError
 from vae.trainer import Trainer
 
@@ -193,6 +193,8 @@ class Loop:
         return
       minutes = (time.monotonic() - self._last_save) / 60
       is_due = minutes >= config.checkpoint.every_minutes
+      # Where no metrics are left over, which a kill would lose.
+      is_due = is_due and self._report.is_told(step)
       if is_due and not schedule.validates(step):
         self._snapshot()
 
@@ -337,9 +339,7 @@ class Loop:
         metrics = {}
         if means is not None:
           metrics = {checkpoints.METRIC: means['loss'][run]}
-        self._unproved[run].append(
-          (done.step, state, metrics, self._report.untold(run))
-        )
+        self._unproved[run].append((done.step, state, metrics))
         if checkpoints.loss(metrics) < math.inf:
           self._save(run)
 

@@ -13,7 +13,6 @@ import ml_collections
 
 from configs import default
 from runs import schema
-from vae import atomic_files
 from vae import checkpoints
 from vae import numerics
 from vae import paths
@@ -38,7 +37,7 @@ def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     UserError: if the workdir holds checkpoints of a config that contradicts
       this one, or that were trained with another precision of products.
   """
-  if not checkpoints.exist(workdir):
+  if not checkpoints.Checkpoints(workdir).all_steps():
     return
   given, found = (
     schema.flatten(schema.resolved(c)) for c in (config, load_config(workdir))
@@ -99,7 +98,7 @@ def claim(
   with _writing_errors(workdir, '--workdir'):
     workdir.mkdir(parents=True, exist_ok=True)
     found = {}
-    if checkpoints.exist(workdir):
+    if checkpoints.Checkpoints(workdir).all_steps():
       found = _read_data(workdir)
       _check_same_data(data, found, workdir)
       _update_config(config, workdir)
@@ -234,7 +233,7 @@ def _writing_errors(folder: epath.Path, flag: str):
 def write_json(path: epath.Path, content: object) -> None:
   """Writes a file of JSON."""
   text = json.dumps(content, indent=2) + '\n'
-  atomic_files.replace(path, text.encode())
+  paths.replace(path, text.encode())
 
 
 def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:

@@ -15,7 +15,6 @@ other.
 
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
 import functools
@@ -154,9 +153,7 @@ class Population(Trainer):
     )
     return randomness.wrap(devices.shard(keys))
 
-  def restore(
-    self, saved: Sequence[Checkpoints]
-  ) -> list[Mapping[str, list[float]]]:
+  def restore(self, saved: Sequence[Checkpoints]) -> None:
     """Goes on from the last checkpoints, which must be of the same step.
 
     Raises:
@@ -174,10 +171,9 @@ class Population(Trainer):
       )
     (self.step,) = steps
     if not self.step:
-      return [{} for _ in restored]
+      return
     self._place([r.state for r in restored])
     self.is_validated = all(r.metrics for r in restored)
-    return [r.untold for r in restored]
 
   def train_chunks(
     self, epoch: int, first_step: int, max_steps: int

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
 
 import jax
@@ -15,8 +14,8 @@ from vae import optimizers
 from vae import randomness
 from vae import splits
 from vae import training
+from vae.checkpoint_files import Restored
 from vae.checkpoints import Checkpoints
-from vae.checkpoints import Restored
 from vae.trainer import Trainer
 
 
@@ -57,9 +56,7 @@ class SingleRun(Trainer):
     self._state = training.create_state(self._model, optimizer, config.seed)
     self.num_parameters = training.num_parameters(self._state)
 
-  def restore(
-    self, saved: Sequence[Checkpoints]
-  ) -> list[Mapping[str, list[float]]]:
+  def restore(self, saved: Sequence[Checkpoints]) -> None:
     """Goes on from the last checkpoint, if there is one.
 
     The first process reads it, and hands it on to the others, whose disks may
@@ -70,13 +67,12 @@ class SingleRun(Trainer):
     if self._topology.process_index == 0:
       restored = saved.restore_last(self._state)
     if restored is None:
-      restored = Restored(self._state, {}, {})
+      restored = Restored(self._state, {})
     state, is_validated = devices.as_first_process(
       (jax.device_get(restored.state), np.array(bool(restored.metrics)))
     )
     self._state = devices.replicate(state)
     self.step, self.is_validated = int(state.step), bool(is_validated)
-    return [restored.untold]
 
   def train_chunks(
     self, epoch: int, first_step: int, max_steps: int

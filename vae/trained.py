@@ -79,7 +79,7 @@ def restore(
   # The optimiser's state is part of a checkpoint; its schedule is not.
   optimizer = optimizers.Optimizer()
   state = training.abstract_state(model, optimizer)
-  saved = checkpoints.open_to_read(workdir)
+  saved = checkpoints.Checkpoints(workdir)
   state = saved.restore(state, saved.find(checkpoint))
   return TrainedVAE(config, model, state.variables, int(state.step))
 

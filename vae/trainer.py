@@ -3,7 +3,6 @@
 import abc
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
 
 import jax
@@ -50,14 +49,8 @@ class Trainer(abc.ABC):
     self.step, self.is_validated = 0, False
 
   @abc.abstractmethod
-  def restore(
-    self, saved: Sequence[Checkpoints]
-  ) -> list[Mapping[str, list[float]]]:
-    """Goes on from the last checkpoint of each run, if there are any.
-
-    Returns:
-      Of each run, the metrics that are still to be told (`Restored.untold`).
-    """
+  def restore(self, saved: Sequence[Checkpoints]) -> None:
+    """Goes on from the last checkpoint of each run, if there are any."""
 
   @abc.abstractmethod
   def train_chunks(
