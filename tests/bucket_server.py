@@ -74,9 +74,7 @@ class LogEntry:
 
 
 class _Error(Exception):
-  def __init__(self, status: int, message: str):
-    super().__init__(message)
-    self.status = status
+  """The status and the message of an answer."""
 
 
 class _NoAnswer(Exception):
@@ -94,7 +92,7 @@ class Server:
   def __init__(self):
     self.objects: dict[str, tuple[dict[str, str], bytes]] = {}
     self.log: list[LogEntry] = []
-    self._uploads, self._written, self._closed = {}, {}, False
+    self._uploads, self._written = {}, {}
     self._lock, self._random = threading.RLock(), random.Random(0)
     self.set_faults()
     self._folder = tempfile.TemporaryDirectory()
@@ -115,7 +113,7 @@ class Server:
     threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
   def close(self):
-    self._closed = True
+    self.set_faults()
     self._http.shutdown()
     self._http.server_close()
     self._folder.cleanup()
@@ -166,6 +164,8 @@ class Server:
   def _answer(self, method, url, headers, body, is_available=True):
     parts = urllib.parse.urlsplit(url)
     query = dict(urllib.parse.parse_qsl(parts.query))
+    if '/b/' not in parts.path:
+      query['alt'] = 'media'  # The XML API.
     entry = LogEntry(headers.get('User-Agent', ''))
     self.log.append(entry)
     try:
@@ -178,12 +178,9 @@ class Server:
       with self._lock:
         handle = getattr(self, '_' + entry.method.replace('.', '_'))
         answer = handle(entry, query, headers, body)
-      is_media = 'media' in query.get('alt', '') or '/b/' not in parts.path
-      if entry.method == 'objects.get' and is_media:
-        answer = self._media(headers, *self.objects[name])
     except _Error as error:
-      content = {'error': {'code': error.status, 'message': str(error)}}
-      answer = _json(content, error.status)
+      status, message = error.args
+      answer = _json({'error': {'code': status, 'message': message}}, status)
     entry.status = answer[0]
     return answer
 
@@ -202,7 +199,7 @@ class Server:
       return next((a for p, a in found if re.search(p, where)), None)
 
     fault = answer() if is_available else 503
-    while answer() == 'hang' and not self._closed:
+    while answer() == 'hang':
       time.sleep(0.02)
     if fault in ('hang', 'close'):
       raise _NoAnswer
@@ -229,36 +226,30 @@ class Server:
       raise _Error(429, f'The object {name} exceeded the rate limit.')
     self._written[name] = now
 
-  def _buckets_get(self, entry, query, headers, body):
-    return _json({'kind': 'storage#bucket', 'name': BUCKET})
-
   def _objects_list(self, entry, query, headers, body):
-    prefix, delimiter = query.get('prefix', ''), query.get('delimiter')
-    limit = int(query.get('maxResults', 1000))
-    items, prefixes = [], []
+    prefix, delimiter = query.get('prefix', ''), query.get('delimiter', '\0')
+    found = {}
     for name in sorted(self.objects):
-      head, found, _ = name[len(prefix) :].partition(delimiter or '\0')
-      place = prefix + head + found
-      is_listed = place <= query.get('pageToken', '') or place in prefixes[-1:]
-      if not name.startswith(prefix) or is_listed:
-        continue
-      if len(items) + len(prefixes) >= limit:
-        token = max([*prefixes[-1:], *(item['name'] for item in items[-1:])])
-        break
-      if found:
-        prefixes.append(place)
-      else:
-        items.append(self.objects[name][0])
-    else:
-      token = None
-    found = {'items': items, 'prefixes': prefixes, 'nextPageToken': token}
-    found = {key: value for key, value in found.items() if value}
-    return _json({'kind': 'storage#objects'} | found)
+      if name.startswith(prefix):
+        head, is_folder, _ = name[len(prefix) :].partition(delimiter)
+        metadata = None if is_folder else self.objects[name][0]
+        found[prefix + head + is_folder] = metadata
+    names = [name for name in found if name > query.get('pageToken', '')]
+    page = names[: int(query.get('maxResults', 1000))]
+    listing = {
+      'kind': 'storage#objects',
+      'items': [found[name] for name in page if found[name]],
+      'prefixes': [name for name in page if not found[name]],
+    }
+    if len(page) < len(names):
+      listing['nextPageToken'] = page[-1]
+    return _json(listing)
 
   def _objects_get(self, entry, query, headers, body):
-    return _json(self._find(entry.object, query))
-
-  def _media(self, headers, metadata, data):
+    metadata = self._find(entry.object, query)
+    data = self.objects[entry.object][1]
+    if query.get('alt') != 'media':
+      return _json(metadata)
     match = re.fullmatch(r'bytes=(\d+)-(\d*)', headers.get('Range', ''))
     if not match:
       return 200, {}, data
@@ -266,7 +257,7 @@ class Server:
     part = data[begin : int(match[2]) + 1 if match[2] else None]
     if not part:
       raise _Error(416, 'Requested range not satisfiable')
-    place = f'bytes {begin}-{begin + len(part) - 1}/{metadata["size"]}'
+    place = f'bytes {begin}-{begin + len(part) - 1}/{len(data)}'
     return 206, {'Content-Range': place}, part
 
   def _upload_name(self, query, headers, body) -> str:

@@ -1,6 +1,4 @@
-import asyncio
 import errno
-import gc
 import math
 import os
 import pathlib
@@ -355,23 +353,3 @@ def test_checkpoint_that_cannot_be_read_back_does_not_count(
   assert saved.all_steps() == [3, 4] and saved.best_step() == 4
   assert_same(saved.restore_last(state_at(0)).state, state_at(4))
   assert len(lines) == 2
-
-
-def test_tracebacks_of_tasks_of_orbax_are_not_logged(tmp_path, caplog):
-  """asyncio would log those of a full disk at any later time."""
-  CheckpointWriter(tmp_path)
-  loop = asyncio.new_event_loop()
-
-  def forget(filename):
-    program = compile('async def write(): raise OSError', filename, 'exec')
-    exec(program, namespace := {})
-    task = loop.create_task(namespace['write']())
-    loop.run_until_complete(asyncio.wait([task]))
-    del task
-    gc.collect()
-
-  forget('/site-packages/orbax/checkpoint/handler.py')
-  assert 'never retrieved' not in caplog.text
-  forget('/home/user/my_own.py')
-  loop.close()
-  assert 'never retrieved' in caplog.text

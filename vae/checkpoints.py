@@ -107,12 +107,13 @@ class Checkpoints:
         f'{self.directory} holds no complete checkpoint; a run writes its '
         'first when it is validated.'
       )
-    # A run that has not been validated yet has no best.
-    names = {'best': self.best_step() or steps[-1], 'last': steps[-1]}
-    names |= {str(step): step for step in steps}
+    if checkpoint == 'best':
+      # A run that has not been validated yet has no best.
+      return self.best_step() or steps[-1]
+    names = {'last': steps[-1]} | {str(step): step for step in steps}
     if str(checkpoint) not in names:
       raise UserError(
-        f'{self.directory} has no checkpoint {checkpoint}; there are '
+        f'{self.directory} has no checkpoint {checkpoint}; there are best, '
         f'{", ".join(names)}.'
       )
     return names[str(checkpoint)]
@@ -164,7 +165,7 @@ class Checkpoints:
     if damaged and restored is None:
       step = max(damaged)
       raise UserError(
-        f'no checkpoint in {self.directory} can be restored; step {step}: '
+        f'no checkpoint in {self.directory} can be restored; of step {step}, '
         f'{damaged[step]} Name another --workdir, or delete {self._workdir} to '
         'train from the start.'
       )
