@@ -22,7 +22,7 @@ from runs import command_line
 from runs import run_flags
 from vae import splits
 from vae.errors import UserError
-from vae.trained import TrainedVAE
+from vae.loading import TrainedVAE
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(command_line)
@@ -164,7 +164,7 @@ def _facts(trained: TrainedVAE, split: splits.Split) -> dict[str, object]:
     'seed': run_flags.SEED.value,
     'importance_samples': _IMPORTANCE_SAMPLES.value,
     'beta': trained.config.objective.beta,
-    'latent_dim': trained.config.model.latent_dim,
+    'latent_dim': int(np.prod(trained.latent_shape)),
     'likelihood': trained.config.model.likelihood,
     'jax': jax.__version__,
     'device': jax.devices()[0].device_kind,

@@ -30,7 +30,7 @@ from vae import splits
 from vae import walks
 from vae.errors import shown
 from vae.errors import UserError
-from vae.trained import TrainedVAE
+from vae.loading import TrainedVAE
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(command_line)
@@ -178,7 +178,7 @@ def interpolate(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   images = _images(trained, 2 * _NUM_PAIRS)
   if len(images) < 2:
     raise UserError('interpolate needs two images; name them with --images.')
-  mean, _ = trained.encode(images)
+  mean = trained.encode(images).mean
   starts = range(0, len(mean) - 1, 1 if _IMAGES.value else 2)
   rows = [
     walks.interpolate(mean[i], mean[i + 1], _STEPS.value, path)
@@ -195,7 +195,7 @@ def traverse(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   if len(_IMAGES.value) > 1:
     raise UserError('traverse walks from one image; --images names several.')
   if _IMAGES.value:
-    center = trained.encode(_images(trained, 1))[0][0]
+    center = trained.encode(_images(trained, 1)).mean[0]
   mean, logvar = _encode_split(trained, run_flags.SPLIT.value)
   if trained.config.objective.sample_posterior:
     carried, unit = posterior.kl(mean, logvar).mean(axis=0), 'nats'

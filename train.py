@@ -1,60 +1,67 @@
-"""Training a config, or several: where a run stands, and how it ends.
+"""Training: restore, train, validate, save.
 
-The loop itself is `training_loop`. Data and metric writers come from outside;
-neither TensorFlow nor clu is imported.
+The host runs ahead of the devices. A dispatch is several steps; while the
+devices make them the host sends the next, and reads the metrics of an earlier
+one. A checkpoint between validations is saved once the loss and the gradient of
+the step after it are finite, as only they prove that its state is good.
 """
 
+import collections
 from collections.abc import Callable
 from collections.abc import Sequence
 import contextlib
 import dataclasses
 import hashlib
 import json
+import math
+import time
 
 from etils import epath
 import jax
 import ml_collections
 import numpy as np
 
-from runs import progress
+from runs import progress as progress_lib
 from runs import schema
 from runs import workdirs
-from training_loop import GRID
-from training_loop import Loop
-from training_loop import Schedule
+from runs.divergence import Divergence
+from runs.divergence import is_finite
+from runs.progress import Schedule
+from vae import checkpoints
 from vae import devices
 from vae import numerics
 from vae import optimizers
 from vae import splits
-from vae import training
+from vae import steps
 from vae.checkpoints import Checkpoints
 from vae.checkpoints import CheckpointWriter
 from vae.errors import UserError
 from vae.population import Population
-from vae.single import SingleRun
 from vae.trainer import Trainer
 
-# For so long a run that is finished waits for a disk that takes its last state.
-_PATIENCE_SECONDS = 600.0
+# Images along a side of the grids of samples and reconstructions.
+GRID = 12
 
-# Numbers that a TPU computes side by side: where channels are few XLA lays the
-# images of a batch along them, and fills up what the batch lacks.
-_TPU_LANES = 128
+# Dispatches that the devices have before them while an earlier one is read.
+_AHEAD = 2
+
+# Seconds for which a finished run waits for a full disk.
+_PATIENCE_SECONDS = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run that is to be trained.
+  """A run to be trained.
 
   Attributes:
     config: complete and valid (`schema.validate`).
-    workdir: where checkpoints and pictures go.
-    writer: takes the metrics.
+    workdir: of its checkpoints and pictures.
+    writer: of its metrics.
   """
 
   config: ml_collections.ConfigDict
   workdir: epath.Path
-  writer: progress.Writer
+  writer: progress_lib.Writer
 
 
 def _never() -> bool:
@@ -62,30 +69,30 @@ def _never() -> bool:
 
 
 def train_and_evaluate(
-  config,
+  config: ml_collections.ConfigDict,
   workdir: epath.PathLike,
   data: splits.DataSet,
-  writer: progress.Writer,
+  writer: progress_lib.Writer,
   stop: Callable[[], bool] = _never,
-) -> training.TrainState:
-  """Trains the model of `config`, going on from the workdir's last checkpoint.
+) -> steps.TrainState:
+  """Trains the model of a config, from the workdir's last checkpoint on.
 
   Args:
     config: complete and valid (`schema.validate`).
-    workdir: where checkpoints and pictures go.
+    workdir: of checkpoints and pictures.
     data: its train and validation splits are used.
-    writer: takes the metrics.
-    stop: asked after each dispatch; True ends training, with a checkpoint.
+    writer: of the metrics.
+    stop: called after each dispatch; True ends training, with a checkpoint.
 
   Returns:
     The state after the last step, or the one at which it was stopped.
 
   Raises:
-    UserError: if a loss or gradient is not finite, or a mistake shows.
+    UserError: if a loss or gradient is not finite, or the run cannot start.
   """
   run = Run(config, epath.Path(workdir), writer)
-  with numerics.fixed(config.model.dtype):
-    trainer = SingleRun(config, data)
+  with numerics.fixed(config.model.get('dtype', 'float32')):
+    trainer = Trainer(config, data)
     (error,) = _train(trainer, [run], data, stop)
     if error is not None:
       raise error
@@ -96,26 +103,27 @@ def train_and_evaluate(
 def train_population(
   runs: Sequence[Run],
   data: splits.DataSet,
-  latent_dim: int,
+  latent_dim: int | None = None,
   stop: Callable[[], bool] = _never,
 ) -> list[UserError | None]:
-  """Trains several runs in one program; each as `train_and_evaluate` would.
+  """Trains several runs in one program, each as `train_and_evaluate` would.
 
   But they draw no pictures.
 
   Args:
-    runs: whose last checkpoints are of the same step, and whose configs are
-      the same but for `population.FREE_KEYS`.
-    data: as of `train_and_evaluate`.
-    latent_dim: that all are padded to.
-    stop: as of `train_and_evaluate`.
+    runs: at most one for each local device; their last checkpoints are of the
+      same step, and their configs the same but for `population.FREE_KEYS`.
+    data: as for `train_and_evaluate`.
+    latent_dim: to pad to, by default the largest of the runs.
+    stop: as for `train_and_evaluate`.
 
   Returns:
-    What ended each run before the others, if anything did.
+    The error of each run that ended before the others, else None.
   """
-  with numerics.fixed(runs[0].config.model.dtype):
-    population = Population([run.config for run in runs], data, latent_dim)
-    return _train(population, runs, data, stop)
+  configs = [run.config for run in runs]
+  with numerics.fixed(configs[0].model.get('dtype', 'float32')):
+    trainer = Population(configs, data, latent_dim)
+    return _train(trainer, runs, data, stop)
 
 
 def _train(
@@ -124,30 +132,253 @@ def _train(
   data: splits.DataSet,
   stop: Callable[[], bool],
 ) -> list[UserError | None]:
-  """Restores the runs, says where they stand, and trains them to their end."""
-  # What is told and saved, and when, is the same for all.
+  """Restores the runs, and trains them to their end."""
+  # Restore.
   config = runs[0].config
-  topology = devices.current()
+  saved = [Checkpoints(run.workdir) for run in runs]
+  trainer.restore(saved)
   schedule = Schedule(
     data.train.num_examples // config.train.batch_size,
     config.train.num_epochs,
     config.eval.every_epochs,
+    config.train.log_every_steps,
   )
+  # A run can have been stopped between an epoch's end and its validation.
+  validate_first = schedule.validates(trainer.step) and not trainer.is_validated
   where = str(runs[0].workdir)
   if len(runs) > 1:
     where = f'{runs[0].workdir.parent} ({len(runs)} runs together)'
-
-  saved = [Checkpoints(run.workdir) for run in runs]
-  trainer.restore(saved)
-  step = trainer.step
-  # As where the run was stopped at an epoch's end.
-  validate_first = schedule.validates(step) and not trainer.is_validated
-  if step >= schedule.total_steps and not validate_first:
-    progress.say(f'{where}: this run is finished, at step {step}.')
+  if trainer.step >= schedule.total_steps and not validate_first:
+    progress_lib.say(f'{where}: this run is finished, at step {trainer.step}.')
     return [None] * len(runs)
-  # Read now, so that a picture that cannot be is told before training.
-  pairs = min(GRID * GRID // 2, data.validation.num_examples)
-  originals = next(data.validation.batches(np.arange(pairs), pairs))
+  _claim_workdirs(runs, data, trainer.step, validate_first)
+  _announce(trainer, data, where)
+
+  # Train, validate, save.
+  progress = progress_lib.Progress(
+    [(run.writer, run.workdir) for run in runs],
+    schedule,
+    trainer.step,
+    config.train.batch_size,
+    [
+      optimizers.learning_rates(run.config, config.train.num_epochs)
+      for run in runs
+    ],
+  )
+  with contextlib.ExitStack() as stack:
+    writers = []
+    # All processes have the same state, and one of them writes it.
+    if jax.process_index() == 0:
+      writers = [
+        stack.enter_context(
+          CheckpointWriter(
+            run.workdir, run.config.checkpoint.keep_best, progress_lib.warn
+          )
+        )
+        for run in runs
+      ]
+    loop = _Loop(trainer, data, config, schedule, progress, writers, stop)
+    loop.run(validate_first)
+    patience = 0.0 if loop.is_stopped else _PATIENCE_SECONDS
+    for run, writer in enumerate(writers):
+      if loop.divergence.errors[run] is None:
+        writer.finish(patience, stop if jax.process_count() == 1 else _never)
+  if loop.divergence.running():
+    if loop.is_stopped:
+      progress_lib.say(f'Stopped at step {trainer.step:,}, which is saved.')
+    else:
+      progress.done(saved[0].best_step())
+  return loop.divergence.errors_with_advice(saved, config)
+
+
+class _Loop:
+  """The loop over dispatches.
+
+  Attributes:
+    divergence: the runs that ended before their time.
+    is_stopped: whether `stop` ended all.
+  """
+
+  def __init__(self, trainer, data, config, schedule, progress, writers, stop):
+    self._trainer, self._config, self._schedule = trainer, config, schedule
+    self._progress, self._writers, self._stop = progress, writers, stop
+    self.divergence = Divergence(trainer.num_runs)
+    self.is_stopped = False
+    # Read now, so that an unreadable image is reported before training.
+    pairs = min(GRID * GRID // 2, data.validation.num_examples)
+    self._originals = next(data.validation.batches(np.arange(pairs), pairs))
+    self._last_save, self._saved_step = time.monotonic(), trainer.step
+    # Dispatched and not yet read, oldest first.
+    self._in_flight: collections.deque[_Dispatch] = collections.deque()
+    self._is_settling = False
+    # For each run, checkpoints whose state is not yet proved to be good.
+    self._unproved: list[list[tuple]] = [[] for _ in range(trainer.num_runs)]
+
+  def run(self, validate_first: bool) -> None:
+    """Trains until the last step, or until stopped or no run is left.
+
+    Args:
+      validate_first: whether to validate the state as it was restored.
+    """
+    trainer, schedule = self._trainer, self._schedule
+    try:
+      if validate_first:
+        self._validate()
+      while self._goes_on() and trainer.step < schedule.total_steps:
+        self._train_epoch()
+        if self._goes_on() and schedule.validates(trainer.step):
+          self._validate()
+      if self.is_stopped:
+        self._save_last()
+      self._settle_all()
+      # No step comes after the last to show that its update was finite.
+      self.divergence.check_states(
+        trainer.states(trainer.snapshot()), trainer.step
+      )
+    except UserError:
+      # Such as an image that cannot be decoded. Saving needs no other process,
+      # which may wait for this one.
+      self._save_last()
+      raise
+    finally:
+      # After an error or Ctrl-C too: what was computed counts.
+      self._settle_all()
+      self._progress.stopped()
+      for run in self.divergence.running():
+        # If all steps after several were skipped, the last is enough.
+        last = self._unproved[run][-1:]
+        self._unproved[run] = [kept for kept in last if is_finite(kept[1])]
+        self._write(run)
+      # After the states, which matter more if a kill is to follow.
+      self._progress.finish_pictures()
+
+  def _goes_on(self) -> bool:
+    return not self.is_stopped and bool(self.divergence.running())
+
+  def _train_epoch(self) -> None:
+    """Dispatches the rest of the epoch, unless it is stopped."""
+    trainer, schedule = self._trainer, self._schedule
+    for chunk in trainer.train_chunks(
+      *divmod(trainer.step, schedule.steps_per_epoch)
+    ):
+      with self._progress.dispatching():
+        metrics = trainer.train(chunk)
+      step = trainer.step
+      self._in_flight.append(_Dispatch(step, metrics, chunk.num_batches))
+      if len(self._in_flight) > _AHEAD:
+        self._settle()
+      self.is_stopped = self._stop()
+      if not self._goes_on():
+        return
+      minutes = (time.monotonic() - self._last_save) / 60
+      is_due = minutes >= self._config.checkpoint.every_minutes
+      # Only if a row ends here, so that after a restart rows are the same.
+      if is_due and schedule.logs(step) and not schedule.validates(step):
+        self._snapshot()
+
+  def _validate(self) -> None:
+    """Dispatches a validation, and queues the state for saving."""
+    # The logged speed is that of training, so its end is waited for.
+    self._settle_all()
+    sums = []
+    for part in self._trainer.validate():
+      sums.append(part)
+      self.is_stopped = self._stop()
+      if self.is_stopped:
+        return
+    self._in_flight.append(_Dispatch(self._trainer.step, sums=sums))
+    self._snapshot()
+    if self._writers:
+      draw = self._trainer.draw(self._originals, GRID)
+      self._in_flight[-1].draw = draw
+
+  def _snapshot(self) -> None:
+    """Queues the state for saving, after what was dispatched before it."""
+    self._last_save = time.monotonic()
+    self._saved_step = self._trainer.step
+    if self._writers:
+      self._in_flight[-1].snapshot = self._trainer.snapshot()
+
+  def _save_last(self) -> None:
+    """Queues the state that the loop ends with."""
+    if self._trainer.step != self._saved_step:
+      self._in_flight.append(_Dispatch(self._trainer.step))
+      self._snapshot()
+
+  def _settle_all(self) -> None:
+    # Ctrl-C can come while one is settled; those after it do not count.
+    while self._in_flight and not self._is_settling:
+      self._settle()
+
+  def _settle(self) -> None:
+    """Waits for the oldest dispatch; logs its metrics, and saves its state."""
+    first = self._in_flight[0]
+    # Ctrl-C while it is waited for leaves it in flight.
+    jax.block_until_ready((first.metrics, first.sums))
+    done, self._is_settling = self._in_flight.popleft(), True
+    if done.metrics is not None:
+      self._settle_training(done)
+    means = None
+    if done.sums is not None:
+      means = self._trainer.means(done.sums)
+      self._progress.validation(done.step, means)
+    if done.snapshot is not None:
+      states = self._trainer.states(done.snapshot)
+      for run in self.divergence.running():
+        loss = math.inf if means is None else means['loss'][run]
+        scores = {} if means is None else {checkpoints.METRIC: loss}
+        self._unproved[run].append((done.step, states[run], scores))
+        if math.isfinite(loss):
+          self._write(run)
+    if done.draw is not None and self.divergence.running():
+      self._progress.pictures(done.step, done.draw)
+    self._is_settling = False
+
+  def _settle_training(self, done: '_Dispatch') -> None:
+    metrics = {
+      name: values[:, : done.num_steps]
+      for name, values in self._trainer.by_run(done.metrics).items()
+    }
+    before = self.divergence.running()
+    for run in self.divergence.check_steps(done.step - done.num_steps, metrics):
+      self._write(run)
+    for run in set(before) - set(self.divergence.running()):
+      self._unproved[run] = []
+      self._progress.drop(run)
+    self._progress.training(metrics)
+
+  def _write(self, run: int) -> None:
+    """Hands the queued checkpoints of a run to its writer."""
+    for kept in self._unproved[run]:
+      self._writers[run].save(*kept, first=self._progress.flush(run))
+    self._unproved[run] = []
+
+
+@dataclasses.dataclass
+class _Dispatch:
+  """Work of the devices whose results are still to be read.
+
+  Attributes:
+    step: number of updates after it.
+    metrics: of its training steps, [..., max_steps].
+    num_steps: how many of these there are.
+    sums: of the metrics over the validation split, by chunk.
+    draw: makes the pictures that go with a validation.
+    snapshot: of the state after it, if that is to be saved.
+  """
+
+  step: int
+  metrics: steps.Metrics | None = None
+  num_steps: int = 0
+  sums: list[steps.Metrics] | None = None
+  draw: Callable[[], dict[str, np.ndarray]] | None = None
+  snapshot: steps.TrainState | None = None
+
+
+def _claim_workdirs(
+  runs: Sequence[Run], data: splits.DataSet, step: int, validate_first: bool
+) -> None:
+  """Records each run's config and data in its workdir."""
   identity = data.identity()
   digest = hashlib.sha256(json.dumps(identity).encode()).digest()
   if not devices.all_have(np.frombuffer(digest, np.uint8)):
@@ -156,96 +387,22 @@ def _train(
       'give all the same data.'
     )
   for run in runs:
-    if topology.process_index == 0:
+    if jax.process_index() == 0:
       workdirs.claim(run.config, run.workdir, identity)
     run.writer.rewind(step, validated=not validate_first)
     if not step:
       run.writer.write_hparams(schema.flatten(run.config))
-  if step:
-    progress.say(f'{where}: this run goes on from step {step}.')
-  progress.say(
+
+
+def _announce(trainer: Trainer, data: splits.DataSet, where: str) -> None:
+  """Prints what is trained, on what, and into which folder."""
+  if trainer.step:
+    progress_lib.say(f'{where}: this run goes on from step {trainer.step}.')
+  progress_lib.say(
     f'Training {trainer.num_parameters:,} parameters on '
     f'{data.train.num_examples:,} images (validation: '
-    f'{data.validation.num_examples:,}), {topology.num_devices} × '
+    f'{data.validation.num_examples:,}), {jax.device_count()} × '
     f'{jax.devices()[0].device_kind}, into {where}.'
   )
-  note = _note_on_batch(config.train.batch_size, trainer.per_device_batch_size)
-  if note is not None:
-    progress.say(note)
-  report = progress.Report(
-    [(run.writer, run.workdir) for run in runs],
-    step=step,
-    total_steps=schedule.total_steps,
-    steps_per_epoch=schedule.steps_per_epoch,
-    batch_size=config.train.batch_size,
-    log_every_steps=config.train.log_every_steps,
-    learning_rates=[
-      optimizers.learning_rates(run.config, config.train.num_epochs)
-      for run in runs
-    ],
-  )
-  with contextlib.ExitStack() as stack:
-    writers = []
-    # All processes have the same state, and one of them writes it.
-    if topology.process_index == 0:
-      writers = [
-        stack.enter_context(
-          CheckpointWriter(
-            run.workdir, run.config.checkpoint.keep_best, progress.warn
-          )
-        )
-        for run in runs
-      ]
-    loop = Loop(
-      trainer, data, config, schedule, report, writers, stop, originals
-    )
-    loop.run(validate_first)
-    patience = 0.0 if loop.is_stopped else _PATIENCE_SECONDS
-    for writer, error in zip(writers, loop.errors, strict=False):
-      if error is None:
-        writer.finish(patience, stop if topology.process_count == 1 else _never)
-  if not all(loop.errors):
-    if loop.is_stopped:
-      progress.say(f'Stopped at step {trainer.step:,}, which is saved.')
-    else:
-      report.done(saved[0].best_step())
-  return [
-    error and UserError(f'{error} {_advice(one, since, config)}')
-    for error, one, since in zip(
-      loop.errors, saved, loop.bad_since, strict=True
-    )
-  ]
-
-
-def _note_on_batch(batch_size: int, per_device: int) -> str | None:
-  """What to say of a batch that leaves a part of a TPU idle."""
-  if jax.default_backend() != 'tpu' or per_device % _TPU_LANES == 0:
-    return None
-  full = -(-per_device // _TPU_LANES) * _TPU_LANES
-  return (
-    f'config.train.batch_size={batch_size} is {per_device} images on a chip, '
-    f'which computes {_TPU_LANES} side by side and so is '
-    f'{per_device / full:.0%} full; '
-    f'{full * (batch_size // per_device):,} would fill it.'
-  )
-
-
-def _advice(
-  saved: Checkpoints, bad_since: int, config: ml_collections.ConfigDict
-) -> str:
-  """What is left of a run that ended in what is not finite, and what to do."""
-  # That of the step before, if the run was stopped there, led to this.
-  good = [step for step in saved.all_steps() if step < bad_since - 1]
-  left = 'There is no good checkpoint yet.'
-  if good:
-    left = f'The last good checkpoint is {saved.directory / str(good[-1])}.'
-  for step in saved.all_steps()[len(good) :]:
-    left += f' Delete {saved.directory / str(step)}, which led to this.'
-  advice = (
-    f'{left} The same command would end there again: try a lower '
-    'config.optimizer.learning_rate, or a limit to the gradient, '
-    'config.optimizer.clip_norm'
-  )
-  if config.train.on_nonfinite != 'skip':
-    advice += ', or leave such steps out with config.train.on_nonfinite=skip'
-  return f'{advice}.'
+  if note := trainer.note_on_batch():
+    progress_lib.say(note)

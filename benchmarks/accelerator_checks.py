@@ -41,6 +41,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np
+from vae.single import SingleRun
 
 from benchmarks import end_to_end
 from benchmarks import results
@@ -50,7 +51,6 @@ import train
 from vae import numerics
 from vae import paths
 from vae import splits
-from vae.single import SingleRun
 
 # dtype and precision of products: largest relative difference of the loss at
 # the first step, and at any.

@@ -21,6 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np
+from vae.single import SingleRun
 
 from benchmarks import jax_vae
 from benchmarks import results
@@ -33,7 +34,6 @@ from vae import splits
 from vae import training
 from vae.checkpoints import Checkpoints
 from vae.checkpoints import CheckpointWriter
-from vae.single import SingleRun
 
 _CONFIGS = {'faces': faces, 'celeba': celeba}
 

@@ -16,6 +16,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
+from vae.single import SingleRun
 
 from benchmarks import jax_vae
 from benchmarks import results
@@ -23,7 +24,6 @@ from benchmarks import rounds
 from configs import celeba
 from vae import splits
 from vae.population import Population
-from vae.single import SingleRun
 
 
 def main() -> None:

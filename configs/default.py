@@ -41,6 +41,9 @@ def get_config() -> ml_collections.ConfigDict:
   data.skip_corrupt = False
 
   config.model = model = ml_collections.ConfigDict()
+  # conv | mlp | residual | fsq, of vae/models/, or a module of your own; it
+  # says which other settings there are, and these are conv's.
+  model.name = 'conv'
   model.latent_dim = 128
   # Output channels of the encoder's stride-2 convolutions.
   model.hidden_channels = (32, 64, 128, 256, 512)
@@ -60,6 +63,8 @@ def get_config() -> ml_collections.ConfigDict:
   model.convolution = 'auto'
 
   config.objective = objective = ml_collections.ConfigDict()
+  # elbo | free_bits, of vae/objectives/, or a module of your own, likewise.
+  objective.name = 'elbo'
   # Weight of the KL, with the likelihood in nats per image.
   objective.beta = 1.0
   # Samples of z per image.
@@ -68,6 +73,8 @@ def get_config() -> ml_collections.ConfigDict:
   objective.sample_posterior = True
   # Standard deviation of Gaussian noise on the encoder's input.
   objective.input_noise = 0.0
+  # Epochs over which the weight of the KL rises linearly from 0 to beta.
+  objective.kl_warmup_epochs = 0.0
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
   # Adam's.

@@ -14,7 +14,7 @@ from runs.progress import track
 from vae import devices
 from vae import figures
 from vae import splits
-from vae.trained import TrainedVAE
+from vae.loading import TrainedVAE
 
 # Images that go through the Inception network at a time, on each device, if
 # there are as many: what a batch lacks is computed for nothing.
@@ -58,7 +58,7 @@ def add(
   real = features('images', split)
   print('decoding samples and reconstructions …', flush=True)
   z = np.random.default_rng(seed).standard_normal(
-    (split.num_examples, trained.model.latent_dim)
+    (split.num_examples, *trained.latent_shape)
   )
   # As uint8, batch by batch: the floats of a large split fill the memory.
   samples = np.concatenate(

@@ -11,7 +11,7 @@ from runs.progress import track
 from vae import devices
 from vae import randomness
 from vae import splits
-from vae.trained import TrainedVAE
+from vae.loading import TrainedVAE
 
 _NATS, _BITS = 'nats per image', 'bits per dimension'
 _OPTIMAL = 'the optimal σ, which is fitted to the same images'
@@ -64,9 +64,9 @@ def add_elbo(
   sigma = bounds.optimal_sigma(dequantised.mean() / dimensions)
 
   if gaussian:
-    model_sigma = float(
-      trained.model.apply(trained.variables, method='current_sigma')
-    )
+    z = np.zeros((1, *trained.latent_shape), np.float32)
+    likelihood = trained.model.apply(trained.variables, z, method='decode')
+    model_sigma = float(likelihood.sigma)
     results.number('sigma', model_sigma, 'of [0, 1]', "the likelihood's σ")
   results.number(
     'optimal_sigma',

@@ -19,7 +19,7 @@ from vae import devices
 from vae import numerics
 from vae import randomness
 from vae import splits
-from vae.trained import TrainedVAE
+from vae.loading import TrainedVAE
 
 # What can be asked for.
 GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
@@ -176,7 +176,8 @@ def _encode(trained, split, positions, settings):
   parts = []
   with track('encoding images to fit to', len(positions)) as tell:
     for batch in split.batches(positions, settings.batch_size):
-      parts.append(trained.encode(batch))
+      posterior = trained.encode(batch)
+      parts.append((posterior.mean, posterior.logvar))
       tell(sum(len(mean) for mean, _ in parts))
   return tuple(map(np.concatenate, zip(*parts, strict=True)))
 

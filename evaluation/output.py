@@ -17,7 +17,7 @@ from evaluation.measurements import Measurements
 from vae import figures
 from vae import paths
 from vae import walks
-from vae.trained import TrainedVAE
+from vae.loading import TrainedVAE
 
 METRICS = 'metrics.json'
 PAGE = 'report.html'

@@ -18,12 +18,10 @@ import numpy as np
 from evaluation import bounds
 from evaluation import image_quality
 from vae import devices
-from vae import likelihoods
-from vae import objective as objectives
+from vae import distributions
 from vae import randomness
 from vae import splits
-from vae import training
-from vae.model import VAE
+from vae import steps
 
 # Draws of z per image for the expectations under the posterior. The error of
 # their mean over a split is far below that of the choice of images.
@@ -39,7 +37,7 @@ Values = dict[str, jax.Array]
 
 @functools.lru_cache(maxsize=8)
 def make_measure_step(
-  model: VAE, sample_posterior: bool, num_draws: int = NUM_DRAWS
+  model: nn.Module, sample_posterior: bool, num_draws: int = NUM_DRAWS
 ) -> Callable[..., Values]:
   """Compiles what is measured of a batch in one pass.
 
@@ -64,26 +62,26 @@ def make_measure_step(
   """
 
   def measure(vae, images, keys):
-    x = training.to_unit_range(images, training.float_dtype(vae))
+    x = steps.to_unit_range(images, steps.float_dtype(vae))
     y = bounds.dequantise(images, _uniform(keys, images.shape[1:]))
-    mean, logvar = vae.encode(x)
+    posterior = vae.encode(x)
+    mean, logvar = posterior.mean, posterior.logvar
 
     def draw(i):
       z = mean
       if sample_posterior:
-        epsilon = _normal(keys, i, vae.latent_dim)
-        z = objectives.reparameterize(mean, logvar, epsilon)
-      outputs = vae.decode_outputs(z)
-      decoded = likelihoods.mean(vae.likelihood, outputs)
+        (z,) = posterior.sample(randomness.fold_in(keys, i + 1))
+      likelihood = vae.decode(z)
+      decoded = likelihood.mean
       return {
-        'distortion': -vae.log_prob(x, outputs),
+        'distortion': -likelihood.log_prob(x),
         'squared_error': _squared_error(x, decoded),
         'dequantised_squared_error': _squared_error(y, decoded),
       }
 
     draws = lax.map(draw, jnp.arange(num_draws if sample_posterior else 1))
     values = jax.tree.map(lambda a: a.mean(axis=0), draws)
-    reconstruction = jnp.clip(vae.decode(mean), 0, 1)
+    reconstruction = jnp.clip(vae.decode(mean).mean, 0, 1)
     values |= {
       'mean': mean,
       'logvar': logvar,
@@ -102,7 +100,7 @@ def make_measure_step(
 
 
 @functools.lru_cache(maxsize=8)
-def make_bound_step(model: VAE) -> Callable[..., Values]:
+def make_bound_step(model: nn.Module) -> Callable[..., Values]:
   """Compiles the importance-weighted bounds of a batch.
 
   Memory does not grow with the number of samples: they are drawn, decoded and
@@ -124,27 +122,22 @@ def make_bound_step(model: VAE) -> Callable[..., Values]:
   def bound(vae, images, keys, num_samples, sigma):
     batch = len(images)
     chunk = max(1, _DECODED_AT_ONCE // batch)
-    dtype = training.float_dtype(vae)
-    x = training.to_unit_range(images, dtype)
+    dtype = steps.float_dtype(vae)
+    x = steps.to_unit_range(images, dtype)
     y = bounds.dequantise(images, _uniform(keys, images.shape[1:]))
-    mean, logvar = vae.encode(x)
+    posterior, prior = vae.encode(x), vae.prior()
 
     def body(start, end, i, sums):
       ks = start + i * chunk + jnp.arange(chunk)
-      epsilon = jax.vmap(lambda k: _normal(keys, k, vae.latent_dim))(ks)
-      z = objectives.reparameterize(mean, logvar, epsilon)
-      outputs = vae.decode_outputs(z.reshape(chunk * batch, -1))
-      outputs = outputs.reshape(chunk, batch, *outputs.shape[1:])
-      decoded = likelihoods.mean(vae.likelihood, outputs)
+      z = jax.vmap(
+        lambda k: posterior.sample(randomness.fold_in(keys, k + 1))[0]
+      )(ks)
+      likelihood = vae.decode(z)
+      dequantised = distributions.Gaussian(likelihood.mean, sigma)
       log_likelihoods = jnp.stack(
-        [
-          vae.log_prob(x, outputs),
-          likelihoods.gaussian_log_prob(y, decoded, sigma),
-        ],
-        axis=1,
+        [likelihood.log_prob(x), dequantised.log_prob(y)], axis=1
       )
-      # log p(z) - log q(z|x); the constants cancel.
-      ratio = 0.5 * (jnp.square(epsilon) - jnp.square(z) + logvar).sum(axis=-1)
+      ratio = prior.log_prob(z) - posterior.log_prob(z)
       log_weights = log_likelihoods + ratio[:, None]
       return sums.add(log_weights, ks < end)
 
@@ -229,11 +222,6 @@ def _keys(key: jax.Array, start: jax.Array, per_device: int) -> jax.Array:
 def _uniform(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """The noise of each image's dequantisation, [batch, …]."""
   return randomness.uniform(randomness.fold_in(keys, 0), shape)
-
-
-def _normal(keys: jax.Array, draw: jax.Array, latent_dim: int) -> jax.Array:
-  """Each image's ε of a draw, counted from 0; [batch, latent_dim]."""
-  return randomness.normal(randomness.fold_in(keys, draw + 1), (latent_dim,))
 
 
 def _squared_error(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,233 +1,218 @@
-"""What is told of a run while it trains, and of any long pass: progress."""
+"""Progress and metrics of runs in training, and of long passes over images."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
 import contextlib
+import dataclasses
 import math
 import shutil
 import sys
 import threading
 import time
-from typing import Protocol
 
 from etils import epath
 import numpy as np
 
 from vae import figures
 
-# Of `track`, where the output is no terminal.
+# Between two lines of `track`, if the output is no terminal.
 _SECONDS_BETWEEN_LINES = 10
 
-# After which `track` says that its first batch is being compiled.
+# Until `track` prints that its first batch is being compiled.
 _SECONDS_IN_SILENCE = 2
 
 
-class Writer(Protocol):
-  """Takes the metrics; `metric_writer.MetricWriter` is one.
+class Writer:
+  """A writer of metrics, the base of all; by itself it drops everything.
 
   Attributes:
     folder: a local folder that is copied into the workdir, which gets the
       pictures; None if they go to the workdir itself.
   """
 
-  folder: epath.Path | None
+  folder: epath.Path | None = None
 
   def rewind(self, step: int, validated: bool) -> None:
-    """Forgets what was written beyond `step`.
+    """Drops the rows beyond `step`.
 
     Args:
-      step: where the run goes on.
-      validated: whether the metrics of that step's validation are kept, too.
+      step: of the checkpoint from which the run goes on.
+      validated: whether the row of that step's validation is kept, too.
     """
 
   def flush(self) -> Callable[[], None]:
     """Returns a function that waits until the numbers are saved."""
-
-  def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-    """Takes numbers by name."""
-
-  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-    """Takes uint8 pictures [height, width, channels] by name."""
-
-  def write_hparams(self, hparams: dict[str, object]) -> None:
-    """Takes the settings of the run."""
-
-
-class NullWriter:
-  """Takes metrics and does nothing with them."""
-
-  folder = None
-
-  def rewind(self, step, validated):
-    """See `Writer`."""
-
-  def flush(self):
-    """See `Writer`."""
     return lambda: None
 
-  def write_scalars(self, step, scalars):
-    """See `Writer`."""
+  def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+    """Writes numbers by name."""
 
-  def write_images(self, step, images):
-    """See `Writer`."""
+  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+    """Writes uint8 pictures [height, width, channels] by name."""
 
-  def write_hparams(self, hparams):
-    """See `Writer`."""
+  def write_hparams(self, hparams: dict[str, object]) -> None:
+    """Writes the settings of the run."""
 
-  def close(self):
-    """Nothing to wait for."""
+  def close(self) -> None:
+    """Waits until everything is written."""
 
 
-class Report:
-  """Tells of a run, to a writer, in the workdir and in the terminal.
+NullWriter = Writer
 
-  Or of several that are trained together. Its clock starts with the first
-  dispatch, when compilation is over. For the speed, though not for the time
-  left, it stands still during validation.
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """The steps at which a run is logged and validated, and ends.
+
+  Attributes:
+    steps_per_epoch: whole batches.
+    num_epochs: to train.
+    every_epochs: between validations; there is one after the last epoch.
+    log_every_steps: within an epoch, at whose end there is a row too.
+  """
+
+  steps_per_epoch: int
+  num_epochs: int
+  every_epochs: int
+  log_every_steps: int
+
+  @property
+  def total_steps(self) -> int:
+    """The last step."""
+    return self.steps_per_epoch * self.num_epochs
+
+  def validates(self, step: int) -> bool:
+    """Whether the state at a step is validated."""
+    epoch, within_epoch = divmod(step, self.steps_per_epoch)
+    is_due = epoch % self.every_epochs == 0 or step == self.total_steps
+    return step > 0 and within_epoch == 0 and is_due
+
+  def logs(self, step: int) -> bool:
+    """Whether a row ends at a step."""
+    return step % self.steps_per_epoch % self.log_every_steps == 0
+
+
+class Progress:
+  """Logs a run, or several that train together, to writers and the terminal.
+
+  The clock starts with the first dispatch, when compilation is over. For the
+  speed, though not for the time left, it stands still during validation.
   """
 
   def __init__(
     self,
     runs: Sequence[tuple[Writer, epath.Path]],
-    *,
+    schedule: Schedule,
     step: int,
-    total_steps: int,
-    steps_per_epoch: int,
     batch_size: int,
-    log_every_steps: int,
     learning_rates: Sequence[np.ndarray],
-    untold: Sequence[Mapping[str, list[float]]] = (),
   ):
     """Starts at `step`.
 
     Args:
-      runs: of each the writer of its metrics and pictures, and its workdir,
-        which gets the pictures, as PNG, in a folder for each kind.
-      step: where the runs start, or go on.
-      total_steps: where they end.
-      steps_per_epoch: to say in which epoch a step is.
-      batch_size: global, to say how many images a step is.
-      log_every_steps: metrics are told at multiples of this within an epoch,
-        and at its end.
-      learning_rates: of each run, of each epoch.
-      untold: of each run, metrics of the last steps before `step`, as the
-        method `untold` gave them to a checkpoint.
+      runs: the writer and the workdir of each.
+      schedule: of all runs.
+      step: from which the runs go on.
+      batch_size: global.
+      learning_rates: of each run, [num_epochs].
     """
     self._writers = [writer for writer, _ in runs]
     self._workdirs = [workdir for _, workdir in runs]
-    self._total_steps = total_steps
-    self._steps_per_epoch = steps_per_epoch
-    self._batch_size = batch_size
-    self._log_every_steps = log_every_steps
+    self._schedule, self._batch_size = schedule, batch_size
     self._learning_rates = learning_rates
     self._first_step = self._step = self._last_step = step
     self._start_time = self._last_time = None
-    # Rows of metrics by run, [num_runs, num_metrics], of each step.
-    self._names, self._untold = (), []
-    if untold and untold[0]:
-      self._names = tuple(untold[0])
-      by_run = [[one[name] for name in self._names] for one in untold]
-      self._untold = list(np.array(by_run, np.float64).transpose(2, 0, 1))
-    # Those that are told of, and whether one had to leave a step out.
-    self._told, self._has_skipped = list(range(len(runs))), False
+    # Values [num_runs, num_metrics] of each step since the last row.
+    self._names, self._values = (), []
+    self._runs, self._has_skipped = list(range(len(runs))), False
     # Compressing pictures takes longer than many a dispatch.
     self._painter = futures.ThreadPoolExecutor(1, 'pictures')
     self._painting = None
     self._last_pictures = []
 
-  def dispatching(self) -> None:
-    """To be called before each dispatch; the first compiles."""
+  @contextlib.contextmanager
+  def dispatching(self) -> Iterator[None]:
+    """The context of each dispatch; the first one compiles."""
     if self._start_time is None:
       say('Compiling …')
-
-  def dispatched(self) -> None:
-    """To be called after each dispatch; the first starts the clock."""
+    yield
     if self._start_time is None:
       self._start_time = self._last_time = time.monotonic()
 
   def training(self, metrics: dict[str, np.ndarray]) -> None:
-    """Tells the means of the metrics since the last time.
+    """Logs the means over the steps of each row that is complete.
 
     Args:
-      metrics: of the steps that were made since the last call, [num_runs,
-        num_steps].
+      metrics: of the steps since the last call, [num_runs, num_steps].
     """
-    self._match_untold(tuple(metrics))
+    self._names = tuple(metrics)
     rows = []
     for values in np.stack(list(metrics.values()), axis=-1).swapaxes(0, 1):
       self._step += 1
-      self._untold.append(values)
-      if self.is_told(self._step):
-        # In double precision, one by one, so that how the steps were cut into
-        # dispatches changes nothing.
-        steps = np.array(self._untold, np.float64)
-        rows.append(
-          (self._step, [self._means(run) for run in steps.swapaxes(0, 1)])
-        )
-        self._untold = []
-    self._tell_of_skipping(metrics)
+      self._values.append(values)
+      if self._schedule.logs(self._step):
+        rows.append((self._step, self._means()))
+    self._warn_of_skipping(metrics)
+    self._write_rows(rows)
+
+  def stopped(self) -> None:
+    """Logs the steps since the last row, which ends before its time."""
+    if self._values:
+      self._write_rows([(self._step, self._means())])
+
+  def _means(self) -> list[dict[str, float]]:
+    """The means of each run since the last row, over steps not skipped."""
+    # In double precision, one by one, so that how the steps were cut into
+    # dispatches changes nothing.
+    steps = np.array(self._values, np.float64)
+    self._values = []
+    means = []
+    for values in steps.swapaxes(0, 1):
+      row = {}
+      if 'skipped' in self._names:
+        skipped = values[:, self._names.index('skipped')] > 0
+        values, row['skipped_steps'] = values[~skipped], int(skipped.sum())
+      if len(values):
+        found = zip(self._names, values.mean(axis=0).tolist(), strict=True)
+        row = {name: mean for name, mean in found if name != 'skipped'} | row
+      means.append(row)
+    return means
+
+  def _write_rows(self, rows: list[tuple[int, list[dict[str, float]]]]) -> None:
     if not rows:
       return
     now = time.monotonic()
     images = (self._step - self._last_step) * self._batch_size
     speed = images / max(now - self._last_time, 1e-9)
     self._last_step, self._last_time = self._step, now
+    steps_per_epoch = self._schedule.steps_per_epoch
     for step, means in rows:
-      epoch = step / self._steps_per_epoch
-      for run in self._told:
-        rate = float(
-          self._learning_rates[run][(step - 1) // self._steps_per_epoch]
-        )
-        facts = {'learning_rate': rate, 'images_per_second': speed}
-        scalars = {f'train/{name}': value for name, value in means[run].items()}
+      epoch = (step - 1) // steps_per_epoch
+      for run in self._runs:
         self._writers[run].write_scalars(
-          step, {'epoch': epoch, **scalars, **facts}
+          step,
+          {
+            'epoch': step / steps_per_epoch,
+            **{f'train/{name}': value for name, value in means[run].items()},
+            'learning_rate': float(self._learning_rates[run][epoch]),
+            'images_per_second': speed,
+          },
         )
-    if not self._told:
+    if not self._runs:
       return
-
     per_step = (now - self._start_time) / (self._step - self._first_step)
-    left = duration((self._total_steps - self._step) * per_step)
-    losses = [means[run].get('loss', math.nan) for run in self._told]
+    total = self._schedule.total_steps
+    losses = [means[run].get('loss', math.nan) for run in self._runs]
     _progress_line(
-      f'step {step:,}/{self._total_steps:,}  epoch {epoch:.2f}  '
+      f'step {step:,}/{total:,}  epoch {step / steps_per_epoch:.2f}  '
       f'loss {_span(losses, ",.1f")} nats  '
-      f'{speed * len(self._told):,.0f} images/s  {left} left'
+      f'{speed * len(self._runs):,.0f} images/s  '
+      f'{duration((total - self._step) * per_step)} left'
     )
 
-  def _match_untold(self, names: tuple[str, ...]) -> None:
-    """Has the untold rows, which may be another program's, in this order."""
-    if names == self._names:
-      return
-    columns = {name: index for index, name in enumerate(self._names)}
-    self._untold = [
-      np.stack(
-        [
-          row[:, columns[name]] if name in columns else np.zeros(len(row))
-          for name in names
-        ],
-        axis=-1,
-      )
-      for row in self._untold
-    ]
-    self._names = names
-
-  def _means(self, steps: np.ndarray) -> dict[str, float]:
-    """Of a run's steps, [num_steps, num_metrics], that were not skipped."""
-    if 'skipped' not in self._names:
-      return dict(zip(self._names, steps.mean(axis=0).tolist(), strict=True))
-    skipped = steps[:, self._names.index('skipped')] > 0
-    means = {'skipped_steps': int(skipped.sum())}
-    if not skipped.all():
-      values = steps[~skipped].mean(axis=0).tolist()
-      means = dict(zip(self._names, values, strict=True)) | means
-      del means['skipped']
-    return means
-
-  def _tell_of_skipping(self, metrics: Mapping[str, np.ndarray]) -> None:
+  def _warn_of_skipping(self, metrics: dict[str, np.ndarray]) -> None:
     if not self._has_skipped and np.any(metrics.get('skipped', 0)):
       self._has_skipped = True
       _, index = np.argwhere(metrics['skipped'])[0]
@@ -237,66 +222,52 @@ class Report:
         'finite; train/skipped_steps counts such steps.'
       )
 
-  def untold(self, run: int) -> dict[str, list[float]]:
-    """A run's metrics that no row tells of yet, by name, of each step."""
-    return {
-      name: [float(row[run, index]) for row in self._untold]
-      for index, name in enumerate(self._names)
-      if self._untold
-    }
-
   def flush(self, run: int) -> Callable[[], None]:
-    """Returns a function that waits until a run's metrics are saved.
-
-    They have to be before a checkpoint that counts on them.
-    """
+    """Returns a function that waits until a run's metrics are saved."""
     return self._writers[run].flush()
 
   def drop(self, run: int) -> None:
-    """Tells no more of a run."""
-    self._told.remove(run)
-
-  def is_told(self, step: int) -> bool:
-    """Whether the metrics up to a step are told, and none is left over."""
-    within_epoch = step % self._steps_per_epoch
-    return within_epoch % self._log_every_steps == 0
+    """Logs no more of a run."""
+    self._runs.remove(run)
 
   def validation(self, step: int, metrics: dict[str, list[float]]) -> None:
-    """Tells the metrics of the validation split, of the states at `step`.
+    """Logs the metrics of the validation split.
 
     Args:
       step: of the states.
       metrics: by name, one for each run.
     """
     self._last_time = time.monotonic()
-    epoch = step // self._steps_per_epoch
-    metrics = {
-      name: [values[run] for run in self._told]
-      for name, values in metrics.items()
-    }
-    for index, run in enumerate(self._told):
-      scalars = {
-        f'val/{name}': values[index] for name, values in metrics.items()
-      }
+    epoch = step // self._schedule.steps_per_epoch
+    for run in self._runs:
+      scalars = {f'val/{name}': values[run] for name, values in metrics.items()}
       self._writers[run].write_scalars(step, {'epoch': epoch, **scalars})
-    if not self._told:
+    if not self._runs:
       return
-    if not np.all(np.isfinite(metrics['loss'])):
+    values = {k: [v[run] for run in self._runs] for k, v in metrics.items()}
+    if not np.all(np.isfinite(values['loss'])):
       warn(
         f'warning: the validation loss at step {step:,} is not finite; its '
         'checkpoint counts as the worst.'
       )
+    shown = [
+      f'{name} {_span(values[name], spec)}'
+      for name, spec in (
+        ('loss', ',.1f'),
+        ('distortion', ',.1f'),
+        ('kl', '.2f nats'),
+        ('mse', '.5f'),
+      )
+      if name in values
+    ]
     _lasting_line(
-      f'epoch {epoch}/{self._total_steps // self._steps_per_epoch}  '
-      f'val: loss {_span(metrics["loss"], ",.1f")}  distortion '
-      f'{_span(metrics["distortion"], ",.1f")}  kl '
-      f'{_span(metrics["kl"], ".2f")} nats  mse {_span(metrics["mse"], ".5f")}'
+      f'epoch {epoch}/{self._schedule.num_epochs}  val: {"  ".join(shown)}'
     )
 
   def pictures(
     self, step: int, draw: Callable[[], dict[str, np.ndarray]]
   ) -> None:
-    """Shows pictures of the first run, in the background.
+    """Writes pictures of the first run, in the background.
 
     Args:
       step: of the state that they show.
@@ -308,15 +279,14 @@ class Report:
   def _paint(
     self, step: int, draw: Callable[[], dict[str, np.ndarray]]
   ) -> list[epath.Path]:
-    epoch = step // self._steps_per_epoch
+    epoch = step // self._schedule.steps_per_epoch
     pictures = draw()
     self._writers[0].write_images(step, pictures)
     paths, workdir = [], self._workdirs[0]
     for name, picture in pictures.items():
       path = f'{name}/epoch_{epoch:04d}.png'
       try:
-        folder = self._writers[0].folder or workdir
-        figures.save_png(picture, folder / path)
+        figures.save_png(picture, (self._writers[0].folder or workdir) / path)
         paths.append(workdir / path)
       except OSError as error:
         warn(
@@ -332,18 +302,17 @@ class Report:
       self._last_pictures = painting.result()
 
   def done(self, best_step: int | None) -> None:
-    """Tells that training is over, and where its results are.
+    """Prints where the results of the first run are.
 
     Args:
-      best_step: of the first run.
+      best_step: of its checkpoints.
     """
     self.finish_pictures()
-    # None where there was but a validation to be made good.
+    # None if there was but a validation to be made up for.
     start = self._start_time or time.monotonic()
-    seconds = time.monotonic() - start
     say(
-      f'Trained steps {self._first_step + 1:,} to {self._total_steps:,} in '
-      f'{duration(seconds)}.'
+      f'Trained steps {self._first_step + 1:,} to '
+      f'{self._schedule.total_steps:,} in {duration(time.monotonic() - start)}.'
     )
     if len(self._workdirs) > 1:
       return
@@ -355,34 +324,33 @@ class Report:
 
 @contextlib.contextmanager
 def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
-  """Tells how far a pass over images is, and at its end how fast it was.
+  """Prints the progress of a pass over images, and at its end its speed.
 
   Args:
-    label: what is being done.
+    label: names the pass.
     total: number of images.
 
   Yields:
-    To be called with the number of images done.
+    A function of the number of images done.
   """
-  start = last_told = time.monotonic()
+  start = last_line = time.monotonic()
   compiling = threading.Timer(
     _SECONDS_IN_SILENCE, _progress_line, (f'{label}: compiling …',)
   )
   compiling.daemon = True
 
-  def tell(done):
-    nonlocal last_told
+  def update(done):
+    nonlocal last_line
     compiling.cancel()
     now = time.monotonic()
-    # What is not a terminal keeps every line.
-    if sys.stdout.isatty() or now - last_told > _SECONDS_BETWEEN_LINES:
-      last_told = now
+    if sys.stdout.isatty() or now - last_line > _SECONDS_BETWEEN_LINES:
+      last_line = now
       left = duration((now - start) / max(done, 1) * (total - done))
       _progress_line(f'{label}: {done:,} of {total:,} images, {left} left')
 
   compiling.start()
   try:
-    yield tell
+    yield update
   finally:
     compiling.cancel()
   seconds = time.monotonic() - start
@@ -403,29 +371,27 @@ def duration(seconds: float) -> str:
 
 
 def _span(values: Sequence[float], spec: str) -> str:
-  """Such as 3.2, and of several 3.2…4.8."""
+  """Such as 3.2 nats, and of several 3.2…4.8 nats."""
+  spec, _, unit = spec.partition(' ')
   least, most = format(min(values), spec), format(max(values), spec)
-  return least if least == most else f'{least}…{most}'
+  return f'{least if least == most else f"{least}…{most}"} {unit}'.rstrip()
 
 
 def say(text: str, end: str = '\n') -> None:
-  """Prints; what goes on does not end where nobody can read it.
-
-  The reader may have gone, or the disk that holds the log be full.
-  """
+  """Prints; a reader that has gone, or a full disk, ends no training."""
   with contextlib.suppress(OSError):
     print(text, end=end, flush=True)
 
 
 def warn(text: str) -> None:
-  """Says on standard error what needs the user's eye."""
+  """Prints a line on standard error."""
   start = '\r\033[K' if sys.stderr.isatty() else ''
   with contextlib.suppress(OSError):
     print(f'{start}{text}', file=sys.stderr, flush=True)
 
 
 def _progress_line(text: str) -> None:
-  """In a terminal the next line will overwrite it."""
+  """Prints a line that the next one overwrites, in a terminal."""
   if sys.stdout.isatty():
     width = shutil.get_terminal_size().columns - 1
     say(f'\r\033[K{text[:width]}', end='')

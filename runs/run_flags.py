@@ -10,11 +10,11 @@ from runs import command_line
 from runs import schema
 from runs import workdirs
 from vae import devices
+from vae import loading
 from vae import paths
 from vae import splits
-from vae import trained as trained_models
 from vae.errors import UserError
-from vae.trained import TrainedVAE
+from vae.loading import TrainedVAE
 
 SPLITS = ('train', 'validation', 'test')
 
@@ -55,7 +55,7 @@ def restore() -> TrainedVAE:
     config.data.dir = DATA_DIR.value
     schema.validate(config)
   devices.check()
-  return trained_models.restore(config, workdir(), CHECKPOINT.value)
+  return loading.restore(config, workdir(), CHECKPOINT.value)
 
 
 def check_data(data: splits.DataSet) -> None:

@@ -6,15 +6,18 @@ rules below, which know the values.
 """
 
 import math
+from typing import get_args
+from typing import get_origin
+from typing import Literal
 
 import jax
 import ml_collections
 
 from configs import default
 from runs import memory
-from vae import layers
-from vae import likelihoods
-from vae import model
+from vae import models
+from vae import objectives
+from vae import registry
 from vae.errors import UserError
 
 SOURCES = ('celeba', 'cartoon_faces', 'folder')
@@ -80,29 +83,6 @@ RULES = {
     'a local folder, named in UTF-8; or empty',
   ),
   'data.skip_corrupt': _ANY,
-  'model.latent_dim': _COUNT,
-  'model.hidden_channels': (
-    lambda v: all(_is_int(c) and 1 <= c <= _MAX_COUNT for c in v),
-    f'channels of at least 1 each and at most {_MAX_COUNT:,}',
-  ),
-  'model.decoder_channels': (
-    lambda v: all(_is_int(c) and 1 <= c <= _MAX_COUNT for c in v),
-    f'a tuple of whole numbers, at least 1 each and at most {_MAX_COUNT:,}; '
-    'or ()',
-  ),
-  'model.activation': _one_of(*model.ACTIVATIONS),
-  'model.likelihood': _one_of(*likelihoods.LIKELIHOODS),
-  # The gradient has 1/σ², and Adam that squared, in float32.
-  'model.sigma': _between(1e-6, 1e6),
-  'model.learn_sigma': _ANY,
-  'model.dtype': _one_of(*DTYPES),
-  'model.convolution': _one_of(*layers.METHODS),
-  # Squared by Adam, in float32.
-  'objective.beta': _between(0, 1e9),
-  'objective.num_samples': _COUNT,
-  'objective.sample_posterior': _ANY,
-  # Of images in [0, 1].
-  'objective.input_noise': _between(0, 1e3),
   # By which Adam moves each parameter in a step: less than float32 can tell
   # from none, and more than leaves it any digit.
   'optimizer.learning_rate': _between(1e-12, 1e3),
@@ -173,8 +153,39 @@ def validate(config: ml_collections.ConfigDict) -> None:
       f'the config is {_shown(config)}; get_config() must return a ConfigDict, '
       'best the one of configs/default.py, changed.'
     )
-  _check_group(config, default.get_config(), '')
+  known = default.get_config()
+  for group, seam in (('model', models), ('objective', objectives)):
+    fields = _complete(config, group, seam)
+    known[group] = ml_collections.ConfigDict(
+      {'name': '', **{name: field.default for name, field in fields.items()}}
+    )
+  _check_group(config, known, '')
+  for group, seam in (('model', models), ('objective', objectives)):
+    try:
+      seam.check(config)
+    except ValueError as error:
+      raise UserError(f'config.{group}.{error}') from error
   _check_combinations(config)
+
+
+def _complete(config, group: str, seam) -> dict[str, registry.Field]:
+  """Fills in the defaults of a model's or an objective's settings."""
+  found = config.get(group)
+  if not isinstance(found, ml_collections.ConfigDict):
+    return {}
+  with found.unlocked():
+    found.name = found.get('name', default.get_config()[group].name)
+    fields = seam.fields(seam.find(found.name))
+    for name, field in fields.items():
+      if name not in found:
+        found[name] = field.default
+      choices = get_args(field.annotation)
+      if get_origin(field.annotation) is Literal and found[name] not in choices:
+        raise UserError(
+          f'config.{group}.{name} is {_shown(found[name])}; it must be one of '
+          f'{", ".join(choices)}.'
+        )
+  return fields
 
 
 def _check_group(
@@ -271,41 +282,12 @@ def _is_finite(value: object) -> bool:
 
 
 def _check_combinations(config: ml_collections.ConfigDict) -> None:
-  strides = len(config.model.hidden_channels)
-  size = config.data.image_size
-  if strides > _SIDE_BITS:  # Even the number to be named would be too long.
-    raise UserError(
-      f'config.model.hidden_channels has {strides} entries, each of which '
-      f'halves the image; with config.data.image_size={size} there may be at '
-      f'most {size.bit_length() - 1}.'
-    )
-  if size % 2**strides:
-    raise UserError(
-      f'config.data.image_size is {size}; with {strides} entries in '
-      f'config.model.hidden_channels it must be a multiple of {2**strides}.'
-    )
-  if len(config.model.decoder_channels) not in (0, strides):
-    raise UserError(
-      f'config.model.decoder_channels has {len(config.model.decoder_channels)} '
-      f'entries; with {strides} in config.model.hidden_channels it must have '
-      f'{strides}, or none for their mirror image.'
-    )
   if config.data.source == 'folder' and not config.data.dir:
     raise UserError(
       'config.data.dir is empty; with config.data.source=folder it must name '
       'a folder of images.'
     )
-  if config.model.learn_sigma and config.model.likelihood != 'gaussian':
-    raise UserError(
-      'config.model.learn_sigma is True; only the gaussian likelihood has a '
-      f'sigma, {config.model.likelihood} has none.'
-    )
-  if config.objective.num_samples > 1 and not config.objective.sample_posterior:
-    raise UserError(
-      f'config.objective.num_samples is {config.objective.num_samples}; '
-      'without sampling (sample_posterior=False) it must be 1.'
-    )
-  if config.model.dtype == 'float64' and not jax.config.jax_enable_x64:
+  if config.model.get('dtype') == 'float64' and not jax.config.jax_enable_x64:
     raise UserError(
       'config.model.dtype is float64; that needs JAX_ENABLE_X64=1 in the '
       'environment.'

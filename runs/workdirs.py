@@ -14,9 +14,9 @@ import ml_collections
 from configs import default
 from runs import schema
 from vae import checkpoints
+from vae import loading
 from vae import numerics
 from vae import paths
-from vae import trained
 from vae.errors import UserError
 from vae.errors import WriteError
 
@@ -104,7 +104,7 @@ def claim(
       _update_config(config, workdir)
     else:
       resolved = schema.resolved(config)
-      write_json(workdir / trained.CONFIG, resolved.to_dict())
+      write_json(workdir / loading.CONFIG, resolved.to_dict())
     if found != found | data:
       write_json(workdir / _DATA, found | data)
     write_json(workdir / _ENVIRONMENT, numerics.environment())
@@ -118,7 +118,7 @@ def _update_config(
   Keys that the config lacks, as the code that began the run had none such,
   stay out: that code could not load it any more.
   """
-  kept = trained.read_config(workdir)
+  kept = loading.read_config(workdir)
   given, found = schema.flatten(config), schema.flatten(kept)
   changed = {
     key: given[key]
@@ -128,7 +128,7 @@ def _update_config(
   if changed:
     with kept.ignore_type():
       kept.update_from_flattened_dict(changed)
-    write_json(workdir / trained.CONFIG, kept.to_dict())
+    write_json(workdir / loading.CONFIG, kept.to_dict())
 
 
 def _check_environment(workdir: epath.Path) -> None:
@@ -242,8 +242,8 @@ def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
   Raises:
     UserError: if the workdir holds no config, or one that cannot be used.
   """
-  path = paths.expand(workdir) / trained.CONFIG
-  config, found = default.get_config(), trained.read_config(workdir)
+  path = paths.expand(workdir) / loading.CONFIG
+  config, found = default.get_config(), loading.read_config(workdir)
   known = schema.flatten(config).keys()
   try:
     config.update(found)

@@ -10,7 +10,7 @@ import numpy as np
 from vae import figures
 from vae import paths
 from vae import splits
-from vae.trained import TrainedVAE
+from vae.loading import TrainedVAE
 
 FILENAME = 'gallery.npz'
 

@@ -14,9 +14,9 @@ from evaluation.measurements import Metric
 from runs import metric_writer
 from sweeps import gallery
 import train
+from vae import loading
 from vae import population
 from vae import splits
-from vae import trained as trained_models
 from vae.errors import UserError
 
 
@@ -46,7 +46,7 @@ def measure_run(
     UserError: if a metric is not finite that must be.
   """
   split = getattr(data, split_name)
-  trained = trained_models.restore(run.config, run.workdir)
+  trained = loading.restore(run.config, run.workdir)
   count = trained.model.latent_dim
   padded = population.pad_trained(trained, max(latent_dim, count))
   results = measure.summarise(padded, split, settings)

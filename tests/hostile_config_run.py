@@ -19,6 +19,8 @@ import traceback
 import jax
 from jax._src import xla_bridge
 import numpy as np
+import training_loop
+from vae.single import SingleRun
 
 from data import sources
 import input_pipeline  # noqa: F401
@@ -27,11 +29,9 @@ from runs import command_line
 from runs import metric_writer  # noqa: F401
 from tests.fuzzed_configs import MAX_SECONDS
 from tests.fuzzed_configs import VALID
-import training_loop
 from vae import devices
 from vae import splits
 from vae import training
-from vae.single import SingleRun
 
 
 def trace(loop, validate_first):

@@ -9,12 +9,12 @@ import sys
 
 import jax
 import numpy as np
+from vae.single import SingleRun
 
 from configs import default
 from vae import population
 from vae import splits
 from vae.population import Population
-from vae.single import SingleRun
 
 BATCH_SIZE = 8
 

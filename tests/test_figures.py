@@ -2,9 +2,9 @@ from etils import epath
 import jax
 import numpy as np
 from PIL import Image
+from vae.model import VAE
 
 from vae import figures
-from vae.model import VAE
 
 
 def test_grid_puts_images_in_rows_with_white_lines():

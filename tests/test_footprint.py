@@ -1,11 +1,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
+import training_loop
 
 from configs import article
 from configs import celeba
 from configs import default
-import training_loop
 from vae import footprint
 from vae import model as models
 from vae import optimizers

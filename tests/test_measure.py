@@ -6,6 +6,7 @@ from etils import epath
 import jax
 import numpy as np
 import pytest
+from vae.trained import TrainedVAE
 
 from evaluation import aggregate_posterior
 from evaluation import log_likelihood
@@ -18,7 +19,6 @@ from tests.conftest import make_small_config
 import vae
 from vae import model as models
 from vae import splits
-from vae.trained import TrainedVAE
 
 # No Inception weights, so no FID; tests/test_evaluate.py has it.
 SETTINGS = Settings(num_importance_samples=20, batch_size=4)

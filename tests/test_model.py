@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from vae.model import VAE
 
 from configs import article
 from configs import celeba
 from vae import model as models
-from vae.model import VAE
 
 
 def count(model):

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from vae.model import VAE
 
 from tests.conftest import ROOT
 from vae import numerics
 from vae import optimizers
 from vae import randomness
 from vae import training
-from vae.model import VAE
 
 X64 = {'JAX_ENABLE_X64': '1'}
 ALL = X64 | {

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import integrate
 from scipy import stats
+from vae.model import VAE
 
 from vae import objective as objectives
-from vae.model import VAE
 
 MEAN = np.array([[0.3, -1.2, 0.0], [2.0, 0.1, -0.4]], np.float32)
 LOGVAR = np.array([[0.5, -2.0, 0.0], [-0.1, 1.0, -6.0]], np.float32)

@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 from scipy import stats
+from vae.model import VAE
 
 from evaluation import bounds
 from evaluation import image_quality
 from evaluation import per_image
 from vae import randomness
 from vae import splits
-from vae.model import VAE
 
 SIGMA = 0.1
 COUNT = 60

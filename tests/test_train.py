@@ -7,11 +7,11 @@ from etils import epath
 import jax
 import numpy as np
 import pytest
+import training_loop
 
 from runs import progress
 from tests.conftest import make_small_config
 import train
-import training_loop
 from vae import checkpoints
 from vae import splits
 from vae.checkpoints import CheckpointWriter

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from vae.model import VAE
 
 from tests.conftest import ROOT
 from vae import devices
@@ -17,7 +18,6 @@ from vae import optimizers
 from vae import randomness
 from vae import splits
 from vae import training
-from vae.model import VAE
 
 
 def run_topologies(dtype, steps, device_counts, x64):

@@ -4,4 +4,4 @@ Pure JAX: it runs without TensorFlow, from a notebook as well as from the
 scripts beside it. `vae.load(workdir)` gives a trained model.
 """
 
-from vae.trained import load as load
+from vae.loading import load as load

@@ -14,7 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from vae import devices
-from vae.likelihoods import at_least_float32
+from vae.distributions import at_least_float32
 
 # PyTorch's defaults, which the article uses.
 _MOMENTUM = 0.9

@@ -1,15 +1,10 @@
 """Pictures: grids of images, as arrays and as PNG files."""
 
-import functools
 import io
 
 from etils import epath
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-
-from vae.model import VAE
 
 _BACKGROUND = 255
 
@@ -106,38 +101,3 @@ def save_gif(
 
 def _to_pillow(image: np.ndarray) -> Image.Image:
   return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def samples(model: VAE, variables, key: jax.Array, count: int) -> jax.Array:
-  """Mean images of draws from the prior; the key fixes their z.
-
-  Returns:
-    [count, height, width, channels], still being computed.
-  """
-  z = jax.random.normal(key, (count, model.latent_dim))
-  return _decode(model, variables, z)
-
-
-def reconstructions(model: VAE, variables, images: np.ndarray) -> jax.Array:
-  """Images through the posterior mean.
-
-  Args:
-    model: the model.
-    variables: its parameters and statistics.
-    images: uint8 [n, height, width, channels].
-
-  Returns:
-    Shaped as `images`, still being computed.
-  """
-  return _reconstruct(model, variables, images)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(model, variables, z):
-  return model.apply(variables, z, method='decode')
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _reconstruct(model, variables, images):
-  images = images.astype(jnp.float32) / 255
-  return model.apply(variables, images, method='reconstruct')

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from vae.model import mirrored
+from vae.models.conv import mirrored
 
 # Samples of the prior that a validation draws at a time, one grid of them.
 NUM_SAMPLES_DRAWN = 144

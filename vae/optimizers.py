@@ -1,6 +1,5 @@
 """The optimiser, and the learning rate that it follows."""
 
-from collections.abc import Callable
 import dataclasses
 
 import jax
@@ -76,10 +75,6 @@ def advance_schedule(
     updated,
     is_leaf=is_schedule,
   )
-
-
-# Of any optimiser, as `Optimizer` is one, by its learning rate.
-OptimizerFactory = Callable[[float | jax.Array], optax.GradientTransformation]
 
 
 def from_config(config, steps_per_epoch: int) -> Optimizer:

@@ -1,44 +1,39 @@
-"""Several runs in one compiled program: members of a population.
+"""Several runs in one compiled program, one on each device.
 
 Members share the model's shapes, the data and the batch size. β, the learning
-rate and the seed are theirs, and the latent dimension is: where it is less
-than the largest, the parameters are padded with zeros, and no noise is drawn
-for the dimensions that are padding. Then these have mean and log variance 0, a
-KL of 0 and z = 0, the decoder's weights for them get no gradient, and neither
-do the encoder's: all stay 0, and each member is the run that it would be by
-itself.
+rate and the seed are theirs, and the latent dimension is: if it is less than
+the largest, the parameters are padded with zeros, and z is masked. The
+dimensions that are padding have mean and log variance 0, a KL of 0 and z = 0,
+and neither the encoder's nor the decoder's weights for them get a gradient: all
+stay 0, and each member is the run that it would be by itself.
 
-Members are laid over the devices first, each with the whole of its batches, so
-that nothing is communicated, and within a device vectorised or one after the
-other.
+Each member has the whole of its batches, so that nothing is communicated.
 """
 
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
-from concurrent import futures
+import dataclasses
 import functools
 from typing import Any
 
+from flax import linen as nn
 import jax
-from jax import lax
 import numpy as np
 
 from vae import devices
-from vae import model as models
-from vae import optimizers
 from vae import randomness
 from vae import splits
-from vae import training
+from vae import steps
 from vae.checkpoints import Checkpoints
 from vae.devices import Topology
 from vae.errors import UserError
-from vae.model import VAE
-from vae.trained import TrainedVAE
+from vae.loading import TrainedVAE
+from vae.steps import TrainState
+from vae.trainer import steps_per_dispatch
 from vae.trainer import Trainer
-from vae.training import TrainState
 
-# What may differ between members; all else is the same.
+# Settings that may differ between members; all others are the same.
 FREE_KEYS = (
   'objective.beta',
   'optimizer.learning_rate',
@@ -46,15 +41,12 @@ FREE_KEYS = (
   'model.latent_dim',
 )
 
-# All members are at the same step, so that they share what depends on it.
-_STATE_AXES = TrainState(step=None, params=0, batch_stats=0, opt_state=0)
-
 
 class Population(Trainer):
-  """Runs in training together; `vae.single.SingleRun` is one alone.
+  """Runs in training together, at most one for each local device.
 
-  For a step the devices are sent one batch where all runs have one seed, else
-  one for each run.
+  For a step the devices are sent one batch if all runs have one seed, else one
+  for each run.
   """
 
   def __init__(
@@ -63,139 +55,109 @@ class Population(Trainer):
     data: splits.DataSet,
     latent_dim: int | None = None,
   ):
-    """Compiles nothing yet, and makes the states before the first step.
+    """Makes the states before the first step; compiles nothing yet.
 
     Args:
       configs: complete and valid, the same but for `FREE_KEYS`.
       data: its train and validation splits are used.
-      latent_dim: to pad to, by default the largest there is; populations of
-        one size that pad to the same share a program.
+      latent_dim: to pad to, by default the largest there is; populations that
+        pad to the same share a program.
     """
-    self._configs, self._config = list(configs), configs[0]
+    self._configs, self._config, self._data = configs, configs[0], data
+    # Each member has the whole of its batches.
+    self._topology = Topology()
     self.num_runs = len(configs)
-    self._layout = layout(len(configs), jax.local_device_count())
-    self._models = [models.from_config(c) for c in configs]
-    latent_dims = [model.latent_dim for model in self._models]
-    self._model = self._models[0].clone(
-      latent_dim=latent_dim or max(latent_dims)
-    )
-    config = self._config
-    steps_per_epoch = data.train.num_examples // config.train.batch_size
-    self._optimizer = optimizers.from_config(config, steps_per_epoch)
+    self.per_device_batch_size = self._config.train.batch_size
     # Members of one seed see the same images with the same noise.
     self._one_seed = len({c.seed for c in configs}) == 1
-    self.batches_per_step = 1 if self._one_seed else self.num_runs
-    self.per_device_batch_size = config.train.batch_size
-    program = (self._model, self._one_seed, self._layout[0])
-    settings = map(self._settings_of, configs, self._models)
-    super().__init__(
-      data,
-      devices.shard(self._stack(list(settings))),
-      self._keys(randomness.train_key),
-      self._keys(randomness.eval_key),
-      _make_train_steps(
-        *program,
-        self._optimizer,
-        config.train.flip,
-        config.train.on_nonfinite == 'skip',
-      ),
-      _make_eval_steps(*program),
-    )
-    self._shapes = [
-      training.abstract_state(model, self._optimizer) for model in self._models
+    self._programs = [
+      steps.program_from_config(c, data.train.num_examples, axis_name=None)
+      for c in configs
     ]
-    # Compiled once for each latent dimension, and on all processors.
-    with futures.ThreadPoolExecutor() as pool:
-      states = list(
-        pool.map(
-          lambda model, c: training.create_state(
-            model, self._optimizer, c.seed
-          ),
-          self._models,
-          configs,
-        )
-      )
+    if latent_dim is None:
+      latent_dim = max(c.model.get('latent_dim', 0) for c in configs)
+    self._program = dataclasses.replace(
+      self._programs[0], model=_widened(self._programs[0].model, latent_dim)
+    )
+    settings = [steps.settings_from_config(c) for c in configs]
+    self._settings = devices.shard(_stack(settings))
+    self._train_key = self._keys(randomness.train_key)
+    self._eval_key = self._keys(randomness.eval_key)
+    by_member = None if self._one_seed else 0
+    self._train_steps = _over_members(
+      steps.train_loop,
+      self._program,
+      # state, settings, key, stored, batches, num_steps
+      (0, 0, by_member, None, by_member, None),
+      self.num_runs,
+    )
+    self._eval_steps = _over_members(
+      steps.eval_loop,
+      self._program,
+      # variables, settings, key, stored, batches, num_steps, start, examples
+      (0, 0, by_member, None, None, None, None, None),
+      self.num_runs,
+    )
+    states = [
+      steps.create_state(program, c.seed)
+      for program, c in zip(self._programs, configs, strict=True)
+    ]
     self._place(states)
-    self.num_parameters = sum(map(training.num_parameters, states))
-
-  def _settings_of(self, config, model: VAE) -> training.Settings:
-    settings = training.settings_from_config(config, model)
-    # Also where no dimension is padding, for populations that share a program.
-    mask = np.arange(self._model.latent_dim) < model.latent_dim
-    return settings.replace(latent_mask=mask.astype(np.float32))
+    self.num_parameters = sum(map(steps.num_parameters, states))
+    self.step, self.is_validated = 0, False
 
   def _place(self, states: Sequence[TrainState]) -> None:
-    target = training.abstract_state(self._model, self._optimizer)
-    padded = [_pad(jax.device_get(state), target) for state in states]
-    # The step is the same for all: it has no axis of members.
-    step = devices.replicate(padded[0].step, self._layout[0])
-    members = [state.replace(step=None) for state in padded]
-    self._state = devices.shard(self._stack(members)).replace(step=step)
-
-  def _stack(self, members: Sequence[Any]) -> Any:
-    """Arrays [num_devices, per_device, …] of a tree of each member."""
-    num_devices, per_device = self._layout
-    # The last stands in for those that are missing.
-    missing = num_devices * per_device - len(members)
-    members = [*members, *[members[-1]] * missing]
-    return jax.tree.map(
-      lambda *leaves: np.stack(leaves).reshape(
-        num_devices, per_device, *np.shape(leaves[0])
-      ),
-      *members,
-    )
+    target = steps.abstract_state(self._program)
+    padded = []
+    for state, own in zip(states, self._programs, strict=True):
+      state = _pad(jax.device_get(state), target)
+      mask = _mask(own.model, self._program.model)
+      padded.append(state.replace(collections=state.collections | mask))
+    self._state = devices.shard(_stack(padded))
 
   def _keys(self, key_of_seed: Callable[[int], jax.Array]) -> jax.Array:
     if self._one_seed:
       return key_of_seed(self._config.seed)
-    keys = self._stack(
-      [jax.random.key_data(key_of_seed(c.seed)) for c in self._configs]
-    )
-    return randomness.wrap(devices.shard(keys))
+    keys = [jax.random.key_data(key_of_seed(c.seed)) for c in self._configs]
+    return randomness.wrap(devices.shard(np.stack(keys)))
 
   def restore(self, saved: Sequence[Checkpoints]) -> None:
-    """Goes on from the last checkpoints, which must be of the same step.
-
-    Raises:
-      UserError: if they are not.
-    """
+    """See `Trainer.restore`."""
     restored = [
-      checkpoints.restore_last(shapes)
-      for checkpoints, shapes in zip(saved, self._shapes, strict=True)
+      checkpoints.restore_last(steps.abstract_state(program))
+      for checkpoints, program in zip(saved, self._programs, strict=True)
     ]
-    steps = {0 if r is None else int(r.state.step) for r in restored}
-    if len(steps) > 1:
+    found = {0 if r is None else int(r.state.step) for r in restored}
+    if len(found) > 1:
       raise UserError(
         'the last checkpoints are of different steps: '
-        f'{", ".join(map(str, sorted(steps)))}.'
+        f'{", ".join(map(str, sorted(found)))}.'
       )
-    (self.step,) = steps
-    if not self.step:
-      return
-    self._place([r.state for r in restored])
-    self.is_validated = all(r.metrics for r in restored)
+    (self.step,) = found
+    if self.step:
+      self._place([r.state for r in restored])
+      self.is_validated = all(r.metrics for r in restored)
 
   def train_chunks(
-    self, epoch: int, first_step: int, max_steps: int
+    self, epoch: int, first_step: int, max_steps: int | None = None
   ) -> Iterator[splits.Chunk]:
-    """What is left of an epoch.
+    """The rest of an epoch, in chunks of batches [max_steps, batch, …].
 
-    Returns:
-      An iterator over chunks of batches [max_steps, batch, …] that all members
-      share; [num_devices, per_device, max_steps, batch, …] where their seeds
-      differ.
+    All members share them; if their seeds differ, [num_runs, max_steps, batch,
+    …].
     """
-    by_seed = {}
-    for config in self._configs:
-      by_seed[config.seed] = splits.train_chunks(
+    by_seed = {
+      config.seed: splits.train_chunks(
         self._data.train,
         config.seed,
         epoch,
         first_step,
         config.train.batch_size,
-        max_steps,
-        Topology(),
+        max_steps or steps_per_dispatch(self._data.train, config),
+        self._topology,
       )
+      for config in self._configs
+    }
     for chunks in zip(*by_seed.values(), strict=True):
       batches = {
         seed: chunk.batches[0]
@@ -204,42 +166,36 @@ class Population(Trainer):
       if self._one_seed:
         (together,) = batches.values()
       else:
-        together = self._stack([batches[c.seed] for c in self._configs])
+        together = np.stack([batches[c.seed] for c in self._configs])
       yield splits.Chunk(together, chunks[0].num_batches)
 
-  def eval_chunks(self, max_batches: int) -> Iterator[tuple[splits.Chunk, int]]:
+  def eval_chunks(
+    self, max_batches: int | None = None
+  ) -> Iterator[tuple[splits.Chunk, int]]:
     """The validation split; batches are [max_batches, batch, …]."""
-    for chunk, start in splits.eval_chunks(
-      self._data.validation,
-      self._config.eval.batch_size,
-      max_batches,
-      Topology(),
-    ):
+    for chunk, start in super().eval_chunks(max_batches):
       yield splits.Chunk(chunk.batches[0], chunk.num_batches), start
 
-  def by_run(self, metrics: training.Metrics) -> dict[str, np.ndarray]:
-    """Waits for what `train` or `evaluate` returned, [num_runs, max_steps]."""
-    return {
-      name: values.reshape(-1, values.shape[-1])[: self.num_runs]
-      for name, values in jax.device_get(metrics).items()
-    }
+  def by_run(self, metrics: steps.Metrics) -> dict[str, np.ndarray]:
+    """Waits for results of `train` or `evaluate`; [num_runs, max_steps]."""
+    return jax.device_get(metrics)
 
   def states(self, snapshot: TrainState) -> list[TrainState]:
-    """The states in a snapshot, each as its run would have it by itself."""
+    """The state of each run in a snapshot, as it would be by itself."""
     together = jax.device_get(snapshot)
-    flat = jax.tree.map(
-      lambda a: a.reshape(-1, *a.shape[2:]), together.replace(step=None)
-    )
+    collections = dict(together.collections)
+    collections.pop('padding', None)
+    together = together.replace(collections=collections)
     return [
       _cut(
-        jax.tree.map(lambda a, i=i: a[i], flat).replace(step=together.step),
-        shapes,
+        jax.tree.map(lambda a, i=i: a[i], together),
+        steps.abstract_state(program),
       )
-      for i, shapes in enumerate(self._shapes)
+      for i, program in enumerate(self._programs)
     ]
 
   def draw(self, originals: np.ndarray, columns: int) -> None:
-    """No pictures: what sets so many runs going shows them side by side."""
+    """No pictures: a sweep shows its runs side by side."""
 
 
 def pad_trained(trained: TrainedVAE, latent_dim: int) -> TrainedVAE:
@@ -248,107 +204,35 @@ def pad_trained(trained: TrainedVAE, latent_dim: int) -> TrainedVAE:
   Their KL is 0 and the decoder ignores them. Models that are padded to the
   same size share the programs that measure them.
   """
-  model = trained.model.clone(latent_dim=latent_dim)
-  target = training.abstract_state(model, optimizers.Optimizer())
-  variables = _pad(jax.device_get(trained.variables), target.variables)
+  model = _widened(trained.model, latent_dim)
+  wide = steps.abstract_state(steps.Program(model)).variables
+  variables = _pad(jax.device_get(trained.variables), wide)
+  variables |= _mask(trained.model, model)
   return TrainedVAE(trained.config, model, variables, trained.step)
 
 
-def layout(num_members: int, num_devices: int) -> tuple[int, int]:
-  """How many devices to use, and how many members each is to have."""
-  per_device = -(-num_members // num_devices)
-  return -(-num_members // per_device), per_device
+def _widened(model: nn.Module, latent_dim: int) -> nn.Module:
+  """The model with more latent dimensions, if it has a number of them."""
+  if not hasattr(model, 'latent_dim'):
+    return model
+  return model.clone(latent_dim=latent_dim)
 
 
-@functools.lru_cache(maxsize=8)
-def _make_train_steps(model, one_seed, num_devices, optimizer, *options):
-  by_member = None if one_seed else 0
-  return _over_members(
-    functools.partial(training.train_loop, model, optimizer, *options),
-    # state, settings, key, stored, batches, num_steps
-    (_STATE_AXES, 0, by_member, None, by_member, None),
-    (_STATE_AXES, 0),
-    num_devices,
-    donate_argnums=0,
-  )
+def _mask(narrow: nn.Module, wide: nn.Module) -> dict[str, Any]:
+  """The collection that masks the padding of z.
 
-
-@functools.lru_cache(maxsize=8)
-def _make_eval_steps(model, one_seed, num_devices):
-  by_member = None if one_seed else 0
-  return _over_members(
-    functools.partial(training.eval_loop, model),
-    # variables, settings, key, stored, batches, num_steps, start, num_examples
-    (0, 0, by_member, None, None, None, None, None),
-    0,
-    num_devices,
-  )
-
-
-def _over_members(function, in_axes, out_axes, num_devices, **options):
-  """One program for all devices, and within each, for all its members."""
-  together = jax.vmap if _at_once() else _one_by_one
-  return jax.pmap(
-    together(function, in_axes, out_axes),
-    axis_name=devices.AXIS,
-    in_axes=in_axes,
-    out_axes=out_axes,
-    devices=jax.local_devices()[:num_devices],
-    **options,
-  )
-
-
-def _at_once() -> bool:
-  """Whether a device computes all its members at the same time.
-
-  A GPU does. A CPU has no fast path for products of many small matrices, nor
-  cores to spare, and a TPU would take half as long again and twice the memory,
-  by XLA's estimate (benchmarks/README.md); there one member follows the other.
+  It is there too if nothing is padded, so that populations of any latent
+  dimensions share a program.
   """
-  return jax.default_backend() == 'gpu'
+  if not hasattr(narrow, 'latent_dim'):
+    return {}
+  mask = np.arange(wide.latent_dim) < narrow.latent_dim
+  return {'padding': {'mask': mask.astype(np.float32)}}
 
 
-def _one_by_one(function, in_axes, out_axes):
-  """`jax.vmap` as a loop."""
-
-  def members(*args):
-    leaves, tree = jax.tree.flatten(args)
-    mapped = _broadcast_axes(in_axes, args)
-
-    def member(own):
-      own = iter(own)
-      return function(
-        *tree.unflatten(
-          next(own) if is_mapped else leaf
-          for leaf, is_mapped in zip(leaves, mapped, strict=True)
-        )
-      )
-
-    own = [
-      leaf for leaf, is_mapped in zip(leaves, mapped, strict=True) if is_mapped
-    ]
-    results = lax.map(member, own)
-    together, tree = jax.tree.flatten(results)
-    mapped = _broadcast_axes(out_axes, results)
-    return tree.unflatten(
-      leaf if is_mapped else leaf[0]
-      for leaf, is_mapped in zip(together, mapped, strict=True)
-    )
-
-  return members
-
-
-def _broadcast_axes(axes: Any, tree: Any) -> list[bool]:
-  """Whether each leaf of a tree has an axis of members."""
-  is_none = lambda a: a is None
-  return jax.tree.leaves(
-    jax.tree.map(
-      lambda axis, part: jax.tree.map(lambda _: axis == 0, part),
-      axes,
-      tree,
-      is_leaf=is_none,
-    )
-  )
+def _stack(members: Sequence[Any]) -> Any:
+  """Arrays [num_runs, …] of a tree of each member."""
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *members)
 
 
 def _pad(tree: Any, target: Any) -> Any:
@@ -367,4 +251,17 @@ def _cut(tree: Any, target: Any) -> Any:
   """The inverse of `_pad`."""
   return jax.tree.map(
     lambda a, t: a[tuple(slice(size) for size in t.shape)], tree, target
+  )
+
+
+@functools.lru_cache(maxsize=16)
+def _over_members(function, program, in_axes, num_runs):
+  """A step of `vae.steps`, with a member on each of the first devices."""
+  is_training = function is steps.train_loop
+  return jax.pmap(
+    functools.partial(function, program),
+    axis_name=devices.AXIS,
+    in_axes=in_axes,
+    devices=jax.local_devices()[:num_runs],
+    donate_argnums=(0,) if is_training else (),
   )

@@ -1,86 +1,141 @@
-"""What the loop trains: a run, or several together."""
+"""A run in training, on all devices of all processes."""
 
-import abc
+import collections
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import functools
+import math
 
+from flax import linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from vae import devices
+from vae import figures
+from vae import randomness
 from vae import splits
-from vae import training
+from vae import steps
 from vae.checkpoints import Checkpoints
 
+# Steps of a dispatch by default. A CPU is slow, and Ctrl-C and progress wait
+# for the steps in flight; images of the host must not crowd the devices.
+_STEPS_ON_CPU = 10
+_MAX_STEPS = 100
+_MAX_BYTES = 64_000_000
 
-class Trainer(abc.ABC):
-  """A state in training, and how batches go through it.
+# Batches of a dispatch of the validation, at most, and dispatches ahead of one.
+_MAX_EVAL_BATCHES = 10
+EVAL_AHEAD = 2
 
-  What the devices are sent and return is laid out as a subclass has it.
+# Images that a TPU computes side by side, as XLA lays a batch along its lanes.
+_TPU_LANES = 128
+
+
+class Trainer:
+  """The state of a run, and how batches go through it.
+
+  Each batch is split over the devices. `vae.population.Population` has several
+  runs, one on each device.
 
   Attributes:
-    num_runs: that are trained.
-    batches_per_step: how many the devices are sent for a step.
-    per_device_batch_size: images of a batch that a device has at a time.
+    num_runs: number of runs.
+    per_device_batch_size: images of a batch that a device has.
     num_parameters: of all models together.
-    step: how many updates were dispatched.
-    is_validated: whether the state that was restored had been validated.
+    step: number of updates dispatched.
+    is_validated: whether the restored state had been validated.
   """
 
-  num_runs: int
-  batches_per_step: int
-  per_device_batch_size: int
-  num_parameters: int
+  num_runs = 1
 
-  def __init__(
-    self,
-    data: splits.DataSet,
-    settings: training.Settings,
-    train_key: jax.Array,
-    eval_key: jax.Array,
-    train_steps: Callable[..., tuple[training.TrainState, training.Metrics]],
-    eval_steps: Callable[..., training.Metrics],
-  ):
-    """Takes the data, the compiled functions, and what these are given."""
-    self._data, self._settings = data, settings
-    self._train_key, self._eval_key = train_key, eval_key
-    self._train_steps, self._eval_steps = train_steps, eval_steps
-    self._state: training.TrainState | None = None
+  def __init__(self, config, data: splits.DataSet):
+    """Makes the state before the first step; compiles nothing yet.
+
+    Args:
+      config: complete and valid.
+      data: its train and validation splits are used.
+    """
+    self._config, self._data = config, data
+    self._topology = devices.current()
+    self.per_device_batch_size = (
+      config.train.batch_size // self._topology.num_devices
+    )
+    program = steps.program_from_config(config, data.train.num_examples)
+    self._model = program.model
+    self._settings = steps.settings_from_config(config)
+    self._train_key = randomness.train_key(config.seed)
+    self._eval_key = randomness.eval_key(config.seed)
+    self._train_steps = steps.make_train_steps(program)
+    self._eval_steps = steps.make_eval_steps(program)
+    self._state = steps.create_state(program, config.seed)
+    self.num_parameters = steps.num_parameters(self._state)
     self.step, self.is_validated = 0, False
 
-  @abc.abstractmethod
+  def note_on_batch(self) -> str | None:
+    """A hint if the batch leaves a part of a TPU idle."""
+    per_device = self.per_device_batch_size
+    if jax.default_backend() != 'tpu' or per_device % _TPU_LANES == 0:
+      return None
+    batch_size = self._config.train.batch_size
+    full = -(-per_device // _TPU_LANES) * _TPU_LANES
+    return (
+      f'config.train.batch_size={batch_size} is {per_device} images on a chip, '
+      f'which computes {_TPU_LANES} side by side and so is '
+      f'{per_device / full:.0%} full; '
+      f'{full * (batch_size // per_device):,} would fill it.'
+    )
+
   def restore(self, saved: Sequence[Checkpoints]) -> None:
-    """Goes on from the last checkpoint of each run, if there are any."""
+    """Restores the last checkpoint of each run, if there are any.
 
-  @abc.abstractmethod
+    The first process reads it and broadcasts it to the others, whose disks may
+    not have it.
+
+    Raises:
+      UserError: if the last checkpoints are of different steps.
+    """
+    state, is_validated = self._state, False
+    if self._topology.process_index == 0:
+      restored = saved[0].restore_last(self._state)
+      if restored is not None:
+        state, is_validated = restored.state, bool(restored.metrics)
+    state, is_validated = devices.as_first_process(
+      (jax.device_get(state), np.array(is_validated))
+    )
+    self._state = devices.replicate(state)
+    self.step, self.is_validated = int(state.step), bool(is_validated)
+
   def train_chunks(
-    self, epoch: int, first_step: int, max_steps: int
+    self, epoch: int, first_step: int, max_steps: int | None = None
   ) -> Iterator[splits.Chunk]:
-    """What is left of an epoch, several steps at a time."""
+    """The rest of an epoch, in chunks for one dispatch each."""
+    return splits.train_chunks(
+      self._data.train,
+      self._config.seed,
+      epoch,
+      first_step,
+      self._config.train.batch_size,
+      max_steps or steps_per_dispatch(self._data.train, self._config),
+      self._topology,
+    )
 
-  @abc.abstractmethod
-  def eval_chunks(self, max_batches: int) -> Iterator[tuple[splits.Chunk, int]]:
-    """The validation split, and where in it each chunk begins."""
+  def eval_chunks(
+    self, max_batches: int | None = None
+  ) -> Iterator[tuple[splits.Chunk, int]]:
+    """The validation split, and the position in it of each chunk."""
+    return splits.eval_chunks(
+      self._data.validation,
+      self._config.eval.batch_size,
+      max_batches or eval_batches_per_dispatch(self._data, self._config),
+      self._topology,
+    )
 
-  @abc.abstractmethod
-  def by_run(self, metrics: training.Metrics) -> dict[str, np.ndarray]:
-    """Waits for what `train` or `evaluate` returned, [num_runs, max_steps]."""
-
-  @abc.abstractmethod
-  def states(self, snapshot: training.TrainState) -> list[training.TrainState]:
-    """Each run's state in a snapshot, as a checkpoint takes it."""
-
-  @abc.abstractmethod
-  def draw(
-    self, originals: np.ndarray, columns: int
-  ) -> Callable[[], dict[str, np.ndarray]] | None:
-    """Sets pictures going; None where none are drawn."""
-
-  def train(self, chunk: splits.Chunk) -> training.Metrics:
-    """Sets the steps of a chunk going.
+  def train(self, chunk: splits.Chunk) -> steps.Metrics:
+    """Dispatches the steps of a chunk.
 
     Returns:
-      Metrics of each, [..., max_steps], still being computed.
+      Metrics of each step, [..., max_steps], still being computed.
     """
     self._state, metrics = self._train_steps(
       self._state,
@@ -93,8 +148,8 @@ class Trainer(abc.ABC):
     self.step += chunk.num_batches
     return metrics
 
-  def evaluate(self, chunk: splits.Chunk, start: int) -> training.Metrics:
-    """Sets the evaluation of a chunk of the validation split going.
+  def evaluate(self, chunk: splits.Chunk, start: int) -> steps.Metrics:
+    """Dispatches the evaluation of a chunk of the validation split.
 
     Returns:
       Sums of the metrics over each batch, [..., max_batches], still being
@@ -111,6 +166,121 @@ class Trainer(abc.ABC):
       self._data.validation.num_examples,
     )
 
-  def snapshot(self) -> training.TrainState:
+  def validate(self) -> Iterator[steps.Metrics]:
+    """Dispatches the validation, every example once.
+
+    Yields:
+      The sums of each chunk, [..., max_batches], still being computed.
+    """
+    dispatched = collections.deque()
+    for chunk, start in self.eval_chunks():
+      # The devices have a few chunks of images before them, and no more.
+      if len(dispatched) > EVAL_AHEAD:
+        jax.block_until_ready(dispatched.popleft())
+      dispatched.append(self.evaluate(chunk, start))
+      yield dispatched[-1]
+
+  def means(self, sums: Sequence[steps.Metrics]) -> dict[str, list[float]]:
+    """The means over the validation split, one for each run.
+
+    Args:
+      sums: of each chunk, as `validate` yields them.
+    """
+    by_run = [self.by_run(chunk) for chunk in sums]
+    # In double precision: a large split has hundreds of millions of nats.
+    return {
+      name: (
+        sum(part[name].sum(axis=-1, dtype=np.float64) for part in by_run)
+        / self._data.validation.num_examples
+      ).tolist()
+      for name in by_run[0]
+    }
+
+  def by_run(self, metrics: steps.Metrics) -> dict[str, np.ndarray]:
+    """Waits for results of `train` or `evaluate`; [num_runs, max_steps]."""
+    return {k: v[None] for k, v in jax.device_get(metrics).items()}
+
+  def snapshot(self) -> steps.TrainState:
     """A copy of the state on the devices, that outlives the next steps."""
-    return training.snapshot(self._state)
+    return steps.snapshot(self._state)
+
+  def states(self, snapshot: steps.TrainState) -> list[steps.TrainState]:
+    """The state of each run in a snapshot, as a checkpoint has it."""
+    return [snapshot]
+
+  def draw(
+    self, originals: np.ndarray, columns: int
+  ) -> Callable[[], dict[str, np.ndarray]] | None:
+    """Dispatches pictures of the first run; None if it draws none.
+
+    Args:
+      originals: to be reconstructed, uint8 [n, height, width, channels].
+      columns: of the pictures, in images; there are as many rows of samples.
+
+    Returns:
+      A function that waits for them, and returns grids of samples, and of the
+      originals beside their reconstructions. The seed fixes the samples' z, so
+      that epochs can be compared.
+    """
+    variables = devices.on_first(self._state.variables)
+    key = randomness.sample_key(self._config.seed)
+    samples = _samples(self._model, columns**2, variables, key)
+    reconstructions = _reconstructions(self._model, variables, originals)
+
+    def draw():
+      pairs = figures.side_by_side(originals, reconstructions)
+      return {
+        'samples': figures.image_grid(samples, columns),
+        'reconstructions': figures.image_grid(pairs, columns),
+      }
+
+    return draw
+
+
+def steps_per_dispatch(split: splits.Split, config) -> int:
+  """Training steps that go to the devices at a time."""
+  if config.train.steps_per_dispatch:
+    return config.train.steps_per_dispatch
+  if jax.default_backend() == 'cpu':
+    return _STEPS_ON_CPU
+  num_steps = _MAX_STEPS
+  if splits.stored_images(split) is None:
+    num_steps = min(num_steps, _max_batches(split, config.train.batch_size))
+  # A dispatch that ends with a row gives the row its own speed.
+  log_every_steps = config.train.log_every_steps
+  if num_steps < log_every_steps:
+    return num_steps
+  return num_steps - num_steps % log_every_steps
+
+
+def eval_batches_per_dispatch(data: splits.DataSet, config) -> int:
+  """Batches of the validation that go to the devices at a time."""
+  split = data.validation
+  if splits.stored_images(split) is not None:
+    return _MAX_EVAL_BATCHES
+  return min(_MAX_EVAL_BATCHES, _max_batches(split, config.eval.batch_size))
+
+
+def _max_batches(split: splits.Split, batch_size: int) -> int:
+  """Batches of images that this process sends to its devices at a time."""
+  local_batch_size = batch_size // jax.process_count()
+  num_bytes = local_batch_size * math.prod(split.image_shape)
+  return max(1, _MAX_BYTES // max(num_bytes, 1))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _samples(model: nn.Module, count: int, variables, key: jax.Array):
+  def sample(model):
+    keys = randomness.example_keys(key, jnp.arange(count))
+    return model.decode(model.prior().sample(keys)[0]).mean
+
+  return nn.apply(sample, model)(variables)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstructions(model: nn.Module, variables, images: np.ndarray):
+  def reconstruct(model):
+    x = steps.to_unit_range(images, steps.float_dtype(model))
+    return model.decode(model.encode(x).mean).mean
+
+  return nn.apply(reconstruct, model)(variables)

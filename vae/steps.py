@@ -2,13 +2,14 @@
 
 Both are pure functions, compiled and sharded with `jax.pmap`: the state is
 replicated, the batch is split in order over the devices. Every random draw is
-a function of (seed, step, position in the global batch) alone, and BatchNorm
-sees the global batch, so that the number of devices changes nothing but
-rounding. What a run chooses as a number, and not as a shape, is an argument of
-the compiled program: runs that differ in nothing else share it.
+a function of (seed, step, position in the global batch) alone, and statistics
+are those of the global batch, so that the number of devices changes nothing but
+rounding. Numbers that a run chooses, and no shapes, are arguments of the
+compiled program: runs that differ in nothing else share it.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -21,14 +22,13 @@ import numpy as np
 import optax
 
 from vae import devices
+from vae import models
 from vae import numerics
-from vae import objective as objectives
+from vae import objectives
 from vae import optimizers
 from vae import randomness
 from vae import tiles
-from vae.model import VAE
-from vae.objective import Objective
-from vae.optimizers import OptimizerFactory
+from vae.optimizers import Optimizer
 
 Metrics = dict[str, jax.Array]
 
@@ -40,66 +40,99 @@ class TrainState:
   Attributes:
     step: number of updates made, int32 scalar.
     params: the model's parameters.
-    batch_stats: BatchNorm's running statistics.
+    collections: its other Flax collections, such as BatchNorm's statistics.
     opt_state: the optimiser's state.
   """
 
   step: jax.Array
   params: Any
-  batch_stats: Any
+  collections: dict[str, Any]
   opt_state: Any
 
   @property
   def variables(self) -> dict[str, Any]:
-    """What `model.apply` wants."""
-    return {'params': self.params, 'batch_stats': self.batch_stats}
+    """All collections, for `model.apply`."""
+    return {'params': self.params, **self.collections}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """The part of a run that is compiled in.
+
+  Attributes:
+    model: with the `axis_name` of the pmap axis that shares a batch; None if a
+      device has the whole batch.
+    optimizer: without its learning rate.
+    flip: whether each image is mirrored with probability ½.
+    skip_nonfinite: whether a step whose loss or gradient is not finite is left
+      out: it counts, for the learning rate's schedule too, and changes nothing
+      else.
+    num_train_examples: size of the training split.
+  """
+
+  model: nn.Module
+  optimizer: Optimizer = Optimizer()
+  flip: bool = False
+  skip_nonfinite: bool = False
+  num_train_examples: int = 1
 
 
 @struct.dataclass
 class Settings:
-  """What a run chooses, beyond the program that it shares with others.
+  """The part of a run that is an argument of the compiled program.
 
   Attributes:
-    objective: what to minimise.
-    learning_rate: of the first epoch; a number, or [] of the model's floats.
-    latent_mask: [latent_dim], 1 for the dimensions that draw noise, 0 for
-      those that are padding (`vae.population`); None where none is.
+    objective: to be minimised.
+    learning_rate: of the first epoch, a scalar.
   """
 
-  objective: Objective
+  objective: Any
   learning_rate: float | jax.Array
-  latent_mask: jax.Array | None = None
 
 
-def settings_from_config(config, model: VAE) -> Settings:
-  """The settings of a config, in the precision that its model computes in."""
-  objective = objectives.from_config(config)
-  number = np.dtype(float_dtype(model)).type
-  return Settings(
-    objective.replace(beta=number(objective.beta)),
-    number(config.optimizer.learning_rate),
+def program_from_config(
+  config, num_train_examples: int, axis_name: str | None = devices.AXIS
+) -> Program:
+  """The program of a complete config."""
+  return Program(
+    models.from_config(config, axis_name),
+    optimizers.from_config(
+      config, num_train_examples // config.train.batch_size
+    ),
+    config.train.flip,
+    config.train.on_nonfinite == 'skip',
+    num_train_examples,
   )
 
 
+def settings_from_config(config) -> Settings:
+  """The settings of a config, as numbers of the model's precision."""
+  settings = Settings(
+    objectives.from_config(config), config.optimizer.learning_rate
+  )
+  dtype = np.dtype(float_dtype(models.from_config(config))).type
+  return jax.tree.map(dtype, settings)
+
+
 @functools.lru_cache(maxsize=64)
-def abstract_state(model: VAE, optimizer: OptimizerFactory) -> TrainState:
+def abstract_state(program: Program) -> TrainState:
   """Shapes and dtypes of a state, which a checkpoint is restored into."""
-  with numerics.fixed(model.dtype):
-    variables = _make_init(model).eval_shape(randomness.init_key(0))
-    return jax.eval_shape(lambda v: _first_state(optimizer, v), variables)
+  with numerics.fixed(float_dtype(program.model)):
+    variables = _make_init(program.model).eval_shape(randomness.init_key(0))
+    return jax.eval_shape(
+      lambda v: _first_state(program.optimizer, v), variables
+    )
 
 
-def create_state(
-  model: VAE, optimizer: OptimizerFactory, seed: int
-) -> TrainState:
+def create_state(program: Program, seed: int) -> TrainState:
   """The state before the first step, a function of the seed alone."""
-  with numerics.fixed(model.dtype):
-    variables = _make_init(model)(randomness.init_key(seed))
-    return devices.replicate(_first_state(optimizer, variables))
+  with numerics.fixed(float_dtype(program.model)):
+    variables = _make_init(program.model)(randomness.init_key(seed))
+    return devices.replicate(_first_state(program.optimizer, variables))
 
 
 @functools.lru_cache(maxsize=64)
-def _make_init(model: VAE) -> Callable[[jax.Array], dict[str, Any]]:
+def _make_init(model: nn.Module) -> Callable[[jax.Array], dict[str, Any]]:
   images = jnp.zeros((1, *model.image_shape))
   # Run once, so on a CPU, where optimising it takes seconds, it is not.
   options = (
@@ -110,19 +143,20 @@ def _make_init(model: VAE) -> Callable[[jax.Array], dict[str, Any]]:
   return jax.jit(lambda key: model.init(key, images), compiler_options=options)
 
 
-def _first_state(optimizer: OptimizerFactory, variables) -> TrainState:
-  params = variables['params']
+def _first_state(optimizer: Optimizer, variables) -> TrainState:
+  collections = dict(variables)
+  params = collections.pop('params')
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    batch_stats=variables.get('batch_stats', {}),
+    collections=collections,
     # No optimiser's first state depends on its learning rate.
     opt_state=optimizer(0.0).init(params),
   )
 
 
 def num_parameters(state: TrainState) -> int:
-  """Of the model."""
+  """Number of the model's parameters."""
   return sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
@@ -131,11 +165,13 @@ def to_unit_range(images: jax.Array, dtype: Any) -> jax.Array:
   return images.astype(dtype) / 255
 
 
+def float_dtype(model: nn.Module) -> Any:
+  """The dtype of images and losses: float32, or float64 for such a model."""
+  return jnp.promote_types(getattr(model, 'dtype', 'float32'), jnp.float32)
+
+
 def train_step(
-  model: VAE,
-  optimizer: OptimizerFactory,
-  flip: bool,
-  skip_nonfinite: bool,
+  program: Program,
   state: TrainState,
   settings: Settings,
   key: jax.Array,
@@ -144,15 +180,10 @@ def train_step(
   """One update, on one device of the pmap axis `model.axis_name`.
 
   Args:
-    model: where it has no `axis_name`, the device has the whole batch.
-    optimizer: that `state.opt_state` belongs to.
-    flip: whether each image is mirrored with probability ½.
-    skip_nonfinite: whether a step whose loss or gradient is not finite is left
-      out: it counts, for the learning rate's schedule too, and changes nothing
-      else.
-    state: the same on every device.
-    settings: likewise.
-    key: `randomness.train_key`, the same on every device.
+    program: the same on every device, as are the next three.
+    state: before the update.
+    settings: of the run.
+    key: `randomness.train_key`.
     images: uint8 [per_device_batch, height, width, channels]; this device's
       part of the global batch.
 
@@ -161,33 +192,36 @@ def train_step(
     of their gradient before it is clipped; the same on every device. With
     `skip_nonfinite` also whether the step was `skipped`, 0 or 1.
   """
-  objective = settings.objective
+  model, optimizer = program.model, program.optimizer
   positions = randomness.global_positions(model.axis_name, len(images))
   flip_keys, noise_keys, z_keys = _keys(
     jax.random.fold_in(key, state.step), positions
   )
-
   images = to_unit_range(images, float_dtype(model))
-  if flip:
+  if program.flip:
     mirrored = randomness.uniform(flip_keys, ()) < 0.5
     images = jnp.where(
       mirrored[:, None, None, None], images[:, :, ::-1], images
     )
-  inputs = images
-  if objective.input_noise:
-    noise = randomness.normal(noise_keys, images.shape[1:])
-    inputs = images + objective.input_noise * noise
-  epsilon = _epsilon(z_keys, model, settings)
+  batch = objectives.Batch(
+    images=images,
+    mask=jnp.ones(len(images), bool),
+    keys=z_keys,
+    noise_keys=noise_keys,
+    epoch=state.step / optimizer.steps_per_epoch,
+    train=True,
+    num_train_examples=program.num_train_examples,
+    axis_name=model.axis_name,
+  )
 
   def loss_fn(params):
-    variables = {'params': params, 'batch_stats': state.batch_stats}
-    terms, updates = nn.apply(objectives.terms, model, mutable='batch_stats')(
-      variables, objective, images, inputs, epsilon, train=True
-    )
-    means = jax.tree.map(jnp.mean, terms)
-    return means['loss'], (means, updates.get('batch_stats', {}))
+    values, collections = nn.apply(
+      settings.objective.__call__, model, mutable=list(state.collections)
+    )({'params': params, **state.collections}, batch)
+    means = jax.tree.map(jnp.mean, values)
+    return means['loss'], (means, collections)
 
-  grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+  grads, (metrics, collections) = jax.grad(loss_fn, has_aux=True)(state.params)
   grads, metrics = devices.mean_over((grads, metrics), model.axis_name)
   metrics['grad_norm'] = optax.tree.norm(grads)
   updates, opt_state = optimizer(settings.learning_rate).update(
@@ -196,10 +230,10 @@ def train_step(
   new_state = TrainState(
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),
-    batch_stats=batch_stats,
+    collections=collections,
     opt_state=opt_state,
   )
-  if skip_nonfinite:
+  if program.skip_nonfinite:
     is_finite = jnp.isfinite(metrics['loss'] + metrics['grad_norm'])
     metrics['skipped'] = 1 - is_finite.astype(metrics['loss'].dtype)
     skipped = state.replace(
@@ -213,10 +247,7 @@ def train_step(
 
 
 def train_loop(
-  model: VAE,
-  optimizer: OptimizerFactory,
-  flip: bool,
-  skip_nonfinite: bool,
+  program: Program,
   state: TrainState,
   settings: Settings,
   key: jax.Array,
@@ -226,19 +257,16 @@ def train_loop(
 ) -> tuple[TrainState, Metrics]:
   """Several updates, as `train_step` makes them.
 
-  The loop runs as many steps as it is told, up to what its buffer holds: an
-  epoch's shorter last chunk needs no second program, and how the steps are
-  cut into dispatches cannot change their bits. (`lax.scan` lowers to the same
-  loop, but with a fixed length.)
+  The loop runs `num_steps` steps, up to the size of its buffer: an epoch's
+  shorter last chunk needs no second program, and how the steps are cut into
+  dispatches cannot change their bits. (`lax.scan` lowers to the same loop, but
+  with a fixed length.)
 
   Args:
-    model: as of `train_step`.
-    optimizer: likewise.
-    flip: likewise.
-    skip_nonfinite: likewise.
-    state: likewise.
-    settings: likewise.
-    key: likewise.
+    program: as for `train_step`, like the next three.
+    state: before the first update.
+    settings: of the run.
+    key: `randomness.train_key`.
     stored: uint8 [num_examples, 8·k, 128] (`vae.tiles`), or None.
     batches: [max_steps, per_device_batch, …], images or, with `stored`,
       indices of its images.
@@ -250,10 +278,8 @@ def train_loop(
   """
 
   def step(state, index):
-    images = _images(model, stored, batches, index)
-    return train_step(
-      model, optimizer, flip, skip_nonfinite, state, settings, key, images
-    )
+    images = _images(program.model, stored, batches, index)
+    return train_step(program, state, settings, key, images)
 
   def body(index, carry):
     state, metrics = carry
@@ -267,28 +293,19 @@ def train_loop(
 
 @functools.lru_cache(maxsize=8)
 def make_train_steps(
-  model: VAE,
-  optimizer: OptimizerFactory,
-  flip: bool,
-  skip_nonfinite: bool = False,
+  program: Program,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Compiles several training steps into one dispatch over all devices.
-
-  Args:
-    model: with `axis_name=AXIS`.
-    optimizer: as of `train_step`.
-    flip: likewise.
-    skip_nonfinite: likewise.
 
   Returns:
     `train_loop`, a function of its arguments from `state` on: `state` is
     donated; `batches` are [devices, max_steps, per_device_batch, …]
-    (`splits.Chunk`), all else is the same on every device. Asked again, it is
-    the same function, and not compiled again.
+    (`splits.Chunk`), all else is the same on every device. The same program
+    gives the same function, which is compiled once.
   """
   return jax.pmap(
-    functools.partial(train_loop, model, optimizer, flip, skip_nonfinite),
-    axis_name=model.axis_name,
+    functools.partial(train_loop, program),
+    axis_name=devices.AXIS,
     in_axes=(None, None, None, None, 0, None),
     out_axes=None,
     donate_argnums=0,
@@ -296,7 +313,7 @@ def make_train_steps(
 
 
 def eval_loop(
-  model: VAE,
+  program: Program,
   variables: Any,
   settings: Settings,
   key: jax.Array,
@@ -309,13 +326,13 @@ def eval_loop(
   """The evaluation of several batches, on one device as `train_loop`.
 
   Args:
-    model: as of `train_step`.
-    variables: parameters and statistics.
-    settings: likewise.
+    program: as for `train_step`.
+    variables: parameters and other collections.
+    settings: of the run.
     key: `randomness.eval_key`.
-    stored: as of `train_loop`.
-    batches: likewise.
-    num_steps: likewise.
+    stored: as for `train_loop`, like the next two.
+    batches: [max_steps, per_device_batch, …].
+    num_steps: how many of the batches to evaluate.
     start: position in the split of the first batch's first example.
     num_examples: size of the split; what lies beyond it is padding.
 
@@ -324,54 +341,59 @@ def eval_loop(
     beyond `num_steps`. z is drawn as in training, by each example's position
     in the split.
   """
-  axis_name = model.axis_name
-  batch_size = batches.shape[1] * devices.axis_size(axis_name)
+  model = program.model
+  batch_size = batches.shape[1] * devices.axis_size(model.axis_name)
 
   def step(index):
     images = _images(model, stored, batches, index)
     positions = start + index * batch_size
-    positions += randomness.global_positions(axis_name, len(images))
-    *_, z_keys = _keys(key, positions)
-    images = to_unit_range(images, float_dtype(model))
-    epsilon = _epsilon(z_keys, model, settings)
-    terms = nn.apply(objectives.terms, model)(
-      variables, settings.objective, images, images, epsilon, train=False
+    positions += randomness.global_positions(model.axis_name, len(images))
+    _, noise_keys, z_keys = _keys(key, positions)
+    batch = objectives.Batch(
+      images=to_unit_range(images, float_dtype(model)),
+      mask=positions < num_examples,
+      keys=z_keys,
+      noise_keys=noise_keys,
+      epoch=jnp.inf,
+      train=False,
+      num_train_examples=program.num_train_examples,
+      axis_name=model.axis_name,
     )
-    counts = positions < num_examples
-    return jax.tree.map(lambda t: jnp.sum(jnp.where(counts, t, 0)), terms)
+    values = nn.apply(settings.objective.__call__, model)(variables, batch)
+    return jax.tree.map(lambda v: jnp.sum(jnp.where(batch.mask, v, 0)), values)
 
   def body(index, sums):
     return _set(sums, index, step(index))
 
   buffers = _buffers(jax.eval_shape(lambda: step(0)), len(batches))
   sums = lax.fori_loop(0, num_steps, body, buffers)
-  return sums if axis_name is None else lax.psum(sums, axis_name)
+  return sums if model.axis_name is None else lax.psum(sums, model.axis_name)
 
 
 @functools.lru_cache(maxsize=8)
-def make_eval_steps(model: VAE) -> Callable[..., Metrics]:
+def make_eval_steps(program: Program) -> Callable[..., Metrics]:
   """Compiles the evaluation of several batches over all devices.
 
   Returns:
     `eval_loop`, a function of its arguments from `variables` on; `batches`
-    are [devices, max_steps, per_device_batch, …]. Asked again, it is the same
-    function.
+    are [devices, max_steps, per_device_batch, …]. The same program gives the
+    same function.
   """
   return jax.pmap(
-    functools.partial(eval_loop, model),
-    axis_name=model.axis_name,
+    functools.partial(eval_loop, program),
+    axis_name=devices.AXIS,
     in_axes=(None, None, None, None, 0, None, None, None),
     out_axes=None,
   )
 
 
 def _images(
-  model: VAE,
+  model: nn.Module,
   stored: jax.Array | None,
   batches: jax.Array,
   index: jax.Array | int,
 ) -> jax.Array:
-  """A batch of those of a chunk, or the stored images that it names."""
+  """A batch of a chunk, or the stored images that it names."""
   batch = lax.dynamic_index_in_dim(batches, index, keepdims=False)
   if stored is None:
     return batch
@@ -380,7 +402,7 @@ def _images(
 
 
 def _buffers(shapes: Any, length: int) -> Any:
-  """Zeros of `shapes`, so many times."""
+  """Zeros [length, *shape] for each of `shapes`."""
   return jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), shapes)
 
 
@@ -394,29 +416,7 @@ def snapshot(state: TrainState) -> TrainState:
   return jax.tree.map(jnp.copy, state)
 
 
-def float_dtype(model: VAE) -> Any:
-  """Of images and losses: float32, or float64 where the model computes so."""
-  return jnp.promote_types(model.dtype, jnp.float32)
-
-
 def _keys(key: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
-  """Of each example, for its flip, its input noise and its z; [batch] each."""
+  """Keys for each example's flip, input noise and z; [batch] each."""
   keys = randomness.split(randomness.example_keys(key, positions), 3)
   return keys[:, 0], keys[:, 1], keys[:, 2]
-
-
-def _epsilon(
-  keys: jax.Array, model: VAE, settings: Settings
-) -> jax.Array | None:
-  """Noise of the reparameterization, [num_samples, batch, latent_dim].
-
-  The first dimensions' noise does not depend on how many there are: JAX draws
-  an array in the order in which its elements lie.
-  """
-  if not settings.objective.sample_posterior:
-    return None
-  num_samples = settings.objective.num_samples
-  draws = randomness.normal(keys, (model.latent_dim, num_samples))
-  if settings.latent_mask is not None:
-    draws *= settings.latent_mask[:, None]
-  return jnp.moveaxis(draws, -1, 0)

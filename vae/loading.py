@@ -1,22 +1,25 @@
 """A trained model, read back from the workdir of its run."""
 
+from collections.abc import Callable
 import functools
 import json
+from typing import Any
 
 from etils import epath
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from vae import checkpoints
-from vae import model as models
+from vae import distributions
+from vae import models
 from vae import numerics
-from vae import optimizers
 from vae import paths
-from vae import training
+from vae import randomness
+from vae import steps
 from vae.errors import UserError
-from vae.model import VAE
 
 CONFIG = 'config.json'
 
@@ -25,7 +28,7 @@ _BATCH_SIZE = 64
 
 
 def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
-  """The config that a run left in its workdir, as it was written.
+  """The config in a run's workdir, as it was written.
 
   Raises:
     UserError: if there is none, or an unreadable one.
@@ -62,9 +65,9 @@ def load(
 def restore(
   config, workdir: epath.PathLike, checkpoint: str | int = 'best'
 ) -> 'TrainedVAE':
-  """As `load`, with the config already read."""
+  """The same, with the config already read."""
   workdir = paths.expand(workdir)
-  if config.model.dtype == 'float64' and not jax.config.jax_enable_x64:
+  if config.model.get('dtype') == 'float64' and not jax.config.jax_enable_x64:
     raise UserError(
       f'{workdir} holds a float64 model; that needs JAX_ENABLE_X64=1 in the '
       'environment.'
@@ -77,57 +80,60 @@ def restore(
       'wrote it.'
     ) from error
   # The optimiser's state is part of a checkpoint; its schedule is not.
-  optimizer = optimizers.Optimizer()
-  state = training.abstract_state(model, optimizer)
+  state = steps.abstract_state(steps.Program(model))
   saved = checkpoints.Checkpoints(workdir)
   state = saved.restore(state, saved.find(checkpoint))
   return TrainedVAE(config, model, state.variables, int(state.step))
 
 
 class TrainedVAE:
-  """A model with its parameters, for use on numpy arrays.
+  """A model with its parameters, for use on NumPy arrays.
 
   Images are [n, height, width, channels], uint8 or floating in [0, 1], of the
-  size that the model was trained on; latents are [n, latent_dim]. What is
-  returned is float32, and computed precisely (`numerics.precise`). Any n goes:
+  size that the model was trained on; latents are [n, *latent_shape]. Results
+  are float32 NumPy arrays, computed precisely (`numerics.precise`). Any n goes:
   it is cut into batches of one size, so that each method is compiled once.
 
   Attributes:
     config: of the run.
     model: the Flax module.
-    variables: its parameters and statistics.
+    variables: its parameters and other collections.
     step: of the checkpoint.
+    prior: p(z), a distribution (`vae.distributions`).
+    latent_shape: the shape of z.
   """
 
-  def __init__(self, config, model: VAE, variables, step: int):
-    """Takes what was restored, on any devices."""
+  def __init__(self, config, model: nn.Module, variables, step: int):
     self.config = config
     self.model = model
     self.variables = jax.device_put(
       jax.device_get(variables), jax.local_devices()[0]
     )
     self.step = step
+    self.prior = model.apply(self.variables, method='prior')
+    self.latent_shape = self.prior.mean.shape
 
-  def encode(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and log variance of q(z|x), [n, latent_dim] each.
+  def encode(self, images: np.ndarray) -> Any:
+    """The posterior q(z|x) of each image, a distribution over [n, …].
 
     Raises:
       ValueError: if the images are not of the model's shape, or not in [0, 1].
     """
-    return self._in_batches('encode', self._check_images(images))
+    return self._in_batches(_encode, self._check_images(images))
 
   def decode(self, z: np.ndarray) -> np.ndarray:
     """The mean images E[x|z] of latents, cut to [0, 1].
 
     Raises:
-      ValueError: if `z` is not [n, latent_dim].
+      ValueError: if `z` is not [n, *latent_shape].
     """
     z = np.asarray(z, np.float32)
-    if z.ndim != 2 or z.shape[1] != self.model.latent_dim:
+    if z.shape[1:] != self.latent_shape or z.ndim == 1:
       raise ValueError(
-        f'z has the shape {z.shape}; it must be [n, {self.model.latent_dim}].'
+        f'z has the shape {z.shape}; it must be '
+        f'[n, {", ".join(map(str, self.latent_shape))}].'
       )
-    return np.clip(self._in_batches('decode', z), 0, 1)
+    return np.clip(self._in_batches(_decode, z), 0, 1)
 
   def sample(
     self, num_images: int, seed: int = 0, temperature: float = 1.0
@@ -136,21 +142,34 @@ class TrainedVAE:
 
     Args:
       num_images: how many.
-      seed: fixes the draws.
+      seed: of the draws.
       temperature: factor on the prior's standard deviation; below 1 the
         images are more alike, and better.
 
     Returns:
       [num_images, height, width, channels], in [0, 1].
+
+    Raises:
+      ValueError: if `temperature` is not 1 and the prior is not N(0, I).
     """
-    shape = (num_images, self.model.latent_dim)
-    z = np.random.default_rng(seed).standard_normal(shape)
-    return self.decode(temperature * z)
+    if temperature != 1 and not isinstance(
+      self.prior, distributions.StandardNormal
+    ):
+      raise ValueError(
+        f'temperature is {temperature}; only the prior N(0, I) has one.'
+      )
+    return self.decode(temperature * self.sample_latents(num_images, seed))
+
+  def sample_latents(self, num_latents: int, seed: int = 0) -> np.ndarray:
+    """Draws of z from the prior, [num_latents, *latent_shape]."""
+    keys = _keys(randomness.sample_key(seed), num_latents)
+    with numerics.fixed('float32'):
+      return np.asarray(self.prior.sample(keys)[0])
 
   def reconstruct(
     self, images: np.ndarray, seed: int | None = None
   ) -> np.ndarray:
-    """Images through the model: by the posterior mean, or a draw.
+    """Images through the model, by the posterior's mean or a draw.
 
     Args:
       images: to be encoded and decoded.
@@ -159,12 +178,12 @@ class TrainedVAE:
     Returns:
       [n, height, width, channels], in [0, 1].
     """
-    z, logvar = self.encode(images)
-    if seed is not None:
-      # Not the noise that `sample` has for this seed.
-      epsilon = np.random.default_rng([seed, 1]).standard_normal(z.shape)
-      z = z + np.exp(0.5 * logvar) * epsilon
-    return self.decode(z)
+    posterior = self.encode(images)
+    if seed is None:
+      return self.decode(posterior.mean)
+    keys = _keys(randomness.measure_key(seed), len(images))
+    with numerics.fixed('float32'):
+      return self.decode(posterior.sample(keys)[0])
 
   def _check_images(self, images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
@@ -187,23 +206,34 @@ class TrainedVAE:
       )
     return images.astype(np.float32)
 
-  def _in_batches(self, method: str, rows: np.ndarray):
-    """Applies a method of the model to rows, padded to full batches."""
+  def _in_batches(self, function: Callable[..., Any], rows: np.ndarray):
+    """Applies a function of the model to rows, padded to full batches."""
     results = []
     for start in range(0, max(len(rows), 1), _BATCH_SIZE):
       batch = rows[start : start + _BATCH_SIZE]
       missing = _BATCH_SIZE - len(batch)
       padded = np.pad(batch, ((0, missing), *((0, 0),) * (rows.ndim - 1)))
-      with numerics.precise(self.model.dtype):
-        results.append(_apply(self.model, method, self.variables, padded))
+      with numerics.precise(steps.float_dtype(self.model)):
+        results.append(function(self.model, self.variables, padded))
     return jax.tree.map(
       lambda *parts: np.concatenate(parts)[: len(rows)], *results
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(model: VAE, method: str, variables, rows: jax.Array):
-  if rows.dtype == jnp.uint8:
-    rows = training.to_unit_range(rows, training.float_dtype(model))
-  result = model.apply(variables, rows, method=method)
-  return jax.tree.map(lambda a: a.astype(jnp.float32), result)
+def _keys(key: jax.Array, num_keys: int) -> jax.Array:
+  with numerics.fixed('float32'):
+    return randomness.example_keys(key, jnp.arange(num_keys))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model: nn.Module, variables, images: jax.Array):
+  if images.dtype == jnp.uint8:
+    images = steps.to_unit_range(images, steps.float_dtype(model))
+  posterior = model.apply(variables, images, method='encode')
+  return jax.tree.map(lambda a: a.astype(jnp.float32), posterior)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(model: nn.Module, variables, z: jax.Array):
+  likelihood = model.apply(variables, z, method='decode')
+  return likelihood.mean.astype(jnp.float32)

@@ -1,0 +1,162 @@
+"""The convolutional VAE of the article and of PyTorch-VAE.
+
+Encoder: stride-2 3×3 convolutions, each with BatchNorm and a rectifier, then
+two dense heads for the mean and the log variance of q(z|x). Decoder: a dense
+layer, stride-2 transposed convolutions, and a last convolution to the image's
+channels. For 64×64 colour images and 128 latent dimensions PyTorch-VAE's
+channels (`configs/celeba.py`) make 3,937,635 parameters, and those of the
+article's listing (`configs/article.py`) 3,225,795.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import Any
+from typing import Literal
+
+from flax import linen as nn
+
+from vae import layers
+from vae import registry
+from vae.batch_norm import BatchNormRectify
+from vae.models import base
+
+# The rectifiers, each by its slope below zero.
+_SLOPES = {'leaky_relu': 0.01, 'relu': 0.0}
+
+
+class Model(base.VAE):
+  """The network of the article.
+
+  Attributes:
+    image_shape: height and width are multiples of 2 ** len(hidden_channels).
+    latent_dim: size of z.
+    hidden_channels: output channels of the encoder's convolutions, in order.
+      With none, encoder and decoder are linear.
+    decoder_channels: output channels of the decoder's transposed convolutions,
+      as many as `hidden_channels`; empty for the mirror image of the encoder
+      (`mirrored`).
+    activation: the rectifier.
+    convolution: how convolutions are computed: as the framework's own, as
+      matrix products, or as is fast on the platform.
+  """
+
+  latent_dim: int = 128
+  hidden_channels: tuple[int, ...] = (32, 64, 128, 256, 512)
+  decoder_channels: tuple[int, ...] = ()
+  activation: Literal['leaky_relu', 'relu'] = 'leaky_relu'
+  convolution: Literal['auto', 'native', 'matmul'] = 'auto'
+
+  def setup(self):
+    super().setup()
+    registry.check_at_least(
+      1,
+      latent_dim=self.latent_dim,
+      hidden_channels=self.hidden_channels,
+      decoder_channels=self.decoder_channels,
+    )
+    height, width, channels = self.image_shape
+    stride = 2 ** len(self.hidden_channels)
+    if height % stride or width % stride:
+      raise ValueError(
+        f'hidden_channels has {len(self.hidden_channels)} entries, each of '
+        f'which halves the image; its sides must be multiples of {stride}, not '
+        f'{height}×{width}.'
+      )
+    decoder_channels = self.decoder_channels or mirrored(self.hidden_channels)
+    if len(decoder_channels) != len(self.hidden_channels):
+      raise ValueError(
+        f'decoder_channels has {len(decoder_channels)} entries; it must have '
+        f'{len(self.hidden_channels)}, as hidden_channels, or none for their '
+        'mirror image.'
+      )
+    block = dict(
+      negative_slope=_SLOPES[self.activation],
+      dtype=self.dtype,
+      convolution=self.convolution,
+      axis_name=self.axis_name,
+    )
+    self.encoder = Encoder(self.latent_dim, self.hidden_channels, **block)
+    # The decoder starts with the channels that the encoder ends with; without
+    # convolutions its dense layer makes the image itself.
+    start_channels = (channels, *self.hidden_channels)[-1]
+    self.decoder = Decoder(
+      (height // stride, width // stride, start_channels),
+      channels,
+      decoder_channels,
+      **block,
+    )
+
+  @property
+  def latent_shape(self) -> tuple[int, ...]:
+    """(latent_dim,)."""
+    return (self.latent_dim,)
+
+
+class Encoder(nn.Module):
+  """Images [batch, height, width, channels] to (mean, logvar)."""
+
+  latent_dim: int
+  hidden_channels: tuple[int, ...]
+  negative_slope: float
+  dtype: Any
+  convolution: str
+  axis_name: str | None
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = x.astype(self.dtype)
+    for index, features in enumerate(self.hidden_channels):
+      x, bias = layers.Conv(
+        features, stride=2, dtype=self.dtype, method=self.convolution
+      )(x)
+      x = _batch_norm(self, index)(x, bias, train)
+    x = x.reshape(x.shape[0], -1)
+    fan_in = x.shape[-1]
+    mean = layers.dense(self.latent_dim, fan_in, self.dtype, 'mean')(x)
+    logvar = layers.dense(self.latent_dim, fan_in, self.dtype, 'logvar')(x)
+    return mean, logvar
+
+
+class Decoder(nn.Module):
+  """Latents [batch, latent_dim] to the parameters of p(x|z)."""
+
+  start_shape: tuple[int, int, int]
+  image_channels: int
+  hidden_channels: tuple[int, ...]
+  negative_slope: float
+  dtype: Any
+  convolution: str
+  axis_name: str | None
+
+  @nn.compact
+  def __call__(self, z, train):
+    z = z.astype(self.dtype)
+    x = layers.dense(math.prod(self.start_shape), z.shape[-1], self.dtype)(z)
+    x = x.reshape(-1, *self.start_shape)
+    if not self.hidden_channels:
+      return x
+    for index, features in enumerate(self.hidden_channels):
+      x, bias = layers.ConvTranspose(
+        features, dtype=self.dtype, method=self.convolution
+      )(x)
+      x = _batch_norm(self, index)(x, bias, train)
+    x, bias = layers.Conv(
+      self.image_channels, dtype=self.dtype, method=self.convolution
+    )(x)
+    return x + bias.astype(self.dtype)
+
+
+def mirrored(hidden_channels: Sequence[int]) -> tuple[int, ...]:
+  """The decoder's channels in the reference implementation (PyTorch-VAE).
+
+  The encoder's in reverse, from the second on; the last transposed convolution
+  keeps its channels: (32, 64, 128) gives (64, 32, 32).
+  """
+  backwards = tuple(hidden_channels)[::-1]
+  return (*backwards[1:], *backwards[-1:])
+
+
+def _batch_norm(module: Encoder | Decoder, index: int) -> BatchNormRectify:
+  return BatchNormRectify(
+    module.negative_slope, module.axis_name, name=f'BatchNorm_{index}'
+  )

@@ -1,0 +1,69 @@
+"""An autoencoder with a finite grid of codes (FSQ; Mentzer et al. 2023).
+
+The residual network with a spatial latent: at each position of the lowest
+resolution the encoder chooses one of Π levels codes, by rounding. The posterior
+is certain, and the prior uniform over the codes, so that the rate is the log of
+their number: positions · Σ log levels nats, whatever the image.
+"""
+
+import jax
+
+from vae import distributions
+from vae import registry
+from vae.distributions import at_least_float32
+from vae.models import base
+from vae.models import residual
+
+
+class Model(base.VAE):
+  """A residual network with a spatial latent of codes.
+
+  Attributes:
+    image_shape: height and width are multiples of 2 ** len(channels).
+    levels: number of values in each dimension of a code.
+    channels: of each level, from the highest resolution down.
+    num_blocks: residual blocks of each level.
+  """
+
+  levels: tuple[int, ...] = (8, 5, 5, 5)
+  channels: tuple[int, ...] = (32, 64, 128)
+  num_blocks: int = 1
+
+  def setup(self):
+    super().setup()
+    registry.check_at_least(2, levels=self.levels)
+    self.encoder = residual.Encoder(
+      {'codes': len(self.levels)},
+      True,
+      self.channels,
+      self.num_blocks,
+      self.dtype,
+    )
+    self.decoder = residual.Decoder(
+      self.latent_shape[:2],
+      self.image_shape[-1],
+      self.channels,
+      self.num_blocks,
+      self.dtype,
+    )
+
+  @property
+  def latent_shape(self) -> tuple[int, ...]:
+    """(height, width, len(levels))."""
+    size = residual.lowest_resolution(
+      self.image_shape, self.channels, self.num_blocks
+    )
+    return (*size, len(self.levels))
+
+  def encode(
+    self, images: jax.Array, train: bool = False
+  ) -> distributions.Codes:
+    """The code of each position, with a straight-through gradient."""
+    (z,) = self.encoder(images, train)
+    return distributions.Codes(
+      distributions.quantise(at_least_float32(z), self.levels)
+    )
+
+  def prior(self) -> distributions.UniformCodes:
+    """Uniform over the codes."""
+    return distributions.UniformCodes(self.latent_shape, self.levels)

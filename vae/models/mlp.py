@@ -1,0 +1,94 @@
+"""A fully connected VAE, as in Kingma & Welling 2014, of any depth."""
+
+import math
+from typing import Any
+from typing import Literal
+
+from flax import linen as nn
+
+from vae import layers
+from vae import registry
+from vae.models import base
+
+_ACTIVATIONS = {
+  'relu': nn.relu,
+  'leaky_relu': nn.leaky_relu,
+  'tanh': nn.tanh,
+  'silu': nn.silu,
+  'gelu': nn.gelu,
+}
+
+
+class Model(base.VAE):
+  """Dense layers from pixels to z, and the same widths in reverse back.
+
+  Attributes:
+    latent_dim: size of z.
+    hidden_sizes: widths of the encoder's layers; empty for a linear model.
+    activation: after each of them.
+  """
+
+  latent_dim: int = 32
+  hidden_sizes: tuple[int, ...] = (512, 256)
+  activation: Literal['relu', 'leaky_relu', 'tanh', 'silu', 'gelu'] = 'relu'
+
+  def setup(self):
+    super().setup()
+    registry.check_at_least(
+      1, latent_dim=self.latent_dim, hidden_sizes=self.hidden_sizes
+    )
+    self.encoder = Encoder(
+      self.hidden_sizes, self.latent_dim, self.activation, self.dtype
+    )
+    self.decoder = Decoder(
+      self.hidden_sizes[::-1],
+      math.prod(self.image_shape),
+      self.activation,
+      self.dtype,
+    )
+
+  @property
+  def latent_shape(self) -> tuple[int, ...]:
+    """(latent_dim,)."""
+    return (self.latent_dim,)
+
+
+class Encoder(nn.Module):
+  """Images [batch, height, width, channels] to (mean, logvar)."""
+
+  hidden_sizes: tuple[int, ...]
+  latent_dim: int
+  activation: str
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = x.reshape(x.shape[0], -1).astype(self.dtype)
+    x = _hidden(x, self.hidden_sizes, self.activation, self.dtype)
+    fan_in = x.shape[-1]
+    mean = layers.dense(self.latent_dim, fan_in, self.dtype, 'mean')(x)
+    logvar = layers.dense(self.latent_dim, fan_in, self.dtype, 'logvar')(x)
+    return mean, logvar
+
+
+class Decoder(nn.Module):
+  """Latents [batch, latent_dim] to the parameters of p(x|z), flat."""
+
+  hidden_sizes: tuple[int, ...]
+  num_outputs: int
+  activation: str
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, z, train):
+    x = _hidden(
+      z.astype(self.dtype), self.hidden_sizes, self.activation, self.dtype
+    )
+    return layers.dense(self.num_outputs, x.shape[-1], self.dtype, 'image')(x)
+
+
+def _hidden(x, sizes, activation, dtype):
+  """The hidden layers, made in the caller's scope."""
+  for size in sizes:
+    x = _ACTIVATIONS[activation](layers.dense(size, x.shape[-1], dtype)(x))
+  return x

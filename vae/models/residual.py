@@ -1,0 +1,156 @@
+"""A residual VAE with normalisation before each activation.
+
+Blocks of two convolutions with a skip around them (He et al. 2016, "Identity
+mappings in deep residual networks"), group normalisation (Wu & He 2018) and
+SiLU before each convolution, at resolutions that halve from level to level.
+"""
+
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+
+from vae import layers
+from vae import registry
+from vae.models import base
+
+# Groups of a normalisation, at most.
+_MAX_GROUPS = 32
+
+
+class Model(base.VAE):
+  """A residual network with a Gaussian latent, a vector or a map.
+
+  Attributes:
+    image_shape: height and width are multiples of 2 ** len(channels).
+    latent_dim: size of z, or of its last axis if it is spatial.
+    spatial: whether z is a map [height, width, latent_dim] at the lowest
+      resolution, not a vector.
+    channels: of each level, from the highest resolution down.
+    num_blocks: residual blocks of each level.
+  """
+
+  latent_dim: int = 64
+  spatial: bool = False
+  channels: tuple[int, ...] = (32, 64, 128)
+  num_blocks: int = 1
+
+  def setup(self):
+    super().setup()
+    registry.check_at_least(1, latent_dim=self.latent_dim)
+    size = lowest_resolution(self.image_shape, self.channels, self.num_blocks)
+    self.encoder = Encoder(
+      {'mean': self.latent_dim, 'logvar': self.latent_dim},
+      self.spatial,
+      self.channels,
+      self.num_blocks,
+      self.dtype,
+    )
+    self.decoder = Decoder(
+      size, self.image_shape[-1], self.channels, self.num_blocks, self.dtype
+    )
+
+  @property
+  def latent_shape(self) -> tuple[int, ...]:
+    """(latent_dim,), or (height, width, latent_dim)."""
+    if not self.spatial:
+      return (self.latent_dim,)
+    size = lowest_resolution(self.image_shape, self.channels, self.num_blocks)
+    return (*size, self.latent_dim)
+
+
+def lowest_resolution(
+  image_shape: tuple[int, int, int], channels: tuple[int, ...], num_blocks: int
+) -> tuple[int, int]:
+  """(height, width) of the last level; ValueError if there is no such size."""
+  registry.check_at_least(1, channels=channels, num_blocks=num_blocks)
+  height, width, _ = image_shape
+  stride = 2 ** len(channels)
+  if not channels or height % stride or width % stride:
+    raise ValueError(
+      f'channels has {len(channels)} entries, each of which halves the image; '
+      f'there must be at least one, and the sides, {height}×{width}, must be '
+      f'multiples of {stride}.'
+    )
+  return height // stride, width // stride
+
+
+class Encoder(nn.Module):
+  """Images [batch, height, width, channels] to one array for each head.
+
+  Attributes:
+    heads: the number of features of each, by name.
+    spatial: whether they are maps, or vectors.
+  """
+
+  heads: dict[str, int]
+  spatial: bool
+  channels: tuple[int, ...]
+  num_blocks: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = x.astype(self.dtype)
+    for features in self.channels:
+      x = _conv(x, features, self.dtype, stride=2)
+      for _ in range(self.num_blocks):
+        x = Block(self.dtype)(x)
+    x = _normalise(x, self.dtype)
+    if not self.spatial:
+      x = x.reshape(x.shape[0], -1)
+    fan_in = x.shape[-1]
+    return tuple(
+      layers.dense(features, fan_in, self.dtype, name)(x)
+      for name, features in self.heads.items()
+    )
+
+
+class Decoder(nn.Module):
+  """Latents, vectors or maps, to the parameters of p(x|z)."""
+
+  start_size: tuple[int, int]
+  image_channels: int
+  channels: tuple[int, ...]
+  num_blocks: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, z, train):
+    z = z.astype(self.dtype)
+    *_, features = self.channels
+    if z.ndim == 2:
+      features *= math.prod(self.start_size)
+    x = layers.dense(features, z.shape[-1], self.dtype)(z)
+    x = x.reshape(-1, *self.start_size, self.channels[-1])
+    for features in (*self.channels[-2::-1], self.channels[0]):
+      for _ in range(self.num_blocks):
+        x = Block(self.dtype)(x)
+      x, bias = layers.ConvTranspose(features, dtype=self.dtype)(x)
+      x += bias.astype(self.dtype)
+    return _conv(_normalise(x, self.dtype), self.image_channels, self.dtype)
+
+
+class Block(nn.Module):
+  """x + conv(act(norm(conv(act(norm(x)))))), channels kept."""
+
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x):
+    y = x
+    for _ in range(2):
+      y = _conv(_normalise(y, self.dtype), x.shape[-1], self.dtype)
+    return x + y
+
+
+def _conv(x: jax.Array, features: int, dtype: Any, stride: int = 1):
+  x, bias = layers.Conv(features, stride=stride, dtype=dtype)(x)
+  return x + bias.astype(dtype)
+
+
+def _normalise(x: jax.Array, dtype: Any) -> jax.Array:
+  """Group normalisation and SiLU, in the caller's scope."""
+  groups = math.gcd(x.shape[-1], _MAX_GROUPS)
+  return nn.silu(nn.GroupNorm(num_groups=groups, dtype=dtype)(x))

@@ -1,0 +1,98 @@
+"""The ELBO: distortion + β · rate, in nats per image.
+
+  loss = E_q(z|x)[-log p(x|z)] + β · KL(q(z|x) ‖ p(z))
+
+At β = 1 it is the negative ELBO (Kingma & Welling 2014, equation 3); β weighs
+the KL and nothing else (Higgins et al. 2017). With β = 0 and no sampling it is
+the plain autoencoder, with noise on the input the denoising one.
+"""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from vae import distributions
+from vae import randomness
+from vae import registry
+from vae.objectives import Batch
+
+
+@struct.dataclass
+class Objective:
+  """The β-weighted ELBO.
+
+  Attributes:
+    beta: weight of the KL.
+    num_samples: Monte-Carlo samples of z per image, L in the article.
+    sample_posterior: whether z is drawn from q(z|x), or is its mean.
+    input_noise: standard deviation of the Gaussian noise that is added to the
+      encoder's input while training; the target stays clean.
+    kl_warmup_epochs: over which the weight of the KL rises linearly from 0 to
+      `beta` (Sønderby et al. 2016); validation has the full weight.
+  """
+
+  beta: float = 1.0
+  num_samples: int = struct.field(pytree_node=False, default=1)
+  sample_posterior: bool = struct.field(pytree_node=False, default=True)
+  input_noise: float = struct.field(pytree_node=False, default=0.0)
+  kl_warmup_epochs: float = struct.field(pytree_node=False, default=0.0)
+
+  def check(self) -> None:
+    """Raises ValueError for settings that do not go together."""
+    registry.check_at_least(1, num_samples=self.num_samples)
+    registry.check_at_least(
+      0,
+      beta=self.beta,
+      input_noise=self.input_noise,
+      kl_warmup_epochs=self.kl_warmup_epochs,
+    )
+    if self.num_samples > 1 and not self.sample_posterior:
+      raise ValueError(
+        f'num_samples is {self.num_samples}; without sampling '
+        '(sample_posterior=False) it must be 1.'
+      )
+
+  def __call__(self, model, batch: Batch) -> dict[str, jax.Array]:
+    """The objective and its parts.
+
+    Returns:
+      [batch] each: `loss`, `elbo`, `distortion` (-log p(x|z)), `kl`, in nats
+      per image, and `mse`, the mean over pixels; `sigma`, if it is learned.
+    """
+    inputs = batch.images
+    if batch.train and self.input_noise:
+      noise = randomness.normal(batch.noise_keys, inputs.shape[1:])
+      inputs = inputs + self.input_noise * noise
+    posterior = model.encode(inputs, train=batch.train)
+    if self.sample_posterior:
+      z = posterior.sample(batch.keys, self.num_samples)
+    else:
+      z = posterior.mean[None]
+    likelihood = model.decode(z, train=batch.train)
+    distortion = -likelihood.log_prob(batch.images).mean(axis=0)
+    kl = distributions.kl(posterior, model.prior())
+    if kl is None:  # No closed form: a Monte-Carlo estimate.
+      ratio = posterior.log_prob(z) - model.prior().log_prob(z)
+      kl = ratio.mean(axis=0)
+    errors = jnp.square(likelihood.mean - batch.images)
+    rate = self.rate(model, batch, posterior, kl)
+    values = {
+      'loss': distortion + self.weight(batch) * rate,
+      'elbo': -distortion - kl,
+      'distortion': distortion,
+      'kl': kl,
+      'mse': errors.mean(axis=(0, -3, -2, -1)),
+    }
+    if getattr(model, 'learn_sigma', False):
+      values['sigma'] = jnp.full_like(kl, likelihood.sigma)
+    return values
+
+  def weight(self, batch: Batch) -> jax.Array | float:
+    """The weight of the rate, by the epoch."""
+    if batch.train and self.kl_warmup_epochs:
+      return self.beta * jnp.minimum(batch.epoch / self.kl_warmup_epochs, 1)
+    return self.beta
+
+  def rate(self, model, batch: Batch, posterior, kl: jax.Array) -> jax.Array:
+    """The rate that the weight multiplies, [batch], from the KL [batch]."""
+    return kl

@@ -1,0 +1,55 @@
+"""Free bits: a rate that costs nothing below a floor (Kingma et al. 2016).
+
+  loss = distortion + β Σ_j max(λ, KL_j)      per dimension, or
+  loss = distortion + β max(λ, Σ_j KL_j)      per image
+
+KL_j is a mean over the global batch (equation 15 of the paper's appendix C.8,
+with one dimension for each group). Below the floor the KL has no gradient, so
+that the posterior need not collapse to save it. At λ = 0 it is the ELBO.
+"""
+
+from typing import Literal
+
+from flax import struct
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from vae import distributions
+from vae import registry
+from vae.objectives import Batch
+from vae.objectives import elbo
+
+
+@struct.dataclass
+class Objective(elbo.Objective):
+  """The β-weighted ELBO with free bits.
+
+  Attributes:
+    free_nats: λ, nats of each dimension, or of each image.
+    per: what has the floor.
+  """
+
+  free_nats: float = 0.1
+  per: Literal['dimension', 'image'] = struct.field(
+    pytree_node=False, default='dimension'
+  )
+
+  def check(self) -> None:
+    """Raises ValueError for settings that do not go together."""
+    super().check()
+    registry.check_at_least(0, free_nats=self.free_nats)
+
+  def rate(self, model, batch: Batch, posterior, kl: jax.Array) -> jax.Array:
+    """The KL above the floor, [batch]."""
+    if self.per == 'image':
+      return jnp.maximum(self.free_nats, kl)
+    kl = distributions.kl_per_dimension(posterior, model.prior())
+    counts = batch.mask.reshape(-1, *[1] * (kl.ndim - 1))
+    sums = jnp.where(counts, kl, 0).sum(axis=0), batch.mask.sum()
+    if batch.axis_name is not None:
+      sums = lax.psum(sums, batch.axis_name)
+    total, count = sums
+    # Padding of z has a KL of 0, and no floor.
+    floor = self.free_nats * model.latent_mask()
+    return jnp.full(len(kl), jnp.maximum(floor, total / count).sum())

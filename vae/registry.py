@@ -1,0 +1,76 @@
+"""Classes by the names that configs give: a model, an objective.
+
+A name is that of a module in a package of this project, or of any other module
+that can be imported, such as a file beside main.py.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+from typing import Any
+from typing import get_type_hints
+
+from vae.errors import UserError
+
+
+def find(package: str, name: str, attribute: str) -> Any:
+  """What a module calls `attribute`.
+
+  Args:
+    package: such as `vae.models`, searched first.
+    name: of a module in the package, or of one on `sys.path`.
+    attribute: of the module.
+
+  Raises:
+    UserError: if there is no such module, or it has no such attribute.
+  """
+  for path in (f'{package}.{name}', name):
+    try:
+      found = importlib.util.find_spec(path) is not None
+    except (ImportError, ValueError, AttributeError):
+      found = False
+    if found:
+      module = importlib.import_module(path)
+      if not hasattr(module, attribute):
+        raise UserError(
+          f'{module.__file__} has no {attribute}; docs/extending.md shows one.'
+        )
+      return getattr(module, attribute)
+  own = importlib.import_module(package).__path__
+  names = ', '.join(m.name for m in pkgutil.iter_modules(own))
+  raise UserError(
+    f'{package} has no {name!r}; it has {names}, and a module of your own must '
+    'be on PYTHONPATH.'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """A setting of a class.
+
+  Attributes:
+    annotation: its type.
+    default: its value if a config does not name it.
+  """
+
+  annotation: Any
+  default: Any
+
+
+def fields(cls: type, but: tuple[str, ...] = ()) -> dict[str, Field]:
+  """The settings that a dataclass has, without those in `but`."""
+  hints = get_type_hints(cls)
+  return {
+    field.name: Field(hints[field.name], field.default)
+    for field in dataclasses.fields(cls)
+    if field.init and field.name not in but
+  }
+
+
+def check_at_least(low: float, **values: float) -> None:
+  """Raises ValueError if a number, or one of a tuple, is below `low`."""
+  for name, value in values.items():
+    each = value if isinstance(value, tuple) else (value,)
+    if not all(number >= low for number in each):
+      raise ValueError(f'{name} is {value}; it must be at least {low:g}.')
