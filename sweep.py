@@ -396,7 +396,7 @@ def _corners(
 def _check_workdir(workdir: epath.Path, definition: dict[str, object]) -> None:
   """Checks that the sweep can live, or go on, in a workdir."""
   workdirs.check_writable(workdir, '--workdir')
-  if checkpoints.exist(workdir):
+  if checkpoints.Checkpoints(workdir).all_steps():
     raise UserError(f'{workdir} holds a run; name another --workdir.')
   path = workdir / DEFINITION
   if path.exists():

@@ -48,8 +48,8 @@ from benchmarks import results
 from configs import celeba
 from runs import progress
 import train
-from vae import atomic_files
 from vae import numerics
+from vae import paths
 from vae import splits
 
 # dtype and precision of products: largest relative difference of the loss at
@@ -306,7 +306,7 @@ def _train_losses(args: argparse.Namespace) -> None:
       metrics = [trainer.train(c) for c in trainer.train_chunks(0, 0, 5)]
       of_steps = [trainer.by_run(m)['loss'][0] for m in metrics]
     losses[f'{dtype} {products}'] = np.concatenate(of_steps).tolist()
-    atomic_files.replace(path, json.dumps(losses).encode())
+    paths.replace(path, json.dumps(losses).encode())
 
 
 def _train_runs(args: argparse.Namespace) -> None:

@@ -67,7 +67,7 @@ def main() -> None:
     tempfile.TemporaryDirectory(prefix='bucket_') as folder,
     bucket_server.serve_in_process() as server,
   ):
-    os.environ.update(bucket_server.environment(server))
+    os.environ.update(server.environment())
     server.set_faults(latency_ms=50, writes_per_second=1)
     places = {'disk': paths.expand(folder), 'bucket': 'gs://bucket'}
     speeds = {place: [] for place in places}

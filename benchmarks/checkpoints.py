@@ -32,8 +32,8 @@ from vae import model as models
 from vae import optimizers
 from vae import splits
 from vae import training
-from vae.checkpoint_writer import CheckpointWriter
 from vae.checkpoints import Checkpoints
+from vae.checkpoints import CheckpointWriter
 
 _CONFIGS = {'faces': faces, 'celeba': celeba}
 
@@ -137,7 +137,7 @@ def _time_reading(config, folder: str, num_rounds: int) -> tuple[float, float]:
   seconds = []
   for _ in range(num_rounds):
     start = time.perf_counter(), time.process_time()
-    saved.read_back(state, saved.directory / str(step))
+    saved.restore(state, step)
     end = time.perf_counter(), time.process_time()
     seconds.append(np.subtract(end, start))
   return tuple(np.median(seconds, axis=0).tolist())

@@ -20,7 +20,7 @@ from unittest import mock
 import jax
 
 from runs import progress
-from vae import checkpoint_writer
+from vae import checkpoints
 from vae import figures
 from vae import splits
 from vae import training
@@ -179,7 +179,7 @@ def recording() -> Iterator[Recorder]:
     (progress.Report, 'training', timed(REPORT)),
     (progress.Report, 'validation', timed(REPORT)),
     (progress.Report, 'pictures', timed(REPORT)),
-    (checkpoint_writer.CheckpointWriter, 'save', timed(CHECKPOINTS)),
+    (checkpoints.CheckpointWriter, 'save', timed(CHECKPOINTS)),
   )
   with contextlib.ExitStack() as stack:
     stack.callback(recorder.close)

@@ -12,7 +12,6 @@ import sys
 
 import jax
 
-from vae import atomic_files
 from vae import devices
 from vae import paths
 from vae.errors import UserError
@@ -112,7 +111,7 @@ def save(path: str | None, content: dict[str, object]) -> None:
   if path:
     text = json.dumps(content, indent=2) + '\n'
     # Whoever is ended while it writes leaves what there was.
-    atomic_files.replace(paths.expand(path), text.encode())
+    paths.replace(paths.expand(path), text.encode())
 
 
 def write(path: str | None, content: dict[str, object]) -> None:

@@ -34,7 +34,6 @@ from tensorboard.util import tensor_util
 
 from vae import devices
 from vae import figures
-from vae import ordinary_files
 from vae import paths
 from vae import splits
 from vae.errors import UserError
@@ -294,7 +293,7 @@ def load(path: str | None) -> Network:
   source = paths.expand(path) if path else cache
   try:
     if path or cache.exists():
-      return _parse(ordinary_files.read(source), source)
+      return _parse(source.read_bytes(), source)
     cache.parent.mkdir(parents=True, exist_ok=True)
     # Written aside and renamed, so that the cache is never half there.
     with tempfile.TemporaryDirectory(dir=cache.parent) as folder:

@@ -12,7 +12,6 @@ from etils import epath
 import ml_collections
 
 from runs import schema
-from vae import atomic_files
 from vae import checkpoints
 from vae import loading
 from vae import numerics
@@ -33,7 +32,7 @@ def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     UserError: if the workdir holds checkpoints of a config that contradicts
       this one, or of another precision of matrix products.
   """
-  if not checkpoints.exist(workdir):
+  if not checkpoints.Checkpoints(workdir).all_steps():
     return
   given, found = (
     schema.flatten(schema.resolved(c)) for c in (config, load_config(workdir))
@@ -87,7 +86,7 @@ def claim(
   with _writing_errors(workdir, '--workdir'):
     workdir.mkdir(parents=True, exist_ok=True)
     found = {}
-    if checkpoints.exist(workdir):
+    if checkpoints.Checkpoints(workdir).all_steps():
       found = check_data(workdir, data)
     write_json(workdir / loading.CONFIG, schema.resolved(config).to_dict())
     write_json(workdir / _DATA, found | data)
@@ -166,7 +165,7 @@ def _writing_errors(folder: epath.Path, flag: str) -> Iterator[None]:
 def write_json(path: epath.Path, content: object) -> None:
   """Writes a file of JSON, atomically."""
   text = json.dumps(content, indent=2) + '\n'
-  atomic_files.replace(path, text.encode())
+  paths.replace(path, text.encode())
 
 
 def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:

@@ -7,8 +7,8 @@ import io
 from etils import epath
 import numpy as np
 
-from vae import atomic_files
 from vae import figures
+from vae import paths
 from vae import splits
 from vae.loading import TrainedVAE
 
@@ -56,7 +56,7 @@ def save(folder: epath.Path, pictures: Gallery, originals: np.ndarray) -> None:
   """Keeps a point's pictures in its folder."""
   file = io.BytesIO()
   np.savez(file, originals=originals, **dataclasses.asdict(pictures))
-  atomic_files.replace(folder / FILENAME, file.getvalue())
+  paths.replace(folder / FILENAME, file.getvalue())
 
 
 def load(

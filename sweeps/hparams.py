@@ -17,7 +17,7 @@ from tensorboard.summary.writer import record_writer
 
 from sweeps import variation
 from sweeps.results import Result
-from vae import atomic_files
+from vae import paths
 
 # TensorBoard reads the files that have the first of these in their names; the
 # last tells this module's files from others.
@@ -186,4 +186,4 @@ def _write_events(path, summary):
     event = event_pb2.Event(wall_time=now, **content)
     writer.write(event.SerializeToString())
   path.parent.mkdir(parents=True, exist_ok=True)
-  atomic_files.replace(path, file.getvalue())
+  paths.replace(path, file.getvalue())

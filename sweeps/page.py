@@ -18,8 +18,8 @@ from sweeps.results import Result
 from sweeps.variation import BETA
 from sweeps.variation import LATENT_DIM
 from sweeps.variation import SEED
-from vae import atomic_files
 from vae import figures
+from vae import paths
 
 PAGE = 'report.html'
 RATE_DISTORTION = 'rate_distortion.png'
@@ -77,11 +77,11 @@ def write(
     _add_gallery(page, results, galleries, originals, aside)
     chart = aside / RATE_DISTORTION
     if chart.exists():
-      atomic_files.replace(folder / RATE_DISTORTION, chart.read_bytes())
+      paths.replace(folder / RATE_DISTORTION, chart.read_bytes())
   _add_points(page, results)
   page.heading('Measured')
   page.table(('', ''), [(name, str(value)) for name, value in facts.items()])
-  atomic_files.replace(folder / PAGE, page.html().encode())
+  paths.replace(folder / PAGE, page.html().encode())
   return folder / PAGE
 
 

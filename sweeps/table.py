@@ -8,7 +8,7 @@ from etils import epath
 
 from sweeps import variation
 from sweeps.results import Result
-from vae import atomic_files
+from vae import paths
 
 FILENAME = 'results.csv'
 
@@ -42,5 +42,5 @@ def write(folder: epath.Path, results: list[Result]) -> epath.Path:
         result.error,
       ]
     )
-  atomic_files.replace(folder / FILENAME, file.getvalue().encode())
+  paths.replace(folder / FILENAME, file.getvalue().encode())
   return folder / FILENAME

@@ -215,7 +215,7 @@ class Worker:
     groups = {}
     for claim in claims:
       # Where a worker died while it saved, some are a step ahead.
-      step = checkpoints.latest_step(self._folder_of(claim))
+      step = checkpoints.Checkpoints(self._folder_of(claim)).latest_step()
       key = repr((sorted(self._program(claim.values).items()), step))
       groups.setdefault(key, []).append(claim)
     for group in groups.values():
@@ -268,7 +268,7 @@ class Worker:
       with contextlib.ExitStack() as stack:
         runs = [self._begin(claim, stack) for claim in claims]
         data = self._data.of(runs[0].config)
-        first_step = checkpoints.latest_step(runs[0].workdir) or 0
+        first_step = checkpoints.Checkpoints(runs[0].workdir).latest_step() or 0
         errors = self._train_runs(runs, data)
       self._stop.raise_if_received()
       _, seconds = measuring.speed(runs[0], first_step)

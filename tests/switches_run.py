@@ -14,6 +14,7 @@ from evaluation import measure
 from runs import progress
 from tests.conftest import make_small_config
 import train
+from vae import checkpoint_files
 from vae import checkpoints
 from vae import splits
 from vae import trained as trained_models
@@ -47,7 +48,7 @@ def make_run(workdir, num_epochs, **objective):
 def arrays(workdir):
   """The digests of the last state."""
   saved = checkpoints.Checkpoints(workdir)
-  path = saved.directory / str(saved.latest_step()) / checkpoints.CONTENTS_FILE
+  path = saved.folder(saved.latest_step()) / checkpoint_files.CONTENTS
   return json.loads(path.read_text())['arrays']
 
 

@@ -214,7 +214,9 @@ def test_killed_run_ends_in_the_same_bits(finished, tmp_path):
     time.sleep(0.005)
   process.send_signal(signal.SIGKILL)
   process.wait()
-  assert 0 < checkpoints.latest_step(killed) < 15, 'killed too early or late'
+  assert 0 < checkpoints.Checkpoints(killed).latest_step() < 15, (
+    'killed too early or late'
+  )
   code, out, err = run(*flags)
   assert code == 0, err
   assert 'goes on from step' in out
@@ -443,7 +445,7 @@ def test_signal_ends_in_order_with_all_that_was_done(
   assert err.endswith(f'\n{said}') and 'Traceback' not in err
   stopped = re.search(r'Stopped at step ([0-9,]+), which is saved', out)
   step = int(stopped.group(1).replace(',', ''))
-  assert checkpoints.latest_step(tmp_path) == step > 0
+  assert checkpoints.Checkpoints(tmp_path).latest_step() == step > 0
 
 
 def test_interrupt_counts_where_nobody_reads_what_is_said(finished, tmp_path):
@@ -459,7 +461,7 @@ def test_interrupt_counts_where_nobody_reads_what_is_said(finished, tmp_path):
   process.send_signal(signal.SIGINT)
   assert process.wait(timeout=60) == 130
   rows = [row['step'] for row in metrics(tmp_path)]
-  assert checkpoints.latest_step(tmp_path) >= max(rows) > 0
+  assert checkpoints.Checkpoints(tmp_path).latest_step() >= max(rows) > 0
 
 
 # Runs a program in a terminal of its own, its standard input.
@@ -495,7 +497,7 @@ def test_closed_terminal_loses_nothing(finished, tmp_path):
   os.close(here)
   assert process.wait(timeout=60) == 0
   rows = [row['step'] for row in metrics(tmp_path)]
-  assert checkpoints.latest_step(tmp_path) >= max(rows) > 0
+  assert checkpoints.Checkpoints(tmp_path).latest_step() >= max(rows) > 0
 
 
 def test_signal_before_training_ends_at_once(finished, tmp_path):

@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 from tests.test_workdir_lock import HOLD
 from tests.test_workdir_lock import try_to_hold
 import train
-from vae import atomic_files
+from vae import paths
 from vae.errors import UserError
 from vae.errors import WriteError
 
@@ -186,7 +186,7 @@ def test_disk_that_never_takes_the_page_gets_one_line(
 def test_file_that_cannot_be_replaced_leaves_nothing_beside(tmp_path):
   (tmp_path / 'file').mkdir()
   with pytest.raises(OSError):
-    atomic_files.replace(epath.Path(tmp_path / 'file'), b'content')
+    paths.replace(epath.Path(tmp_path / 'file'), b'content')
   assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 

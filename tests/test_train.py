@@ -14,7 +14,7 @@ from tests.conftest import make_small_config
 import train
 from vae import checkpoints
 from vae import splits
-from vae.checkpoint_writer import CheckpointWriter
+from vae.checkpoints import CheckpointWriter
 from vae.errors import UserError
 
 
@@ -119,7 +119,7 @@ def test_validation_that_was_not_saved_is_told_once(
     try:
       train.train_and_evaluate(config, tmp_path, data, writer, stop)
     except OSError:
-      assert checkpoints.latest_step(tmp_path) == 5
+      assert checkpoints.Checkpoints(tmp_path).latest_step() == 5
     rows = writer.rows
   assert rows == undisturbed[1]
 
@@ -184,7 +184,7 @@ def test_what_was_trained_is_saved_when_an_image_cannot_be_decoded(
   writer = Stopper()
   with pytest.raises(UserError, match='a.jpg cannot be decoded'):
     train.train_and_evaluate(config, tmp_path, data, writer)
-  assert checkpoints.latest_step(tmp_path) == saved
+  assert checkpoints.Checkpoints(tmp_path).latest_step() == saved
   # And with a sound image it goes on.
   state = train.train_and_evaluate(config, tmp_path, data, writer)
   jax.tree.map(np.testing.assert_array_equal, state, undisturbed[0])
@@ -217,7 +217,7 @@ def test_run_that_is_stopped_over_and_over_ends_in_the_same_bits(
     if stop.left:
       break
     stops.append(int(state.step))
-    assert checkpoints.latest_step(tmp_path) == state.step
+    assert checkpoints.Checkpoints(tmp_path).latest_step() == state.step
   # Between rows, and where a validation was still to be made.
   assert {1, 3, 6, 8} & set(stops) and {5, 10, 15} & set(stops), stops
   jax.tree.map(np.testing.assert_array_equal, state, undisturbed[0])

@@ -81,7 +81,7 @@ def restore(
     ) from error
   # The optimiser's state is part of a checkpoint; its schedule is not.
   state = steps.abstract_state(steps.Program(model))
-  saved = checkpoints.open_to_read(workdir)
+  saved = checkpoints.Checkpoints(workdir)
   state = saved.restore(state, saved.find(checkpoint))
   return TrainedVAE(config, model, state.variables, int(state.step))
 
