@@ -38,6 +38,7 @@ LONGEST = (
   'test_numerics.py',
   'test_evaluate.py',
   'test_sweep_study.py',
+  'test_sweep_report.py',
   'test_bucket_runs.py',
   'test_benchmarks.py',
   'test_tpu_compile.py',

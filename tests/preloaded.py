@@ -20,6 +20,7 @@ import tempfile
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 _LIBRARIES = (
+  'adjustText',
   'clu.metric_writers',
   'flax.linen',
   'matplotlib.pyplot',
@@ -27,6 +28,7 @@ _LIBRARIES = (
   'optax',
   'optuna',
   'orbax.checkpoint',
+  'pandas',
   'sklearn.ensemble',
   'sklearn.mixture',
   'sqlalchemy',
