@@ -39,7 +39,7 @@ from vae.loading import TrainedVAE
 
 GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
 
-# Images whose codes probes and mixtures are fitted to; the customary number
+# Number of images that probes and mixtures are fitted to; the customary one
 # (Locatello et al. 2019).
 MAX_FITTED = 10_000
 
