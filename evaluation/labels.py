@@ -105,7 +105,7 @@ def evaluate(context, results) -> None:
   fitted_labels = getattr(context.data, context.fitted_name).labels()
   data = Data(
     context.fitted['mean'],
-    fitted_labels.values[context.fitted_positions],
+    fitted_labels.values[context.fitted['positions']],
     context.images['mean'][tested],
     labels.values[tested],
   )
