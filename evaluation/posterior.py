@@ -36,7 +36,7 @@ def evaluate(context, results) -> None:
     _add_gaussian_total_correlation(results, draw(values, seed), seed)
   elif context.draws_z:
     results.notes.append(
-      'parts of the rate, total correlation: q(z|x) is no diagonal Gaussian, or '
+      'parts of the rate, total correlation: q(z|x) is no diagonal Gaussian or '
       'p(z) is not N(0, I).'
     )
   if min(len(values['mean']), len(context.fitted['mean'])) < _MIN_FITTED:
