@@ -75,22 +75,7 @@ def main() -> None:
   data = input_pipeline.load(trained.config, (run_flags.SPLIT.value,))
   run_flags.check_data(data)
   split = getattr(data, run_flags.SPLIT.value)
-  facts = {
-    'workdir': str(run_flags.workdir()),
-    'checkpoint': run_flags.CHECKPOINT.value,
-    'step': trained.step,
-    'split': run_flags.SPLIT.value,
-    'num_images': split.num_examples,
-    'image_shape': list(split.image_shape),
-    'seed': settings.seed,
-    'importance_samples': settings.num_importance_samples,
-    'beta': trained.config.objective.get('beta'),
-    'latent_dim': int(np.prod(trained.latent_shape)),
-    'likelihood': trained.config.model.get('likelihood'),
-    'jax': jax.__version__,
-    'device': jax.devices()[0].device_kind,
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-  }
+  facts = _facts(trained, split, settings)
   results = measure.Measurements(split.num_examples)
   print(
     f'Measuring {run_flags.workdir()}, checkpoint {trained.step:,}, on the '
@@ -123,6 +108,26 @@ def _folder_name(step: int) -> str:
   if run_flags.DATA_DIR.value is not None:
     parts.append(run_flags.in_name(run_flags.DATA_DIR))
   return '_'.join(parts)
+
+
+def _facts(trained, split, settings) -> dict[str, object]:
+  """Run, checkpoint, split, settings, machine."""
+  return {
+    'workdir': str(run_flags.workdir()),
+    'checkpoint': run_flags.CHECKPOINT.value,
+    'step': trained.step,
+    'split': run_flags.SPLIT.value,
+    'num_images': split.num_examples,
+    'image_shape': list(split.image_shape),
+    'seed': settings.seed,
+    'importance_samples': settings.num_importance_samples,
+    'beta': trained.config.objective.get('beta'),
+    'latent_dim': int(np.prod(trained.latent_shape)),
+    'likelihood': trained.config.model.get('likelihood'),
+    'jax': jax.__version__,
+    'device': jax.devices()[0].device_kind,
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+  }
 
 
 def _validation_path() -> np.ndarray:

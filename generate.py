@@ -17,7 +17,6 @@ so another call has another folder, and the same call makes its pictures again.
 
 from absl import flags
 from etils import epath
-import jax
 import numpy as np
 
 from evaluation import measure
@@ -106,7 +105,7 @@ def sample(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
     except ValueError as error:
       raise UserError(f'--{error}') from error
   else:
-    codes = _encode(trained, _split(trained, 'train'))
+    codes = measure.encode(trained, _split(trained, 'train'))
     latents = codes['mean']
     if trained.config.objective.get('sample_posterior', True):
       latents = posterior.draw(codes, seed)
@@ -155,7 +154,7 @@ def traverse(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   center = np.ravel(trained.prior.mean)
   if _IMAGES.value:
     center = np.ravel(trained.encode(_images(trained, 1)).mean)
-  codes = _encode(trained, _split(trained, run_flags.SPLIT.value))
+  codes = measure.encode(trained, _split(trained, run_flags.SPLIT.value))
   carried, unit = posterior.mean_variance(codes['mean']), 'variance'
   if 'kl' in codes and trained.config.objective.get('sample_posterior', True):
     carried, unit = codes['kl'].mean(axis=0), 'nats'
@@ -192,17 +191,16 @@ def manifold(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   if _LABEL.value and (labels is None or _LABEL.value not in labels.names):
     known = ', '.join(labels.names) if labels else 'none'
     raise UserError(f'--label={_LABEL.value}: the labels are: {known}.')
-  mean = _encode(trained, split)['mean']
-  colors, names = np.zeros(len(mean), int), ['']
+  codes = measure.encode(trained, split)
+  colors, names = np.zeros(len(codes['mean']), int), ['']
   if labels is not None:
     column = labels.names.index(_LABEL.value) if _LABEL.value else 0
-    positions = splits.spread(split.num_examples, measure.MAX_FITTED)
-    colors = labels.values[positions, column]
+    colors = labels.values[codes['positions'], column]
     names = labels.class_names(labels.names[column])
   images = _decode(trained, figures.manifold(trained.prior, _SIDE.value))
   grid = _save_grid(images, _SIDE.value, folder)
   scatter = folder / 'means.png'
-  plots.latent_scatter(mean, colors, names, scatter)
+  plots.latent_scatter(codes['mean'], colors, names, scatter)
   return [grid, scatter]
 
 
@@ -239,16 +237,6 @@ def _split(trained: TrainedVAE, name: str) -> splits.Split:
   data = input_pipeline.load(trained.config)
   run_flags.check_data(data)
   return getattr(data, name)
-
-
-def _encode(trained: TrainedVAE, split: splits.Split) -> dict[str, np.ndarray]:
-  """Codes of at most 10,000 images, evenly spread."""
-  positions = splits.spread(split.num_examples, measure.MAX_FITTED)
-  parts = [
-    reconstruction.codes(trained.encode(batch), trained.prior)
-    for batch in split.batches(positions, 256)
-  ]
-  return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
 
 def _decode(trained: TrainedVAE, z: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def split_rate(
   """E_x KL(q(z|x) ‖ p(z)) = I(x; z) + TC(z) + Σ_j KL(q(z_j) ‖ p(z_j)).
 
   Hoffman & Johnson 2016; Chen et al. 2018, equation 2. All are of the
-  distribution that the images come from, whose q(z) is unknown. In expectation
+  distribution that the images come from; its q(z) is unknown. In expectation
   over images, the mixture of the posteriors of N of them is too dense at their
   own draws, and the mixture without each draw's own image is not dense enough
   (Poole et al. 2019, sections 2.1 and 2.4). The same holds for each q(z_j).

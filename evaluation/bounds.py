@@ -176,14 +176,12 @@ def add_bound(
 def make_bound_step(model: nn.Module) -> Callable[..., dict[str, jax.Array]]:
   """Compiles the importance-weighted bounds of a batch.
 
-  Memory does not grow with the number of samples: they are drawn, decoded and
-  summed in chunks.
+  In chunks of samples, so that memory does not grow with their number.
 
   Returns:
-    A function of variables, key, images and start, as of
-    `reconstruction.make_step`, K, and σ of a Gaussian around the mean images,
-    that returns, under the model's own likelihood of the image in [0, 1], and
-    under that Gaussian of the dequantised image,
+    A function as of `reconstruction.make_step`, of K and of σ of a Gaussian
+    around the mean images, that returns, under the model's own likelihood of
+    the image, and under that Gaussian of the dequantised image,
       bound: L_K, nats, [devices, per_device_batch, 2];
       sample_size: effective sample size of its weights, likewise;
       half_bounds: L_K/2 of either half of the draws, […, 2, 2].
@@ -281,7 +279,7 @@ class WeightSums:
     return self.log_maximum + jnp.log(self.total / count)
 
   def effective_sample_size(self) -> jax.Array:
-    """(Σ w)² / Σ w², from 1 to K: how many equal weights say as much."""
+    """(Σ w)² / Σ w², from 1 to K: number of equal weights worth as much."""
     return self.total**2 / self.total_of_squares
 
 

@@ -91,7 +91,7 @@ class Data(NamedTuple):
 
 
 def check(context) -> str | None:
-  """Reads the labels, whose file may be wrong, before any long work."""
+  """Reads the labels before any long work: their file may be wrong."""
   for name in (context.split_name, context.fitted_name):
     if getattr(context.data, name).labels() is None:
       return f'the {name} split has no labels; leave labels out.'
@@ -105,7 +105,7 @@ def evaluate(context, results) -> None:
   fitted_labels = getattr(context.data, context.fitted_name).labels()
   data = Data(
     context.fitted['mean'],
-    fitted_labels.values[context.fitted_positions],
+    fitted_labels.values[context.fitted['positions']],
     context.images['mean'][tested],
     labels.values[tested],
   )

@@ -39,7 +39,7 @@ from vae.loading import TrainedVAE
 
 GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
 
-# Images whose codes probes and mixtures are fitted to; the customary number
+# Number of images that probes and mixtures are fitted to; the customary one
 # (Locatello et al. 2019).
 MAX_FITTED = 10_000
 
@@ -181,23 +181,10 @@ class Context:
     return self.over_split(functools.partial(step, self.variables, key), label)
 
   @functools.cached_property
-  def fitted_positions(self) -> np.ndarray:
-    """Positions of the images of `fitted` in their split."""
-    count = getattr(self.data, self.fitted_name).num_examples
-    return splits.spread(count, MAX_FITTED)
-
-  @functools.cached_property
   def fitted(self) -> dict[str, np.ndarray]:
-    """`reconstruction.codes` of images of another split than the measured."""
+    """`encode` of another split than the measured."""
     split = getattr(self.data, self.fitted_name)
-    positions, parts, done = self.fitted_positions, [], 0
-    with track('encoding images to fit to', len(positions)) as report:
-      for batch in split.batches(positions, self.settings.batch_size):
-        encoded = self.trained.encode(batch)
-        parts.append(reconstruction.codes(encoded, self.trained.prior))
-        done += len(batch)
-        report(done)
-    return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+    return encode(self.trained, split, self.settings.batch_size)
 
   def over_split(
     self,
@@ -241,6 +228,22 @@ class Context:
       return np.concatenate(rows)[: split.num_examples]
 
     return jax.tree.map(join, *collected)
+
+
+def encode(
+  trained: TrainedVAE, split: splits.Split, batch_size: int = 256
+) -> dict[str, np.ndarray]:
+  """`reconstruction.codes` of at most 10,000 images, and their `positions`."""
+  positions = splits.spread(split.num_examples, MAX_FITTED)
+  parts, done = [], 0
+  with track('encoding', len(positions)) as report:
+    for batch in split.batches(positions, batch_size):
+      encoded = trained.encode(batch)
+      parts.append(reconstruction.codes(encoded, trained.prior))
+      done += len(batch)
+      report(done)
+  codes = jax.tree.map(lambda *a: np.concatenate(a), *parts)
+  return codes | {'positions': positions}
 
 
 def find(name: str) -> types.ModuleType:

@@ -31,12 +31,13 @@ def evaluate(context, results) -> None:
   """Adds collapse, active units, the parts of the rate, and holes of q(z)."""
   values, seed = context.images, context.settings.seed
   add_dimensions(results, values, context.draws_z)
-  if context.draws_z and 'logvar' in values:
+  if context.draws_z and {'logvar', 'kl'} <= values.keys():
     _add_rate_split(results, values, seed)
     _add_gaussian_total_correlation(results, draw(values, seed), seed)
   elif context.draws_z:
     results.notes.append(
-      'parts of the rate, total correlation: q(z|x) is no diagonal Gaussian.'
+      'parts of the rate, total correlation: q(z|x) is no diagonal Gaussian or '
+      'p(z) is not N(0, I).'
     )
   if min(len(values['mean']), len(context.fitted['mean'])) < _MIN_FITTED:
     results.notes.append(f'holes: they need at least {_MIN_FITTED} images.')

@@ -24,7 +24,7 @@ from vae import steps
 NUM_DRAWS = 8
 
 # Wang et al. 2004, section III: an 11×11 Gaussian window, and the constants
-# that keep the ratios stable where an image is flat.
+# that keep the ratios stable if an image is flat.
 WINDOW = 11
 _WINDOW_SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
@@ -58,9 +58,7 @@ def add_mse(results, values: dict[str, np.ndarray]) -> None:
 def make_step(model: nn.Module, num_draws: int) -> Callable[..., dict]:
   """Compiles the measurement of a batch.
 
-  Args:
-    model: the model.
-    num_draws: of z from q(z|x), for each image; 0 for its mean.
+  With so many draws of z from q(z|x) for each image; 0 for its mean.
 
   Returns:
     A function of variables, a key, images uint8 [devices, per_device_batch,

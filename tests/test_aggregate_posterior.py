@@ -29,7 +29,7 @@ def codes_of(mean, logvar):
 
 
 def encode_independently(count, latent_dim, rate, seed=0):
-  """Posteriors of this rate, nats, whose aggregate is N(0, I)."""
+  """Codes of this rate, nats, with the aggregate posterior N(0, I)."""
   variance = np.exp(-2 * rate / latent_dim)
   mean = np.random.default_rng(seed).normal(size=(count, latent_dim))
   mean *= np.sqrt(1 - variance)
@@ -38,7 +38,7 @@ def encode_independently(count, latent_dim, rate, seed=0):
 
 
 def holds(interval, value):
-  """Whether a value lies between two bounds, up to their errors."""
+  """True if a value lies between two bounds, up to their errors."""
   (lower, lower_error), (upper, upper_error) = interval
   return lower - 4 * lower_error <= value <= upper + 4 * upper_error
 
@@ -138,7 +138,7 @@ def test_gaussian_total_correlation_is_its_closed_form():
 
 
 def test_information_of_few_images_is_at_most_their_logarithm():
-  # Posteriors so narrow that each draw tells its image.
+  # Posteriors so narrow that each draw belongs to one image.
   codes = encode(50)
   codes = codes_of(codes['mean'], codes['logvar'] - 20)
   parts = aggregate_posterior.split_rate(codes, seed=0)
@@ -199,7 +199,7 @@ def test_mixture_fills_the_holes_between_clusters():
   assert in_holes(latents, prior)[0][1] > 0.9
 
 
-def test_mixture_has_the_number_of_components_that_it_is_told():
+def test_mixture_has_the_given_or_the_best_number_of_components():
   latents = np.random.default_rng(0).normal(size=(100, 2))
   assert aggregate_posterior.fit_mixture(latents, 0, 3).n_components == 3
   # Of one Gaussian, and few images in many dimensions, one is best.

@@ -56,9 +56,16 @@ def test_devices_and_batches_do_not_matter(evaluated):
   for name, metric in one.items():
     # A number that is 0 but for rounding, such as the total correlation of two
     # independent dimensions, has no relative error.
-    for key in ('value', 'standard_error', 'null'):
-      expected = pytest.approx(metric.get(key), rel=1e-5, abs=2e-6)
-      assert four[name].get(key) == expected, name
+    for found, expected in zip(
+      numbers_of(four[name]), numbers_of(metric), strict=True
+    ):
+      assert found == pytest.approx(expected, rel=1e-5, abs=2e-6), name
+
+
+def numbers_of(metric):
+  numbers = metric['value'], metric.get('standard_error')
+  null = metric.get('null') or {}
+  return [x for x in (*numbers, *null.values()) if x is not None]
 
 
 def test_metrics_have_units_and_definitions(evaluated):
