@@ -4,18 +4,15 @@ A source is a module with a function `find(data)`, which gets `config.data` and
 returns an `EncodedSplit` for each of 'train', 'validation' and 'test'.
 """
 
-import importlib
-
 import runs  # noqa: F401 (Sets the environment of TensorFlow.)
 
 # isort: split
 import ml_collections
 
 from data.encoded import EncodedSplit
+from vae import registry
 from vae.errors import shown
 from vae.errors import UserError
-
-SOURCES = ('celeba', 'cartoon_faces', 'folder', 'tfds')
 
 
 def find(data: ml_collections.ConfigDict) -> dict[str, EncodedSplit]:
@@ -28,17 +25,9 @@ def find(data: ml_collections.ConfigDict) -> dict[str, EncodedSplit]:
   Raises:
     UserError: if data is missing or damaged.
   """
-  known = data.source in SOURCES
-  source = importlib.import_module(
-    f'data.{data.source}' if known else data.source
-  )
-  if not hasattr(source, 'find'):
-    raise UserError(
-      f'config.data.source is {data.source}, a module without a function '
-      f'find(data); name one of {", ".join(SOURCES)}, or a module that has it.'
-    )
+  source = registry.find('data', data.source, 'find')
   try:
-    return source.find(data)
+    return source(data)
   except OSError as error:
     raise UserError(
       f'config.data.dir is {shown(data.dir)!r}; '

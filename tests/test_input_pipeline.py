@@ -95,7 +95,7 @@ def test_source_must_be_a_module_that_finds_data(small_config):
     schema.validate(small_config)
   small_config.data.source = 'colorsys'
   schema.validate(small_config)
-  fails(small_config, 'colorsys, a module without a function find')
+  fails(small_config, 'colorsys.py has no find')
 
 
 # Decoding and caching.
