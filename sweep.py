@@ -150,21 +150,18 @@ def main() -> None:
   workdir, url = _workdir(path)
 
   # TensorFlow takes seconds to load; the errors above come before.
-  from evaluation import inception_weights
   from sweeps import report
   from sweeps import worker as workers
 
   if not any(key.startswith('data.') for key in axes):
     # Errors in the data come before there is a sweep.
     workers.load_data(max(configs, key=lambda c: c.train.batch_size))
-  inception = None
-  if 'fid' in _METRICS.value:
-    inception = inception_weights.load(_INCEPTION_WEIGHTS.value)
   settings = measure.Settings(
     tuple(_METRICS.value),
     _IMPORTANCE_SAMPLES.value,
     base.eval.batch_size,
-    inception_variables=inception,
+    inception_weights=_INCEPTION_WEIGHTS.value,
+    required=True,
   )
   measured = {flag.name: flag.value for flag in _MEASURED}
   stop = processes.StopSignals()

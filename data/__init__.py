@@ -14,8 +14,6 @@ from vae import registry
 from vae.errors import shown
 from vae.errors import UserError
 
-SOURCES = ('celeba', 'cartoon_faces', 'folder', 'tfds')
-
 
 def find(data: ml_collections.ConfigDict) -> dict[str, EncodedSplit]:
   """Finds the train, validation and test split of a data set.

@@ -95,7 +95,7 @@ def test_source_must_be_a_module_that_finds_data(small_config):
     schema.validate(small_config)
   small_config.data.source = 'colorsys'
   schema.validate(small_config)
-  fails(small_config, 'colorsys, a module without a function find')
+  fails(small_config, 'colorsys.py has no find')
 
 
 # Decoding and caching.
@@ -208,18 +208,13 @@ def cut_kept_files(config):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def exchange_kept_files(config):
-  for path in kept(config):
-    np.save(path, np.zeros((40, 16, 16, 1), np.uint8))
-
-
 def crop_otherwise(config):
   config.data.crop_size = 100
 
 
 @pytest.mark.parametrize(
   'change',
-  [replace_image, cut_kept_files, exchange_kept_files, crop_otherwise],
+  [replace_image, cut_kept_files, crop_otherwise],
 )
 def test_images_on_disk_are_used_only_if_they_are_right(own_config, change):
   input_pipeline.load(own_config)
@@ -301,12 +296,17 @@ def test_an_image_that_vanishes_while_training_is_named(own_config):
 def test_corrupt_images_are_skipped_and_counted(
   own_config, celeba_dir, cache, capsys
 ):
-  sound = input_pipeline.load(make_small_config(celeba_dir)).train
+  whole = input_pipeline.load(make_small_config(celeba_dir))
+  sound = whole.train
   own_config.data.cache = cache
   own_config.data.skip_corrupt = True
   image_path(own_config, 4).write_bytes(b'')
   truncate(own_config, 40)
-  split = input_pipeline.load(own_config).train
+  found = input_pipeline.load(own_config)
+  split, identity, first = found.train, found.identity(), whole.identity()
+  assert identity['train'] == 38
+  assert identity['train_names'] != first['train_names']
+  assert identity['validation_names'] == first['validation_names']
   kept = np.delete(np.arange(40), [3, 39])
   np.testing.assert_array_equal(everything(split), everything(sound)[kept])
   np.testing.assert_array_equal(
@@ -348,25 +348,9 @@ def test_identity_is_of_names_and_their_order(tmp_path, small_config):
   # Wherever they lie, and whenever they were written.
   shutil.copytree(tmp_path / 'a', tmp_path / 'c', copy_function=shutil.copy)
   assert identity('c') == first == identity('a', 'host')
-  # One is added where one was removed.
-  for number in range(50):
+  for number in range(5):  # In whatever split.
     path = tmp_path / 'a' / 'b' / f'{number}.jpg'
     os.rename(path, f'{path}.png')
     assert identity() != first
     os.rename(f'{path}.png', path)
-    if number == 4:
-      break
   assert identity() == first
-
-
-def test_skipped_images_do_not_count(own_config):
-  own_config.data.skip_corrupt = True
-  found = []
-  for number in (4, 5):
-    whole = image_path(own_config, number).read_bytes()
-    truncate(own_config, number)
-    found.append(input_pipeline.load(own_config).identity())
-    image_path(own_config, number).write_bytes(whole)
-  assert [each['train'] for each in found] == [39, 39]
-  assert found[0]['train_names'] != found[1]['train_names']
-  assert found[0]['validation_names'] == found[1]['validation_names']

@@ -247,13 +247,17 @@ def eval_chunks(
 
 
 def _chunks(
-  split: Split, order: np.ndarray, max_batches: int, topology: Topology
+  split: Split,
+  order: np.ndarray,
+  max_batches: int,
+  topology: Topology,
+  stored: bool = True,
 ) -> Iterator[Chunk]:
   """Chunks of the global batches in `order`, [n, batch_size]."""
   order = topology.local_part(order)
   local_batch_size = order.shape[1]
   order, size = order.ravel(), max_batches * local_batch_size
-  if isinstance(split, DeviceSplit):
+  if stored and isinstance(split, DeviceSplit):
     order = order.astype(np.int32)
     read = (order[i : i + size] for i in range(0, len(order), size))
   else:
@@ -286,12 +290,9 @@ def eval_batches(
     batch's first example.
   """
   order = _eval_order(split.num_examples, batch_size, topology)
-  global_batch_size = order.shape[1]
-  order = topology.local_part(order)
-  batches = split.batches(order.ravel(), order.shape[1])
-  for index, images in enumerate(batches):
-    shape = (topology.local_devices, -1, *split.image_shape)
-    yield images.reshape(shape), index * global_batch_size
+  chunks = _chunks(split, order, 1, topology, stored=False)
+  for index, chunk in enumerate(chunks):
+    yield chunk.batches[:, 0], index * order.shape[1]
 
 
 def _eval_order(
