@@ -5,6 +5,7 @@ Run by test_devices.py, which sets their number.
 
 import json
 import re
+import types
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from vae import numerics
 from vae import randomness
 from vae import splits
 from vae import steps
+from vae.errors import UserError
 from vae.population import Population
 from vae.trainer import Trainer
 
@@ -130,10 +132,26 @@ def run_population(members):
       together[2][index].variables,
       alone[2][0].variables,
     )
-  return worst | {
+  result = worst | {
     'spread': float(together[1].std(axis=0).min()),
     'collectives': collectives(population),
+    'error': '',
   }
+  try:
+    population.restore([Saved(step) for step in range(len(members))])
+  except UserError as error:
+    result['error'] = str(error)
+  return result
+
+
+class Saved:
+  """The last checkpoint of a run, of a certain step."""
+
+  def __init__(self, step):
+    self._step = step
+
+  def restore_last(self, shapes):
+    return types.SimpleNamespace(state=shapes.replace(step=self._step))
 
 
 def collectives(trainer):

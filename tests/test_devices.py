@@ -54,3 +54,5 @@ def test_members_on_devices_of_their_own_are_runs_on_all_devices(found, case):
   for name in ('validation', 'losses', 'params'):
     assert found[case][name] < 1e-9, name
   assert found[case]['collectives'] == []
+  # Their checkpoints must be of one step.
+  assert 'are of different steps: 0, 1, 2' in found[case]['error']

@@ -1,7 +1,5 @@
 """Models: sizes by hand, the article's listing, and what each promises."""
 
-import math
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,6 @@ import pytest
 
 from configs import article
 from configs import celeba
-from vae import distributions
 from vae import models
 from vae.models import conv
 from vae.models import fsq
@@ -182,8 +179,8 @@ def test_shapes_and_gradients_reach_from_end_to_end(name):
     (2, *images.shape),
     (2, 5),
   ]
-  grads = jax.grad(
-    lambda params: use(variables | {'params': params})[-1].sum()
+  grads = jax.jit(
+    jax.grad(lambda params: use(variables | {'params': params})[-1].sum())
   )(variables['params'])
   for path, grad in jax.tree.leaves_with_path(grads):
     assert np.any(np.asarray(grad) != 0), jax.tree_util.keystr(path)
@@ -195,25 +192,6 @@ def test_residual_block_is_the_identity_if_its_last_convolution_is_zero():
   assert np.any(np.asarray(block.apply({'params': params}, x)) != x)
   params['Conv_1'] = jax.tree.map(np.zeros_like, params['Conv_1'])
   np.testing.assert_array_equal(block.apply({'params': params}, x), x)
-
-
-def test_codes_have_their_rate_and_reconstruct_through_the_prior():
-  model = SMALL_28['fsq']
-  bound = model.bind(init(model))
-  images = random_images(5, 28, 28, 1)
-  posterior, prior = bound.encode(images), bound.prior()
-  np.testing.assert_allclose(
-    distributions.kl(posterior, prior), 49 * math.log(20), rtol=1e-6
-  )
-  # Codes of images and of the prior are of one grid, so one decoder has both.
-  grids = [
-    np.unique(np.asarray(codes)[..., 0].round(5))
-    for codes in (
-      posterior.mean,
-      prior.sample(jax.random.split(jax.random.key(0), 5))[0],
-    )
-  ]
-  assert set(grids[0]) <= set(grids[1]) and len(grids[1]) == 5
 
 
 @pytest.mark.parametrize(
@@ -243,13 +221,6 @@ def test_sizes_that_cannot_be_are_refused(model, match):
     count(model)
 
 
-def test_bernoulli_decodes_to_probabilities():
-  model = conv.Model((8, 8, 3), 'bernoulli', latent_dim=3, hidden_channels=(4,))
-  z = 100 * jax.random.normal(jax.random.key(0), (5, 3))
-  decoded = model.apply(init(model), z, method='decode').mean
-  assert decoded.min() >= 0 and decoded.max() <= 1
-
-
 @pytest.mark.parametrize('name', ['conv', 'residual', 'mlp'])
 def test_bfloat16_keeps_float32_parameters_statistics_and_results(name):
   images = random_images(16, 28, 28, 1)
@@ -259,9 +230,10 @@ def test_bfloat16_keeps_float32_parameters_statistics_and_results(name):
   jax.tree.map(np.testing.assert_array_equal, init(narrow), variables)
 
   def run(model):
-    return nn.apply(
+    apply = nn.apply(
       lambda m: m(images, train=True).mean, model, mutable='batch_stats'
-    )(variables)
+    )
+    return jax.jit(apply)(variables)
 
   results = [run(model) for model in (wide, narrow)]
   assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(results))
@@ -286,15 +258,3 @@ def test_no_hidden_layers_make_a_linear_model(model):
   np.testing.assert_allclose(
     encode(a) + encode(b), encode(a + b) + encode(0 * a), atol=1e-5
   )
-
-
-def test_learned_sigma_starts_where_the_fixed_one_is():
-  images = jnp.full((1, 8, 8, 3), 0.5)
-  fixed = mlp.Model((8, 8, 3), sigma=0.2, hidden_sizes=(4,))
-  learned = fixed.clone(learn_sigma=True)
-  values = [
-    model.apply(init(model), images).log_prob(images)
-    for model in (fixed, learned)
-  ]
-  np.testing.assert_allclose(*values, rtol=1e-6)
-  assert 'log_sigma' in init(learned)['params']

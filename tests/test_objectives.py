@@ -1,5 +1,7 @@
 """Objectives against closed forms, SciPy and other formulations."""
 
+import functools
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -38,13 +40,14 @@ def make_batch(images=IMAGES, **changes):
   return batch.replace(**changes)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def call(objective, model, variables, batch):
   return nn.apply(objective.__call__, model)(variables, batch)
 
 
 def evaluate(objective, model=None, **changes):
   model = model or make_model()
-  variables = model.init(jax.random.key(0), IMAGES)
+  variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
   return variables, call(objective, model, variables, make_batch(**changes))
 
 
@@ -115,7 +118,7 @@ def test_elbo_of_codes_is_the_likelihood_less_the_log_of_their_number():
 @pytest.mark.parametrize('per', ['dimension', 'image'])
 def test_free_bits_of_none_are_the_elbo(per):
   model = make_model()
-  variables = model.init(jax.random.key(0), IMAGES)
+  variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
 
   def loss(params, objective):
     metrics = call(
