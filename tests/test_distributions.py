@@ -35,6 +35,8 @@ def test_normal_densities_match_scipy():
   np.testing.assert_allclose(POSTERIOR.log_prob(z), expected, rtol=1e-5)
   expected = stats.norm.logpdf(z).sum(axis=-1)
   np.testing.assert_allclose(PRIOR.log_prob(z), expected, rtol=1e-5)
+  u = np.linspace(0.01, 0.99, 9)
+  np.testing.assert_allclose(PRIOR.quantile(u), stats.norm.ppf(u), atol=1e-5)
   spatial = distributions.StandardNormal((2, 3))
   np.testing.assert_allclose(
     spatial.log_prob(z), expected.sum(axis=-1), rtol=1e-5
@@ -81,14 +83,6 @@ def test_kl_is_the_integral():
   np.testing.assert_allclose(
     distributions.kl(POSTERIOR, PRIOR), expected.sum(axis=-1), atol=1e-5
   )
-
-
-def test_kl_is_its_monte_carlo_estimate():
-  z = POSTERIOR.sample(keys(2), 200_000)
-  ratio = np.asarray(POSTERIOR.log_prob(z) - PRIOR.log_prob(z))
-  error = ratio.std(axis=0) / len(ratio) ** 0.5
-  actual = distributions.kl(POSTERIOR, PRIOR)
-  assert np.all(np.abs(actual - ratio.mean(axis=0)) < 4 * error)
 
 
 def test_kl_keeps_its_digits_close_to_the_prior():
@@ -166,11 +160,6 @@ def test_rate_of_codes_is_the_log_of_their_number():
   np.testing.assert_array_equal(posterior.log_prob(z), np.zeros((2, 4)))
 
 
-def test_quantiles_of_the_normal_prior_match_scipy():
-  u = np.linspace(0.01, 0.99, 9)
-  np.testing.assert_allclose(PRIOR.quantile(u), stats.norm.ppf(u), atol=1e-5)
-
-
 @pytest.mark.parametrize('sigma', [0.1, 2.5])
 def test_gaussian_likelihood_matches_scipy(sigma):
   x, means = random_images(3, 4, 5, 2), random_images(2, 3, 4, 5, 2, seed=1)
@@ -196,10 +185,3 @@ def test_bernoulli_stays_finite_at_extreme_logits():
     lambda t: distributions.Bernoulli(t).log_prob(x).sum()
   )(logits)
   assert value == 0 and np.all(gradient == 0)
-
-
-def test_best_bernoulli_logit_of_a_grey_value_is_its_own():
-  x = jnp.full((1, 1, 1, 1), 0.3)
-  logit = jnp.log(0.3 / 0.7).reshape(1, 1, 1, 1)
-  gradient = jax.grad(lambda t: distributions.Bernoulli(t).log_prob(x).sum())
-  np.testing.assert_allclose(gradient(logit), 0, atol=1e-6)

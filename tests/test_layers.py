@@ -1,7 +1,6 @@
 """Layers against sums written out, Flax's layers, and PyTorch's defaults."""
 
 import functools
-import itertools
 
 from flax import linen as nn
 import jax
@@ -22,31 +21,6 @@ CONVOLUTIONS = [
 
 def random(*shape, seed=0):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def plain_conv_transpose(x, kernel):
-  """The stride-2 transposed convolution by the one-dimensional identity."""
-  y = np.zeros((x.shape[0], 2 * x.shape[1], 2 * x.shape[2], kernel.shape[-1]))
-  # Output parity and tap to the shift of the input: y[2i] = w0·x[i-1] +
-  # w2·x[i], y[2i+1] = w1·x[i].
-  taps = [(0, 0, -1), (0, 2, 0), (1, 1, 0)]
-  for (pi, ti, si), (pj, tj, sj) in itertools.product(taps, taps):
-    shifted = np.zeros(x.shape)
-    rows, columns = x.shape[1] + si, x.shape[2] + sj
-    shifted[:, -si:, -sj:] = x[:, :rows, :columns]
-    y[:, pi::2, pj::2] += shifted @ kernel[ti, tj].astype(np.float64)
-  return y
-
-
-@pytest.mark.parametrize('size', [(3, 5), (1, 2)])
-def test_transposed_convolution_is_the_plain_sum(size):
-  x, kernel = random(2, *size, 3), random(3, 3, 3, 4, seed=1)
-  expected = plain_conv_transpose(x, kernel)
-  for conv in (
-    convolutions.conv_transpose_matmul,
-    convolutions.conv_transpose_native,
-  ):
-    np.testing.assert_allclose(conv(x, kernel), expected, atol=1e-5)
 
 
 def assert_same_as_flax(layer, flax_layer, x):

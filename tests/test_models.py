@@ -108,16 +108,9 @@ def test_mlp_of_any_depth_has_the_parameters_counted_by_hand(sizes):
 @pytest.mark.parametrize(
   ('activation', 'function'),
   [
-    ('relu', lambda x: np.maximum(x, 0)),
     ('leaky_relu', lambda x: np.where(x > 0, x, 0.01 * x)),
     ('tanh', np.tanh),
     ('silu', lambda x: x / (1 + np.exp(-x))),
-    (
-      'gelu',
-      lambda x: (
-        x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
-      ),
-    ),
   ],
 )
 def test_mlp_is_its_matrix_products(activation, function):
@@ -201,27 +194,18 @@ def test_residual_block_is_the_identity_if_its_last_convolution_is_zero():
       conv.Model((16, 18, 3), hidden_channels=(4, 4)),
       'multiples of 4, not 16×',
     ),
-    (
-      conv.Model((16, 16, 3), hidden_channels=(4,), decoder_channels=(4, 4)),
-      '2',
-    ),
-    (conv.Model((16, 16, 3), latent_dim=0), 'latent_dim is 0'),
     (residual.Model((28, 28, 1)), '28×28, must be multiples of 8'),
     (fsq.Model((8, 8, 1), levels=(5, 1)), r'levels is \(5, 1\); .* at least 2'),
-    (mlp.Model((8, 8, 1), hidden_sizes=(3, 0)), 'hidden_sizes'),
     (mlp.Model((8, 8, 1), sigma=0.0), 'sigma is 0; it must be at least 1e-06'),
-    (
-      mlp.Model((8, 8, 1), likelihood='bernoulli', learn_sigma=True),
-      'only the gaussian',
-    ),
+    (mlp.Model((8, 8, 1), 'bernoulli', learn_sigma=True), 'only the gaussian'),
   ],
 )
-def test_sizes_that_cannot_be_are_refused(model, match):
+def test_settings_that_cannot_be_are_refused(model, match):
   with pytest.raises(ValueError, match=match):
     count(model)
 
 
-@pytest.mark.parametrize('name', ['conv', 'residual', 'mlp'])
+@pytest.mark.parametrize('name', ['conv', 'residual'])
 def test_bfloat16_keeps_float32_parameters_statistics_and_results(name):
   images = random_images(16, 28, 28, 1)
   wide = SMALL_28[name]

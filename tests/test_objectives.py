@@ -52,7 +52,7 @@ def evaluate(objective, model=None, **changes):
 
 
 def test_metrics_are_the_elbo_and_its_parts():
-  model = make_model(sigma=0.3)
+  model = make_model(sigma=0.3, learn_sigma=True)
   variables, metrics = evaluate(elbo.Objective(2.5, num_samples=4), model)
   bound = model.bind(variables)
   posterior = bound.encode(IMAGES)
@@ -71,37 +71,25 @@ def test_metrics_are_the_elbo_and_its_parts():
     'distortion': distortion,
     'kl': kl,
     'mse': np.mean(squares, axis=0),
+    'sigma': np.full(5, 0.3),
   }
   assert metrics.keys() == expected.keys()
   for name, value in expected.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
 
 
-def test_articles_loss_in_these_units():
-  dimensions = 8 * 8 * 3
-  beta = 0.00025 * dimensions / 2
-  _, metrics = evaluate(elbo.Objective(beta))
-  article = metrics['mse'] + 0.00025 * metrics['kl']
-  constant = dimensions / 2 * np.log(2 * np.pi)
-  np.testing.assert_allclose(
-    metrics['loss'], dimensions / 2 * article + constant, rtol=1e-5
-  )
-
-
-def test_without_sampling_it_is_the_autoencoder():
-  model = make_model()
-  objective = elbo.Objective(0.0, sample_posterior=False)
+def test_articles_autoencoder_and_loss_in_these_units():
+  model, half_d = make_model(), 8 * 8 * 3 / 2
+  objective = elbo.Objective(0.00025 * half_d, sample_posterior=False)
   variables, metrics = evaluate(objective, model)
   decoded = model.apply(variables, IMAGES).mean
-  expected = np.mean((IMAGES - decoded) ** 2, axis=(1, 2, 3))
-  np.testing.assert_allclose(metrics['mse'], expected, rtol=1e-5)
-  np.testing.assert_allclose(metrics['loss'], metrics['distortion'])
-
-
-def test_learned_sigma_is_among_the_metrics():
-  model = make_model(sigma=0.3, learn_sigma=True)
-  _, metrics = evaluate(elbo.Objective(), model)
-  np.testing.assert_allclose(metrics['sigma'], np.full(5, 0.3), rtol=1e-6)
+  mse = np.mean((IMAGES - decoded) ** 2, axis=(1, 2, 3))
+  np.testing.assert_allclose(metrics['mse'], mse, rtol=1e-5)
+  article = mse + 0.00025 * metrics['kl']
+  constant = half_d * np.log(2 * np.pi)
+  np.testing.assert_allclose(
+    metrics['loss'], half_d * article + constant, rtol=1e-5
+  )
 
 
 def test_elbo_of_codes_is_the_likelihood_less_the_log_of_their_number():

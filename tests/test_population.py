@@ -13,7 +13,6 @@ from tests.conftest import make_small_config
 from tests.conftest import Rows
 import train
 import vae
-from vae import checkpoints
 from vae import numerics
 from vae import population
 from vae.population import Population
@@ -38,25 +37,17 @@ def make_config(model, objective='elbo', dtype='float64'):
   return config
 
 
-def run_steps(trainer):
-  """Losses before and in the steps of two epochs, and the variables after."""
-  sums = [trainer.by_run(trainer.evaluate(*c)) for c in trainer.eval_chunks(2)]
-  losses = [s['loss'] for s in sums]
-  for epoch in range(2):
-    for chunk in trainer.train_chunks(epoch, 0, 5):
-      losses.append(trainer.by_run(trainer.train(chunk))['loss'])
+def run_epoch(trainer):
+  """The losses of an epoch, and the variables after it."""
+  (chunk,) = trainer.train_chunks(0, 0, 5)
+  losses = trainer.by_run(trainer.train(chunk))['loss']
   (state,) = jax.device_get(trainer.states(trainer.snapshot()))
-  return np.concatenate(losses, axis=1), state.variables
+  return losses, state.variables
 
 
 @pytest.mark.parametrize(
   ('model', 'objective'),
-  [
-    ('conv', 'elbo'),
-    ('conv', 'free_bits'),
-    ('mlp', 'elbo'),
-    ('residual', 'free_bits'),
-  ],
+  [('conv', 'free_bits'), ('mlp', 'elbo'), ('residual', 'elbo')],
 )
 def test_padding_of_the_latent_dimension_changes_nothing(model, objective):
   config, data = make_config(model, objective), make_data()
@@ -65,15 +56,12 @@ def test_padding_of_the_latent_dimension_changes_nothing(model, objective):
     shapes = jax.tree.map(np.shape, padded.snapshot().params)
     assert shapes['encoder']['mean']['kernel'][-1] == 5
     results = [
-      run_steps(trainer) for trainer in (padded, Trainer(config, data))
+      run_epoch(trainer) for trainer in (padded, Trainer(config, data))
     ]
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12),
     *results,
   )
-  # They were trained.
-  losses, _ = results[0]
-  assert losses[0, -1] < losses[0, 1]
 
 
 def test_padded_model_is_the_same_model(trained_run):
@@ -94,21 +82,16 @@ def test_padded_model_is_the_same_model(trained_run):
 
 
 def test_member_continues_as_a_single_run(tmp_path):
-  config, data = make_config('conv', dtype='float32'), make_data()
+  config, data = make_config('mlp', dtype='float32'), make_data()
   member = train.Run(config, epath.Path(tmp_path / 'member'), Rows())
   train.train_population([member], data, latent_dim=3)
-  # The same rows as by itself, up to rounding that Adam blows up.
   alone = Rows()
-  state = train.train_and_evaluate(config, tmp_path / 'alone', data, alone)
+  train.train_and_evaluate(config, tmp_path / 'alone', data, alone)
+  # Up to rounding that Adam blows up.
   for mine, other in zip(member.writer.rows, alone.rows, strict=True):
     assert mine == pytest.approx(other, rel=0.02)
   assert member.writer.rows[0] == pytest.approx(alone.rows[0], rel=1e-4)
-  model = vae.load(member.workdir)
-  assert model.latent_shape == (2,)
-  saved = checkpoints.Checkpoints(member.workdir)
-  mine = saved.restore(state, 15)
-  for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(state), strict=True):
-    assert a.shape == b.shape and a.dtype == b.dtype
+  assert vae.load(member.workdir).latent_shape == (2,)
   config.train.num_epochs = 4
   more = train.train_and_evaluate(config, member.workdir, data, Rows())
   assert more.step == 20

@@ -1,4 +1,4 @@
-"""A new model or objective is one module; each model trains with each."""
+"""A new model or objective is one module; each model trains and loads."""
 
 import numpy as np
 import pytest
@@ -16,54 +16,41 @@ from vae.errors import UserError
 MODEL = """
 from flax import linen as nn
 
-from vae import layers
+from vae import distributions
 from vae.models import base
-
-
-class Encoder(nn.Module):
-  size: int
-
-  @nn.compact
-  def __call__(self, x, train):
-    x = x.reshape(len(x), -1)
-    return [
-      layers.dense(self.size, x.shape[-1], x.dtype, name)(x)
-      for name in ('mean', 'logvar')
-    ]
-
-
-class Decoder(nn.Module):
-  @nn.compact
-  def __call__(self, z, train):
-    images = nn.sigmoid(nn.Dense(28 * 28)(z))
-    # Brightness is learned in a collection of its own.
-    mean = self.variable('brightness', 'mean', lambda: images.mean())
-    if train:
-      mean.value = 0.9 * mean.value + 0.1 * images.mean()
-    return images
 
 
 class Model(base.VAE):
   size: int = 5
 
-  def setup(self):
-    super().setup()
-    self.encoder, self.decoder = Encoder(self.size), Decoder()
-
   @property
   def latent_shape(self):
     return (self.size,)
+
+  def setup(self):
+    super().setup()
+    self.mean, self.logvar = nn.Dense(self.size), nn.Dense(self.size)
+    self.image = nn.Dense(28 * 28)
+    # Brightness is learned in a collection of its own.
+    self.level = self.variable('brightness', 'level', lambda: 0.5)
+
+  def encode(self, images, train=False):
+    x = images.reshape(len(images), -1)
+    if train:
+      self.level.value = 0.9 * self.level.value + 0.1 * x.mean()
+    return distributions.Normal(self.mean(x), self.logvar(x))
+
+  def decoder(self, z, train):
+    return nn.sigmoid(self.image(z)) + self.level.value - 0.5
 """
 
-OBJECTIVE = '''
+OBJECTIVE = """
 from flax import struct
 import jax.numpy as jnp
 
 
 @struct.dataclass
 class Objective:
-  """Moves the mean to a point: a regression of the image on it."""
-
   weight: float = 1.0
 
   def __call__(self, model, batch):
@@ -72,7 +59,7 @@ class Objective:
     fit = -model.decode(z, batch.train).log_prob(batch.images).mean(axis=0)
     penalty = self.weight * jnp.square(posterior.mean).sum(axis=-1)
     return {'loss': fit + penalty, 'penalty': penalty}
-'''
+"""
 
 
 def make_config(model, objective='elbo', **settings):
@@ -109,7 +96,6 @@ def train_and_load(config, workdir):
   return writer.rows, model
 
 
-@pytest.mark.parametrize('objective', ['elbo', 'free_bits'])
 @pytest.mark.parametrize(
   ('name', 'settings'),
   [
@@ -119,12 +105,8 @@ def train_and_load(config, workdir):
     ('fsq', {'levels': (5, 4), 'channels': (4, 8)}),
   ],
 )
-def test_models_train_continue_load_and_sample(
-  name, settings, objective, tmp_path
-):
-  rows, model = train_and_load(
-    make_config(name, objective, **settings), tmp_path
-  )
+def test_models_train_continue_load_and_sample(name, settings, tmp_path):
+  rows, model = train_and_load(make_config(name, **settings), tmp_path)
   losses = [row['val/loss'] for row in rows if 'val/loss' in row]
   assert losses[-1] < rows[0]['train/loss']
   if name == 'fsq':
@@ -155,7 +137,7 @@ def test_model_and_objective_from_outside_train(outside, tmp_path):
   losses = [row['val/loss'] for row in rows if 'val/loss' in row]
   assert losses[-1] < rows[0]['train/loss']
   # The collection was trained and saved.
-  assert 0 < model.variables['brightness']['decoder']['mean'] < 1
+  assert model.variables['brightness']['level'] not in (0, 0.5)
 
 
 @pytest.mark.parametrize(

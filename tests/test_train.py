@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from runs import progress
+from runs import divergence
 from tests.conftest import make_data
 from tests.conftest import make_small_config
 from tests.conftest import Rows
@@ -103,33 +103,6 @@ def test_stopped_run_ends_in_the_same_bits(
   check_same(state, again.rows, undisturbed)
 
 
-class Broken(Rows):
-  """Ends, as by a kill, between a validation's row and its checkpoint."""
-
-  def flush(self):
-    if self.rows and 'val/loss' in self.rows[-1]:
-      raise OSError('killed')
-    return super().flush()
-
-
-def test_validation_that_was_not_saved_is_logged_once(
-  data, undisturbed, tmp_path
-):
-  """It is made up for after a stop at an epoch's end, and cut short again."""
-  config = make_config(**RARELY, train__steps_per_dispatch=5)
-  rows = []
-  for kind, stop in ((Rows, 1), (Broken, 10**9), (Rows, 10**9)):
-    writer = kind(rows)
-    try:
-      state = train.train_and_evaluate(
-        config, tmp_path, data, writer, StopAt(stop)
-      )
-    except OSError:
-      assert Checkpoints(tmp_path).latest_step() == 5
-    rows = writer.rows
-  check_same(state, rows, undisturbed)
-
-
 class Spoilt(splits.ArraySplit):
   """Cannot decode the images of its n-th chunk, from 0, once."""
 
@@ -169,6 +142,17 @@ def test_trained_steps_are_saved_if_an_image_cannot_be_decoded(
   check_same(state, writer.rows, undisturbed)
 
 
+def sums(rows):
+  """The sum of the training losses up to each row, by its step."""
+  found, total, last = {}, 0.0, 0
+  for row in rows:
+    if 'train/loss' in row:
+      total += row['train/loss'] * (row['step'] - last)
+      last = row['step']
+      found[last] = total
+  return found
+
+
 def test_run_that_is_stopped_over_and_over_ends_in_the_same_bits(
   data, undisturbed, tmp_path
 ):
@@ -184,7 +168,13 @@ def test_run_that_is_stopped_over_and_over_ends_in_the_same_bits(
     assert Checkpoints(tmp_path).latest_step() == state.step
   # Between rows, and before a validation.
   assert {1, 3, 6, 8} & set(stops) and {5, 10, 15} & set(stops), stops
-  check_same(state, writer.rows, undisturbed)
+  jax.tree.map(np.testing.assert_array_equal, state, undisturbed[0])
+  # A stop ends a row; its steps count once.
+  rows = [row for row in undisturbed[1] if 'val/loss' in row]
+  assert [row for row in writer.rows if 'val/loss' in row] == rows
+  expected, found = sums(undisturbed[1]), sums(writer.rows)
+  for step in expected:
+    assert found[step] == pytest.approx(expected[step], rel=1e-9)
   # The best two by the losses that were made up for, and the last two.
   losses = {r['step']: r['val/loss'] for r in writer.rows if 'val/loss' in r}
   saved = Checkpoints(tmp_path)
@@ -265,25 +255,9 @@ def test_steps_that_are_not_finite_can_be_skipped(
   assert np.isfinite(rows[0]['train/loss']) and 'train/loss' not in rows[1]
   assert 'step 7 was skipped' in capsys.readouterr().err
   # But not for ever.
-  monkeypatch.setattr(train, '_MAX_SKIPPED', 5)
+  monkeypatch.setattr(divergence, '_MAX_SKIPPED', 5)
   config.train.num_epochs = 6
   with pytest.raises(
     UserError, match='step 20: .*good checkpoint is .*/5. Delete'
   ):
     train.train_and_evaluate(config, tmp_path, data, Rows())
-
-
-def test_run_on_a_tpu_that_is_not_full_starts_with_a_note(
-  data, tmp_path, monkeypatch, capsys
-):
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
-  train.train_and_evaluate(
-    make_config(), tmp_path, data, progress.NullWriter(), lambda: True
-  )
-  (note,) = [
-    line
-    for line in capsys.readouterr().out.splitlines()
-    if 'batch_size' in line
-  ]
-  assert 'config.train.batch_size=8 is 8 images on a chip' in note
-  assert '6% full; 128 would fill it' in note
