@@ -8,12 +8,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from tests.conftest import ROOT
 from vae import numerics
 from vae import randomness
-from vae.models import conv
 
 X64 = {'JAX_ENABLE_X64': '1'}
 ALL = X64 | {
@@ -73,28 +71,3 @@ def test_switches_are_restored():
     with numerics.fixed('float64'):
       assert switches() == (np.float64, before[1])
   assert switches() == before
-
-
-def products(model):
-  """The lines of the program of a whole pass that multiply."""
-  images = jnp.zeros((2, *model.image_shape))
-  variables = jax.eval_shape(model.init, jax.random.key(0), images)
-  apply = lambda v, x: model.apply(v, x).mean
-  lines = jax.jit(apply).lower(variables, images).as_text().splitlines()
-  names = 'stablehlo.convolution', 'stablehlo.dot_general'
-  return [line for line in lines if any(name in line for name in names)]
-
-
-@pytest.mark.parametrize('convolution', ['native', 'matmul'])
-def test_precise_products_have_the_precision_of_float32(convolution):
-  model = conv.Model(
-    (8, 8, 3), latent_dim=2, hidden_channels=(4, 8), convolution=convolution
-  )
-  with numerics.fixed(np.float32):
-    assert not any('HIGHEST' in line for line in products(model))
-  with numerics.precise(np.float32):
-    lines = products(model)
-  # Two and three convolutions, and two dense layers; there is no third, as
-  # the log variance is not used.
-  assert len(lines) == 2 + 3 + 2
-  assert all(line.count('HIGHEST') == 2 for line in lines)

@@ -37,7 +37,7 @@ VALIDATION = {'loss': [2.0], 'distortion': [1.5], 'kl': [0.5], 'mse': [0.1]}
 
 
 @pytest.fixture
-def setting(monkeypatch, tmp_path):
+def setting(monkeypatch, tmp_path, capsys):
   clock, writer = Clock(monkeypatch), ListWriter()
   run = progress.Progress(
     [(writer, epath.Path(tmp_path))],
