@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test test-faults lint libtpu
+.PHONY: demo test test-all test-faults lint libtpu
 
 # Trains on the embedded cartoon faces and leaves pictures in logs/faces.
 # Large pages (glibc 2.35 or later) spare a CPU some of the step's time.
@@ -14,6 +14,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-for-tests
 	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile \
 	  --no-loadscope-reorder
+
+# The same with the tests that take long.
+test-all: $(VENV)/installed-for-tests
+	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile \
+	  --no-loadscope-reorder -m 'not faults'
 
 # Kills, stops and starves runs, and feeds them what is damaged; ends with a
 # table. As root it also fills a disk. Takes minutes.

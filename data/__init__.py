@@ -25,7 +25,7 @@ def find(data: ml_collections.ConfigDict) -> dict[str, EncodedSplit]:
   Raises:
     UserError: if there is no such source, or data is missing or damaged.
   """
-  find_splits = registry.find('data', data.source, 'find', SOURCES)
+  find_splits = registry.find('data', data.source, 'find')
   try:
     return find_splits(data)
   except OSError as error:
