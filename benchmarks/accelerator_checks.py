@@ -93,7 +93,9 @@ def main() -> None:
       content['failed'].append('losses')
     if not all(row['same'] for row in content['bits']):
       check_bits(_DETERMINISTIC)
-  print(results.describe(content['machine']), tables(content), sep='\n\n')
+  if content['machine'] is not None:
+    print(results.describe(content['machine']), end='\n\n')
+  print(tables(content))
   results.write(args.output, content)
   are_same = [row['same'] for row in content['bits'][-3:]]
   are_close = [row['passed'] for row in content['losses']]
