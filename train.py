@@ -24,6 +24,8 @@ import numpy as np
 from runs import progress as progress_lib
 from runs import schema
 from runs import workdirs
+from runs.divergence import Divergence
+from runs.divergence import is_finite
 from runs.progress import Schedule
 from vae import checkpoints
 from vae import devices
@@ -43,23 +45,8 @@ GRID = 12
 # Dispatches that the devices have before them while an earlier one is read.
 _AHEAD = 2
 
-# Steps of a dispatch by default. A CPU is slow, and Ctrl-C and progress wait
-# for the steps in flight; images of the host must not crowd the devices.
-_STEPS_ON_CPU = 10
-_MAX_STEPS = 100
-_MAX_BYTES = 64_000_000
-
-# Batches of a dispatch of the validation, at most.
-_MAX_EVAL_BATCHES = 10
-
-# Steps in a row that may be skipped.
-_MAX_SKIPPED = 100
-
 # Seconds for which a finished run waits for a full disk.
 _PATIENCE_SECONDS = 600.0
-
-# A TPU computes as many images side by side, as XLA lays a batch along lanes.
-_TPU_LANES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +152,7 @@ def _train(
     progress_lib.say(f'{where}: this run is finished, at step {trainer.step}.')
     return [None] * len(runs)
   _claim_workdirs(runs, data, trainer.step, validate_first)
-  _announce(trainer, data, config, where)
+  _announce(trainer, data, where)
 
   # Train, validate, save.
   progress = progress_lib.Progress(
@@ -193,43 +180,33 @@ def _train(
     loop = _Loop(trainer, data, config, schedule, progress, writers, stop)
     loop.run(validate_first)
     patience = 0.0 if loop.is_stopped else _PATIENCE_SECONDS
-    for writer, error in zip(writers, loop.errors, strict=False):
-      if error is None:
+    for run, writer in enumerate(writers):
+      if loop.divergence.errors[run] is None:
         writer.finish(patience, stop if jax.process_count() == 1 else _never)
-  if not all(loop.errors):
+  if loop.divergence.running():
     if loop.is_stopped:
       progress_lib.say(f'Stopped at step {trainer.step:,}, which is saved.')
     else:
       progress.done(saved[0].best_step())
-  return [
-    error and UserError(f'{error} {_advice(one, since, config)}')
-    for error, one, since in zip(
-      loop.errors, saved, loop.bad_since, strict=True
-    )
-  ]
+  return loop.divergence.errors_with_advice(saved, config)
 
 
 class _Loop:
   """The loop over dispatches.
 
   Attributes:
-    errors: of each run that ended before its time, else None.
-    bad_since: the first step of such a run that is not finite, else None.
+    divergence: the runs that ended before their time.
     is_stopped: whether `stop` ended all.
   """
 
   def __init__(self, trainer, data, config, schedule, progress, writers, stop):
-    self._trainer, self._data, self._config = trainer, data, config
-    self._schedule, self._progress = schedule, progress
-    self._writers, self._stop = writers, stop
-    self.errors: list[UserError | None] = [None] * trainer.num_runs
-    self.bad_since: list[int | None] = [None] * trainer.num_runs
+    self._trainer, self._config, self._schedule = trainer, config, schedule
+    self._progress, self._writers, self._stop = progress, writers, stop
+    self.divergence = Divergence(trainer.num_runs)
     self.is_stopped = False
     # Read now, so that an unreadable image is reported before training.
     pairs = min(GRID * GRID // 2, data.validation.num_examples)
     self._originals = next(data.validation.batches(np.arange(pairs), pairs))
-    # Steps in a row that each run skipped.
-    self._skipped = np.zeros(trainer.num_runs, int)
     self._last_save, self._saved_step = time.monotonic(), trainer.step
     # Dispatched and not yet read, oldest first.
     self._in_flight: collections.deque[_Dispatch] = collections.deque()
@@ -254,7 +231,10 @@ class _Loop:
       if self.is_stopped:
         self._save_last()
       self._settle_all()
-      self._check_last()
+      # No step comes after the last to show that its update was finite.
+      self.divergence.check_states(
+        trainer.states(trainer.snapshot()), trainer.step
+      )
     except UserError:
       # Such as an image that cannot be decoded. Saving needs no other process,
       # which may wait for this one.
@@ -264,24 +244,23 @@ class _Loop:
       # After an error or Ctrl-C too: what was computed counts.
       self._settle_all()
       self._progress.stopped()
-      for run, kept in enumerate(self._unproved):
+      for run in self.divergence.running():
         # If all steps after several were skipped, the last is enough.
-        self._unproved[run] = [k for k in kept[-1:] if _is_finite(k[1])]
+        last = self._unproved[run][-1:]
+        self._unproved[run] = [kept for kept in last if is_finite(kept[1])]
         self._write(run)
       # After the states, which matter more if a kill is to follow.
       self._progress.finish_pictures()
 
   def _goes_on(self) -> bool:
-    return not self.is_stopped and not all(self.errors)
-
-  # Train.
+    return not self.is_stopped and bool(self.divergence.running())
 
   def _train_epoch(self) -> None:
     """Dispatches the rest of the epoch, unless it is stopped."""
     trainer, schedule = self._trainer, self._schedule
-    epoch, first_step = divmod(trainer.step, schedule.steps_per_epoch)
-    max_steps = steps_per_dispatch(self._data.train, self._config)
-    for chunk in trainer.train_chunks(epoch, first_step, max_steps):
+    for chunk in trainer.train_chunks(
+      *divmod(trainer.step, schedule.steps_per_epoch)
+    ):
       with self._progress.dispatching():
         metrics = trainer.train(chunk)
       step = trainer.step
@@ -297,21 +276,13 @@ class _Loop:
       if is_due and schedule.logs(step) and not schedule.validates(step):
         self._snapshot()
 
-  # Validate.
-
   def _validate(self) -> None:
-    """Dispatches a validation, every example once, and saves the state."""
+    """Dispatches a validation, and queues the state for saving."""
     # The logged speed is that of training, so its end is waited for.
     self._settle_all()
-    split, max_batches = self._data.validation, _MAX_EVAL_BATCHES
-    if splits.stored_images(split) is None:
-      batch_size = self._config.eval.batch_size // jax.process_count()
-      max_batches = min(max_batches, _max_batches(split, batch_size))
     sums = []
-    for chunk, start in self._trainer.eval_chunks(max_batches):
-      # As many images as the devices have before them, and no more.
-      jax.block_until_ready(sums[-_AHEAD - 1 : -_AHEAD])
-      sums.append(self._trainer.evaluate(chunk, start))
+    for part in self._trainer.validate():
+      sums.append(part)
       self.is_stopped = self._stop()
       if self.is_stopped:
         return
@@ -320,8 +291,6 @@ class _Loop:
     if self._writers:
       draw = self._trainer.draw(self._originals, GRID)
       self._in_flight[-1].draw = draw
-
-  # Save.
 
   def _snapshot(self) -> None:
     """Queues the state for saving, after what was dispatched before it."""
@@ -337,7 +306,7 @@ class _Loop:
       self._snapshot()
 
   def _settle_all(self) -> None:
-    # Ctrl-C can come while one is settled; those after it count no more.
+    # Ctrl-C can come while one is settled; those after it do not count.
     while self._in_flight and not self._is_settling:
       self._settle()
 
@@ -348,81 +317,41 @@ class _Loop:
     jax.block_until_ready((first.metrics, first.sums))
     done, self._is_settling = self._in_flight.popleft(), True
     if done.metrics is not None:
-      metrics = {
-        name: values[:, : done.num_steps]
-        for name, values in self._trainer.by_run(done.metrics).items()
-      }
-      self._check_finite(done.step - done.num_steps, metrics)
-      self._progress.training(metrics)
+      self._settle_training(done)
     means = None
     if done.sums is not None:
-      sums = [self._trainer.by_run(chunk) for chunk in done.sums]
-      means = mean_metrics(sums, self._data.validation.num_examples)
+      means = self._trainer.means(done.sums)
       self._progress.validation(done.step, means)
     if done.snapshot is not None:
-      for run, state in enumerate(self._trainer.states(done.snapshot)):
-        if self.errors[run] is None:
-          scores = {}
-          if means is not None:
-            scores = {checkpoints.METRIC: means['loss'][run]}
-          self._unproved[run].append((done.step, state, scores))
-          if checkpoints.loss(scores) < math.inf:
-            self._write(run)
-    if done.draw is not None and not all(self.errors):
+      states = self._trainer.states(done.snapshot)
+      for run in self.divergence.running():
+        loss = math.inf if means is None else means['loss'][run]
+        scores = {} if means is None else {checkpoints.METRIC: loss}
+        self._unproved[run].append((done.step, states[run], scores))
+        if math.isfinite(loss):
+          self._write(run)
+    if done.draw is not None and self.divergence.running():
       self._progress.pictures(done.step, done.draw)
     self._is_settling = False
+
+  def _settle_training(self, done: '_Dispatch') -> None:
+    metrics = {
+      name: values[:, : done.num_steps]
+      for name, values in self._trainer.by_run(done.metrics).items()
+    }
+    before = self.divergence.running()
+    for run in self.divergence.check_steps(done.step - done.num_steps, metrics):
+      self._write(run)
+    for run in set(before) - set(self.divergence.running()):
+      self._unproved[run] = []
+      self._progress.drop(run)
+    self._progress.training(metrics)
 
   def _write(self, run: int) -> None:
     """Hands the queued checkpoints of a run to its writer."""
     for kept in self._unproved[run]:
       self._writers[run].save(*kept, first=self._progress.flush(run))
     self._unproved[run] = []
-
-  # Numbers that are not finite.
-
-  def _check_finite(
-    self, first_step: int, metrics: dict[str, np.ndarray]
-  ) -> None:
-    """Ends runs whose loss or gradient is not finite, or proves their states.
-
-    Args:
-      first_step: before these.
-      metrics: of each run and step, [num_runs, num_steps].
-    """
-    checked = {name: metrics[name] for name in ('loss', 'grad_norm')}
-    finite = np.all([np.isfinite(v) for v in checked.values()], axis=0)
-    max_skipped = _MAX_SKIPPED if 'skipped' in metrics else 1
-    for run in [i for i, error in enumerate(self.errors) if error is None]:
-      for index, is_finite in enumerate(finite[run]):
-        self._skipped[run] = 0 if is_finite else self._skipped[run] + 1
-        if is_finite:
-          self._write(run)
-        elif self._skipped[run] == max_skipped:
-          reason = ' and '.join(
-            f'{name} is {values[run, index]}'
-            for name, values in checked.items()
-            if not np.isfinite(values[run, index])
-          )
-          if max_skipped > 1:
-            reason += f', and {max_skipped} steps in a row were skipped'
-          step = first_step + index + 1
-          self._end(run, step, reason, bad_since=step + 1 - max_skipped)
-          break
-
-  def _check_last(self) -> None:
-    """Ends runs whose last update is not finite, as no step comes after it."""
-    states = self._trainer.states(self._trainer.snapshot())
-    for run, state in enumerate(states):
-      if self.errors[run] is None and not _is_finite(state):
-        reason = 'its update made parameters that are not finite'
-        step = self._trainer.step
-        self._end(run, step, reason, bad_since=step + 1)
-
-  def _end(self, run: int, step: int, reason: str, bad_since: int) -> None:
-    self.errors[run] = UserError(f'diverged at step {step:,}: {reason}.')
-    self.bad_since[run] = bad_since
-    self._unproved[run] = []
-    self._progress.drop(run)
 
 
 @dataclasses.dataclass
@@ -446,53 +375,6 @@ class _Dispatch:
   snapshot: steps.TrainState | None = None
 
 
-def _is_finite(state: steps.TrainState) -> bool:
-  """Whether all numbers of a state's model are; waits for the devices."""
-  variables = jax.device_get(jax.tree.leaves(state.variables))
-  return all(np.all(np.isfinite(array)) for array in variables)
-
-
-def mean_metrics(
-  sums: Sequence[dict[str, np.ndarray]], count: int
-) -> dict[str, list[float]]:
-  """Means over `count` items, by name, one for each run.
-
-  Args:
-    sums: of each chunk, [num_runs, max_batches] by name.
-    count: of items, in all.
-  """
-  # In double precision: a large split has hundreds of millions of nats.
-  return {
-    name: (
-      sum(row[name].sum(axis=-1, dtype=np.float64) for row in sums) / count
-    ).tolist()
-    for name in sums[0]
-  }
-
-
-def steps_per_dispatch(split: splits.Split, config) -> int:
-  """Steps that go to the devices at a time."""
-  if config.train.steps_per_dispatch:
-    return config.train.steps_per_dispatch
-  if jax.default_backend() == 'cpu':
-    return _STEPS_ON_CPU
-  num_steps = _MAX_STEPS
-  if splits.stored_images(split) is None:
-    batch_size = config.train.batch_size // jax.process_count()
-    num_steps = min(num_steps, _max_batches(split, batch_size))
-  # A dispatch that ends with a row gives the row its own speed.
-  log_every_steps = config.train.log_every_steps
-  if num_steps < log_every_steps:
-    return num_steps
-  return num_steps - num_steps % log_every_steps
-
-
-def _max_batches(split: splits.Split, local_batch_size: int) -> int:
-  """Batches of images that go to the devices at a time."""
-  num_bytes = local_batch_size * math.prod(split.image_shape)
-  return max(1, _MAX_BYTES // max(num_bytes, 1))
-
-
 def _claim_workdirs(
   runs: Sequence[Run], data: splits.DataSet, step: int, validate_first: bool
 ) -> None:
@@ -512,9 +394,7 @@ def _claim_workdirs(
       run.writer.write_hparams(schema.flatten(run.config))
 
 
-def _announce(
-  trainer: Trainer, data: splits.DataSet, config, where: str
-) -> None:
+def _announce(trainer: Trainer, data: splits.DataSet, where: str) -> None:
   """Prints what is trained, on what, and into which folder."""
   if trainer.step:
     progress_lib.say(f'{where}: this run goes on from step {trainer.step}.')
@@ -524,36 +404,5 @@ def _announce(
     f'{data.validation.num_examples:,}), {jax.device_count()} × '
     f'{jax.devices()[0].device_kind}, into {where}.'
   )
-  per_device, batch_size = (
-    trainer.per_device_batch_size,
-    config.train.batch_size,
-  )
-  if jax.default_backend() == 'tpu' and per_device % _TPU_LANES:
-    full = -(-per_device // _TPU_LANES) * _TPU_LANES
-    progress_lib.say(
-      f'config.train.batch_size={batch_size} is {per_device} images on a chip, '
-      f'which computes {_TPU_LANES} side by side and so is '
-      f'{per_device / full:.0%} full; '
-      f'{full * (batch_size // per_device):,} would fill it.'
-    )
-
-
-def _advice(
-  saved: Checkpoints, bad_since: int, config: ml_collections.ConfigDict
-) -> str:
-  """The checkpoints of a run that diverged, and what to try."""
-  # That of the step before, if the run was stopped there, led to this.
-  good = [step for step in saved.all_steps() if step < bad_since - 1]
-  left = 'There is no good checkpoint yet.'
-  if good:
-    left = f'The last good checkpoint is {saved.directory / str(good[-1])}.'
-  for step in saved.all_steps()[len(good) :]:
-    left += f' Delete {saved.directory / str(step)}, which led to this.'
-  advice = (
-    f'{left} The same command would end there again: try a lower '
-    'config.optimizer.learning_rate, or a limit to the gradient, '
-    'config.optimizer.clip_norm'
-  )
-  if config.train.on_nonfinite != 'skip':
-    advice += ', or leave such steps out with config.train.on_nonfinite=skip'
-  return f'{advice}.'
+  if note := trainer.note_on_batch():
+    progress_lib.say(note)

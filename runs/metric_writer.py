@@ -1,4 +1,4 @@
-"""Where a run's metrics go: TensorBoard, through clu, and `metrics.jsonl`."""
+"""A run's metrics in TensorBoard, through clu, and in `metrics.jsonl`."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -23,19 +23,19 @@ from vae.errors import UserError
 
 FILENAME = 'metrics.jsonl'
 
-# At least, of a file of events: TensorBoard reads them by the second in their
-# names, and what is out of order is lost.
+# Shortest age of a file of events before the next: TensorBoard orders files by
+# the second in their names.
 _SECONDS_OF_PIECE = 2.0
 
 
 def read(workdir: epath.Path) -> list[dict[str, float]]:
-  """The lines of a run's `metrics.jsonl`; none where there is no file."""
+  """The rows of a run's `metrics.jsonl`; empty if there is no file."""
   path = workdir / FILENAME
   if not path.exists():
     return []
   rows = []
   for line in path.read_bytes().decode(errors='replace').splitlines():
-    # What was cut short by a kill is none.
+    # A kill can cut a line short.
     with contextlib.suppress(ValueError):
       row = json.loads(line)
       if isinstance(row, dict) and isinstance(row.get('step'), int):
@@ -43,16 +43,16 @@ def read(workdir: epath.Path) -> list[dict[str, float]]:
   return rows
 
 
-class MetricWriter:
+class MetricWriter(progress.Writer):
   """Writes scalars to both, pictures and hyperparameters to TensorBoard.
 
-  Where the disk does not take them training goes on: that is told once, lines
-  wait until it does, and TensorBoard's curves have a gap. For a workdir in a
-  bucket all is written locally and copied in the background.
+  On a full disk training goes on, with one warning: rows wait until they can be
+  written, and TensorBoard's curves have a gap. For a workdir in a bucket all is
+  written locally and copied in the background.
   """
 
   def __init__(self, workdir: epath.Path):
-    self._workdir, self._mirror, self.folder = workdir, None, None
+    self._workdir, self._mirror = workdir, None
     if paths.is_remote(workdir):
       self._mirror = mirror.Mirror(workdir, progress.warn)
       self.folder = self._mirror.folder
@@ -61,7 +61,7 @@ class MetricWriter:
         (self.folder / FILENAME).write_bytes(content)
     folder = self.folder or workdir
     self._path = folder / FILENAME
-    # Lines that the disk has not taken.
+    # Lines that could not be written yet.
     self._waiting = []
     self._tensorboard = metric_writers.AsyncWriter(
       _PatientSummaryWriter(
@@ -70,25 +70,16 @@ class MetricWriter:
     )
 
   def rewind(self, step: int, validated: bool) -> None:
-    """Drops the lines of `metrics.jsonl` beyond `step`.
+    """See `progress.Writer`; raises UserError if the file cannot be written.
 
-    A killed run wrote them after its last checkpoint; the run that goes on
+    A killed run wrote the rows after its last checkpoint; the run that goes on
     from there writes them again.
-
-    Args:
-      step: of that checkpoint.
-      validated: whether the line of its validation is kept; else that is
-        written again, too.
-
-    Raises:
-      UserError: if the file cannot be written.
     """
     if not self._path.exists():
       return
-    rows = read(self._path.parent)
     kept = [
       row
-      for row in rows
+      for row in read(self._path.parent)
       if row['step'] < step
       or (row['step'] == step and (validated or 'val/loss' not in row))
     ]
@@ -105,12 +96,10 @@ class MetricWriter:
       ) from error
 
   def flush(self) -> Callable[[], None]:
-    """Writes the lines that still wait, as far as the disk takes them.
+    """See `progress.Writer`; the function may be called by any thread.
 
-    Returns:
-      A function that waits until the lines are on disk, or in the bucket, for
-      any thread. It raises OSError if a bucket fails to take them, unless it
-      denies access: a checkpoint does not wait for that.
+    It raises OSError if a bucket fails to take the rows, unless it denies
+    access: a checkpoint does not wait for that.
     """
     if self._waiting:
       self._write_line('')
@@ -125,9 +114,8 @@ class MetricWriter:
         os.fsync(file.fileno())
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-    """One JSON object on a line of its own, and a point on each curve."""
-    row = {'step': step, **scalars}
-    self._write_line(json.dumps(row) + '\n')
+    """Writes one JSON object on a line of its own, and points of curves."""
+    self._write_line(json.dumps({'step': step, **scalars}) + '\n')
     self._tensorboard.write_scalars(step, scalars)
 
   def _write_line(self, line: str) -> None:
@@ -135,11 +123,10 @@ class MetricWriter:
     self._waiting.append(line)
     try:
       self._append(''.join(self._waiting))
+      self._waiting = []
     except OSError as error:
       if not had_to_wait:
         _warn(f'{self._path} cannot be written ({error.strerror or error})')
-      return
-    self._waiting = []
 
   def _append(self, text: str) -> None:
     """Appends all of a text, or nothing."""
@@ -154,11 +141,11 @@ class MetricWriter:
       raise
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Pictures, uint8 [height, width, channels]."""
+    """Writes pictures, uint8 [height, width, channels]."""
     self._tensorboard.write_images(step, images)
 
   def write_hparams(self, hparams: Mapping[str, object]) -> None:
-    """The settings of the run; what is not a plain value goes as text."""
+    """Writes the settings of the run; tuples and the like as text."""
     self._tensorboard.write_hparams(
       {
         key: value if isinstance(value, (bool, int, float, str)) else str(value)
@@ -167,7 +154,7 @@ class MetricWriter:
     )
 
   def close(self) -> None:
-    """Waits until everything is written, that can be."""
+    """Waits until everything is written that can be."""
     self._tensorboard.close()
     if self._waiting:
       try:
@@ -188,10 +175,10 @@ class MetricWriter:
 
 
 class _PatientSummaryWriter:
-  """A `SummaryWriter` that is made anew where the disk did not take a write.
+  """A `SummaryWriter` that is replaced after a failed write.
 
-  What was in its buffer is lost, and its file may end in the middle of a
-  record, behind which nothing would be read.
+  Its buffer is lost, and its file may end in the middle of a record, behind
+  which nothing would be read.
   """
 
   def __init__(self, logdir: str, in_pieces: bool):
@@ -199,8 +186,8 @@ class _PatientSummaryWriter:
 
     Args:
       logdir: the folder of the files.
-      in_pieces: whether to end a file after pictures, so that files stay small;
-        TensorBoard reads one after the other.
+      in_pieces: whether to end a file after pictures, so that each is small
+        enough to be copied again and again.
     """
     self._logdir, self._in_pieces, self._begun = logdir, in_pieces, 0.0
     self._writer: metric_writers.SummaryWriter | None = None
@@ -209,24 +196,24 @@ class _PatientSummaryWriter:
   def write_scalars(self, step, scalars):
     self._try('write_scalars', step, scalars)
 
-  def write_images(self, step, images):
-    self._try('write_images', step, images)
-    if self._in_pieces and time.time() - self._begun > _SECONDS_OF_PIECE:
-      self.close()
-      self._writer = None
-
   def write_hparams(self, hparams):
     self._try('write_hparams', hparams)
 
   def flush(self):
-    if self._writer is not None:
-      self._try('flush')
+    self._try('flush')
 
   def close(self):
-    if self._writer is not None:
+    self._try('close')
+
+  def write_images(self, step, images):
+    self._try('write_images', step, images)
+    if self._in_pieces and time.time() - self._begun > _SECONDS_OF_PIECE:
       self._try('close')
+      self._writer = None
 
   def _try(self, method: str, *args) -> None:
+    if self._writer is None and method in ('flush', 'close'):
+      return
     try:
       if self._writer is None:
         self._begun = time.time()
@@ -240,5 +227,5 @@ class _PatientSummaryWriter:
       self._writer, self._is_failing = None, True
 
 
-def _warn(what: str) -> None:
-  progress.warn(f'warning: {what}; training goes on.')
+def _warn(problem: str) -> None:
+  progress.warn(f'warning: {problem}; training goes on.')

@@ -11,7 +11,6 @@ import shutil
 import sys
 import threading
 import time
-from typing import Protocol
 
 from etils import epath
 import numpy as np
@@ -21,19 +20,19 @@ from vae import figures
 # Between two lines of `track`, if the output is no terminal.
 _SECONDS_BETWEEN_LINES = 10
 
-# After which `track` prints that its first batch is being compiled.
+# Until `track` prints that its first batch is being compiled.
 _SECONDS_IN_SILENCE = 2
 
 
-class Writer(Protocol):
-  """A writer of metrics; `runs.metric_writer.MetricWriter` is one.
+class Writer:
+  """A writer of metrics, the base of all; by itself it drops everything.
 
   Attributes:
     folder: a local folder that is copied into the workdir, which gets the
       pictures; None if they go to the workdir itself.
   """
 
-  folder: epath.Path | None
+  folder: epath.Path | None = None
 
   def rewind(self, step: int, validated: bool) -> None:
     """Drops the rows beyond `step`.
@@ -45,6 +44,7 @@ class Writer(Protocol):
 
   def flush(self) -> Callable[[], None]:
     """Returns a function that waits until the numbers are saved."""
+    return lambda: None
 
   def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
     """Writes numbers by name."""
@@ -55,30 +55,11 @@ class Writer(Protocol):
   def write_hparams(self, hparams: dict[str, object]) -> None:
     """Writes the settings of the run."""
 
+  def close(self) -> None:
+    """Waits until everything is written."""
 
-class NullWriter:
-  """A writer that drops everything."""
 
-  folder = None
-
-  def rewind(self, step, validated):
-    """See `Writer`."""
-
-  def flush(self):
-    """See `Writer`."""
-    return lambda: None
-
-  def write_scalars(self, step, scalars):
-    """See `Writer`."""
-
-  def write_images(self, step, images):
-    """See `Writer`."""
-
-  def write_hparams(self, hparams):
-    """See `Writer`."""
-
-  def close(self):
-    """See `MetricWriter.close`."""
+NullWriter = Writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,10 +223,7 @@ class Progress:
       )
 
   def flush(self, run: int) -> Callable[[], None]:
-    """Returns a function that waits until a run's metrics are saved.
-
-    They have to be before a checkpoint that counts on them.
-    """
+    """Returns a function that waits until a run's metrics are saved."""
     return self._writers[run].flush()
 
   def drop(self, run: int) -> None:

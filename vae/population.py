@@ -30,6 +30,7 @@ from vae.devices import Topology
 from vae.errors import UserError
 from vae.loading import TrainedVAE
 from vae.steps import TrainState
+from vae.trainer import steps_per_dispatch
 from vae.trainer import Trainer
 
 # Settings that may differ between members; all others are the same.
@@ -63,6 +64,8 @@ class Population(Trainer):
         pad to the same share a program.
     """
     self._configs, self._config, self._data = configs, configs[0], data
+    # Each member has the whole of its batches.
+    self._topology = Topology()
     self.num_runs = len(configs)
     self.per_device_batch_size = self._config.train.batch_size
     # Members of one seed see the same images with the same noise.
@@ -136,7 +139,7 @@ class Population(Trainer):
       self.is_validated = all(r.metrics for r in restored)
 
   def train_chunks(
-    self, epoch: int, first_step: int, max_steps: int
+    self, epoch: int, first_step: int, max_steps: int | None = None
   ) -> Iterator[splits.Chunk]:
     """The rest of an epoch, in chunks of batches [max_steps, batch, …].
 
@@ -150,8 +153,8 @@ class Population(Trainer):
         epoch,
         first_step,
         config.train.batch_size,
-        max_steps,
-        Topology(),
+        max_steps or steps_per_dispatch(self._data.train, config),
+        self._topology,
       )
       for config in self._configs
     }
@@ -166,14 +169,11 @@ class Population(Trainer):
         together = np.stack([batches[c.seed] for c in self._configs])
       yield splits.Chunk(together, chunks[0].num_batches)
 
-  def eval_chunks(self, max_batches: int) -> Iterator[tuple[splits.Chunk, int]]:
+  def eval_chunks(
+    self, max_batches: int | None = None
+  ) -> Iterator[tuple[splits.Chunk, int]]:
     """The validation split; batches are [max_batches, batch, …]."""
-    for chunk, start in splits.eval_chunks(
-      self._data.validation,
-      self._config.eval.batch_size,
-      max_batches,
-      Topology(),
-    ):
+    for chunk, start in super().eval_chunks(max_batches):
       yield splits.Chunk(chunk.batches[0], chunk.num_batches), start
 
   def by_run(self, metrics: steps.Metrics) -> dict[str, np.ndarray]:

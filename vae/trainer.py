@@ -1,9 +1,11 @@
 """A run in training, on all devices of all processes."""
 
+import collections
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import functools
+import math
 
 from flax import linen as nn
 import jax
@@ -16,6 +18,19 @@ from vae import randomness
 from vae import splits
 from vae import steps
 from vae.checkpoints import Checkpoints
+
+# Steps of a dispatch by default. A CPU is slow, and Ctrl-C and progress wait
+# for the steps in flight; images of the host must not crowd the devices.
+_STEPS_ON_CPU = 10
+_MAX_STEPS = 100
+_MAX_BYTES = 64_000_000
+
+# Batches of a dispatch of the validation, at most, and dispatches ahead of one.
+_MAX_EVAL_BATCHES = 10
+EVAL_AHEAD = 2
+
+# Images that a TPU computes side by side, as XLA lays a batch along its lanes.
+_TPU_LANES = 128
 
 
 class Trainer:
@@ -57,6 +72,20 @@ class Trainer:
     self.num_parameters = steps.num_parameters(self._state)
     self.step, self.is_validated = 0, False
 
+  def note_on_batch(self) -> str | None:
+    """A hint if the batch leaves a part of a TPU idle."""
+    per_device = self.per_device_batch_size
+    if jax.default_backend() != 'tpu' or per_device % _TPU_LANES == 0:
+      return None
+    batch_size = self._config.train.batch_size
+    full = -(-per_device // _TPU_LANES) * _TPU_LANES
+    return (
+      f'config.train.batch_size={batch_size} is {per_device} images on a chip, '
+      f'which computes {_TPU_LANES} side by side and so is '
+      f'{per_device / full:.0%} full; '
+      f'{full * (batch_size // per_device):,} would fill it.'
+    )
+
   def restore(self, saved: Sequence[Checkpoints]) -> None:
     """Restores the last checkpoint of each run, if there are any.
 
@@ -78,25 +107,27 @@ class Trainer:
     self.step, self.is_validated = int(state.step), bool(is_validated)
 
   def train_chunks(
-    self, epoch: int, first_step: int, max_steps: int
+    self, epoch: int, first_step: int, max_steps: int | None = None
   ) -> Iterator[splits.Chunk]:
-    """The rest of an epoch, up to `max_steps` steps at a time."""
+    """The rest of an epoch, in chunks for one dispatch each."""
     return splits.train_chunks(
       self._data.train,
       self._config.seed,
       epoch,
       first_step,
       self._config.train.batch_size,
-      max_steps,
+      max_steps or steps_per_dispatch(self._data.train, self._config),
       self._topology,
     )
 
-  def eval_chunks(self, max_batches: int) -> Iterator[tuple[splits.Chunk, int]]:
+  def eval_chunks(
+    self, max_batches: int | None = None
+  ) -> Iterator[tuple[splits.Chunk, int]]:
     """The validation split, and the position in it of each chunk."""
     return splits.eval_chunks(
       self._data.validation,
       self._config.eval.batch_size,
-      max_batches,
+      max_batches or eval_batches_per_dispatch(self._data, self._config),
       self._topology,
     )
 
@@ -134,6 +165,36 @@ class Trainer:
       start,
       self._data.validation.num_examples,
     )
+
+  def validate(self) -> Iterator[steps.Metrics]:
+    """Dispatches the validation, every example once.
+
+    Yields:
+      The sums of each chunk, [..., max_batches], still being computed.
+    """
+    dispatched = collections.deque()
+    for chunk, start in self.eval_chunks():
+      # The devices have a few chunks of images before them, and no more.
+      if len(dispatched) > EVAL_AHEAD:
+        jax.block_until_ready(dispatched.popleft())
+      dispatched.append(self.evaluate(chunk, start))
+      yield dispatched[-1]
+
+  def means(self, sums: Sequence[steps.Metrics]) -> dict[str, list[float]]:
+    """The means over the validation split, one for each run.
+
+    Args:
+      sums: of each chunk, as `validate` yields them.
+    """
+    by_run = [self.by_run(chunk) for chunk in sums]
+    # In double precision: a large split has hundreds of millions of nats.
+    return {
+      name: (
+        sum(part[name].sum(axis=-1, dtype=np.float64) for part in by_run)
+        / self._data.validation.num_examples
+      ).tolist()
+      for name in by_run[0]
+    }
 
   def by_run(self, metrics: steps.Metrics) -> dict[str, np.ndarray]:
     """Waits for results of `train` or `evaluate`; [num_runs, max_steps]."""
@@ -174,6 +235,37 @@ class Trainer:
       }
 
     return draw
+
+
+def steps_per_dispatch(split: splits.Split, config) -> int:
+  """Training steps that go to the devices at a time."""
+  if config.train.steps_per_dispatch:
+    return config.train.steps_per_dispatch
+  if jax.default_backend() == 'cpu':
+    return _STEPS_ON_CPU
+  num_steps = _MAX_STEPS
+  if splits.stored_images(split) is None:
+    num_steps = min(num_steps, _max_batches(split, config.train.batch_size))
+  # A dispatch that ends with a row gives the row its own speed.
+  log_every_steps = config.train.log_every_steps
+  if num_steps < log_every_steps:
+    return num_steps
+  return num_steps - num_steps % log_every_steps
+
+
+def eval_batches_per_dispatch(data: splits.DataSet, config) -> int:
+  """Batches of the validation that go to the devices at a time."""
+  split = data.validation
+  if splits.stored_images(split) is not None:
+    return _MAX_EVAL_BATCHES
+  return min(_MAX_EVAL_BATCHES, _max_batches(split, config.eval.batch_size))
+
+
+def _max_batches(split: splits.Split, batch_size: int) -> int:
+  """Batches of images that this process sends to its devices at a time."""
+  local_batch_size = batch_size // jax.process_count()
+  num_bytes = local_batch_size * math.prod(split.image_shape)
+  return max(1, _MAX_BYTES // max(num_bytes, 1))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

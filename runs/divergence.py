@@ -1,0 +1,117 @@
+"""Runs whose loss, gradient or parameters are not finite."""
+
+from collections.abc import Iterable
+
+import jax
+import ml_collections
+import numpy as np
+
+from vae import steps
+from vae.checkpoints import Checkpoints
+from vae.errors import UserError
+
+# Steps in a row that may be skipped.
+_MAX_SKIPPED = 100
+
+
+class Divergence:
+  """The runs that have diverged.
+
+  Attributes:
+    errors: of each run that has, else None.
+  """
+
+  def __init__(self, num_runs: int):
+    self.errors: list[UserError | None] = [None] * num_runs
+    # The first step of each such run that is not finite, and the steps in a row
+    # that each run skipped.
+    self._since = [0] * num_runs
+    self._skipped = np.zeros(num_runs, int)
+
+  def running(self) -> list[int]:
+    """The runs that have not diverged."""
+    return [run for run, error in enumerate(self.errors) if error is None]
+
+  def check_steps(
+    self, first_step: int, metrics: dict[str, np.ndarray]
+  ) -> Iterable[int]:
+    """Checks the loss and the gradient of training steps.
+
+    Args:
+      first_step: before these.
+      metrics: of each run and step, [num_runs, num_steps].
+
+    Returns:
+      The runs with a finite step, before any at which they diverged.
+    """
+    checked = {name: metrics[name] for name in ('loss', 'grad_norm')}
+    finite = np.all([np.isfinite(v) for v in checked.values()], axis=0)
+    max_skipped = _MAX_SKIPPED if 'skipped' in metrics else 1
+    good = []
+    for run in self.running():
+      end = len(finite[run])
+      for index, is_finite in enumerate(finite[run]):
+        self._skipped[run] = 0 if is_finite else self._skipped[run] + 1
+        if self._skipped[run] == max_skipped:
+          end = index
+          reason = ' and '.join(
+            f'{name} is {values[run, index]}'
+            for name, values in checked.items()
+            if not np.isfinite(values[run, index])
+          )
+          if max_skipped > 1:
+            reason += f', and {max_skipped} steps in a row were skipped'
+          step = first_step + index + 1
+          self._end(run, step, reason, since=step + 1 - max_skipped)
+          break
+      if np.any(finite[run, :end]):
+        good.append(run)
+    return good
+
+  def check_states(self, states: list[steps.TrainState], step: int) -> None:
+    """Checks the states of all runs after their last step."""
+    for run in self.running():
+      if not is_finite(states[run]):
+        reason = 'its update made parameters that are not finite'
+        self._end(run, step, reason, since=step + 1)
+
+  def _end(self, run: int, step: int, reason: str, since: int) -> None:
+    self.errors[run] = UserError(f'diverged at step {step:,}: {reason}.')
+    self._since[run] = since
+
+  def errors_with_advice(
+    self, saved: list[Checkpoints], config: ml_collections.ConfigDict
+  ) -> list[UserError | None]:
+    """The errors, with the checkpoints of the runs and what to try."""
+    return [
+      error and UserError(f'{error} {_advice(checkpoints, since, config)}')
+      for error, checkpoints, since in zip(
+        self.errors, saved, self._since, strict=True
+      )
+    ]
+
+
+def is_finite(state: steps.TrainState) -> bool:
+  """Whether all numbers of a state's model are; waits for the devices."""
+  variables = jax.device_get(jax.tree.leaves(state.variables))
+  return all(np.all(np.isfinite(array)) for array in variables)
+
+
+def _advice(
+  saved: Checkpoints, since: int, config: ml_collections.ConfigDict
+) -> str:
+  # That of the step before, if the run was stopped there, led to this.
+  good = [step for step in saved.all_steps() if step < since - 1]
+  left = 'There is no good checkpoint yet.'
+  if good:
+    left = f'The last good checkpoint is {saved.directory / str(good[-1])}.'
+  for step in saved.all_steps()[len(good) :]:
+    left += f' Delete {saved.directory / str(step)}, which led to this.'
+  advice = (
+    f'{left} The same command would end there again: try a lower '
+    'config.optimizer.learning_rate, or a limit to the gradient, '
+    'config.optimizer.clip_norm'
+  )
+  if config.train.on_nonfinite != 'skip':
+    advice += ', or leave such steps out with config.train.on_nonfinite=skip'
+  return f'{advice}.'
