@@ -297,7 +297,7 @@ def _train(
     config,
     pathlib.Path(args.folder, workdir),
     splits.DataSet(split, split, split),
-    progress.NullWriter(),
+    progress.Writer(),
     stop=lambda: next(dispatches) == stop_after,
   )
   leaves = jax.device_get(jax.tree.leaves(state.params))

@@ -198,7 +198,7 @@ def _measure_loop(args: argparse.Namespace, workdir: str) -> dict[str, Any]:
   config = _config(args)
   data = _data(args, config)
   with loop_recorder.recording() as recorder:
-    train.train_and_evaluate(config, workdir, data, progress.NullWriter())
+    train.train_and_evaluate(config, workdir, data, progress.Writer())
     end = time.perf_counter()
   return loop_summary.summarize(recorder, end, vars(args))
 
@@ -228,7 +228,7 @@ def _measure_first_step(
 
   try:
     with mock.patch.object(steps, 'make_train_steps', make):
-      train.train_and_evaluate(config, workdir, data, progress.NullWriter())
+      train.train_and_evaluate(config, workdir, data, progress.Writer())
   except _FirstMetricsError as error:
     finished = error.args[0]
   return {'finished': finished, 'not_counted': not_counted}
