@@ -167,7 +167,7 @@ def tables(content: dict[str, Any]) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = results.parser(__doc__)
+  parser = results.make_parser(__doc__)
   # For the processes that this one starts.
   parser.add_argument('--only', choices=_CHILDREN, help=argparse.SUPPRESS)
   parser.add_argument('--folder', help=argparse.SUPPRESS)

@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = results.parser(__doc__)
+  parser = results.make_parser(__doc__)
   parser.add_argument('--rounds', type=int, default=3, help='(3)')
   parser.add_argument('--epochs', type=int, default=3, help='of a run (3)')
   parser.add_argument(

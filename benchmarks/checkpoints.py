@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = results.parser(__doc__)
+  parser = results.make_parser(__doc__)
   parser.add_argument(
     '--folder', help='of the checkpoints; by default a temporary folder'
   )

@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = results.parser(__doc__)
+  parser = results.make_parser(__doc__)
   parser.add_argument('--batch_size', type=int, default=64, help='(64)')
   parser.add_argument(
     '--dtype', default='bfloat16', help='float32, bfloat16 (bfloat16)'

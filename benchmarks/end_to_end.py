@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = results.parser(__doc__)
+  parser = results.make_parser(__doc__)
   add = parser.add_argument
   add(
     '--cache',

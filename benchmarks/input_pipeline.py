@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = results.parser(__doc__)
+  parser = results.make_parser(__doc__)
   parser.add_argument(
     '--data_dir', help="a folder of CelebA's layout (by default cartoon faces)"
   )

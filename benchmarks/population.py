@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = results.parser(__doc__)
+  parser = results.make_parser(__doc__)
   parser.add_argument(
     '--members', type=int, default=4, help='one after another (4)'
   )

@@ -30,27 +30,27 @@ _VARIABLES = (
 )
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def make_parser(description: str) -> argparse.ArgumentParser:
   """A parser with the flags that all benchmarks have."""
-  made = argparse.ArgumentParser(
+  parser = argparse.ArgumentParser(
     description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  made.add_argument('--output', help='JSON file for all measurements')
-  made.add_argument(
+  parser.add_argument('--output', help='JSON file for all measurements')
+  parser.add_argument(
     '--quick',
     action='store_true',
     help='a try: a tiny network, one short round, no optimisation by XLA',
   )
-  return made
+  return parser
 
 
-def parse(made: argparse.ArgumentParser, **quick) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, **quick) -> argparse.Namespace:
   """Parses the command line; with `--quick` flags have the values of `quick`.
 
   Call it before JAX has its devices.
   """
-  args = made.parse_args()
+  args = parser.parse_args()
   if args.quick:
     print('A try: these numbers mean nothing.')
     flags = os.environ.get('XLA_FLAGS', '')

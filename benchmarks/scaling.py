@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = results.parser(__doc__)
+  parser = results.make_parser(__doc__)
   for flag, default, description in (
     ('--batch_sizes', '16,64,256,1024', 'separated by commas'),
     ('--image_sizes', '32,64,128', 'multiples of 32'),

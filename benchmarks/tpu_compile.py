@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = results.parser(__doc__)
+  parser = results.make_parser(__doc__)
   for flag, default, description in (
     ('--slices', 'v5e-1,v5e-8,v5e-32,v4-64', ', '.join(SLICES)),
     ('--programs', ','.join(PROGRAMS), ', '.join(PROGRAMS)),

@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = results.parser(__doc__)
+  parser = results.make_parser(__doc__)
   parser.add_argument(
     '--batch_sizes',
     type=results.numbers,
