@@ -240,6 +240,8 @@ def _pad(tree: Any, target: Any) -> Any:
   """Zeros behind the arrays of a tree, up to the shapes of `target`."""
 
   def pad(array, wanted):
+    if array.shape == wanted.shape:
+      return array
     missing = np.subtract(wanted.shape, array.shape)
     return np.pad(array, [(0, more) for more in missing])
 
