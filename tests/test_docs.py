@@ -162,10 +162,12 @@ def _commands(page):
 def _flags(script):
   """The names of a script's flags."""
   if script.startswith('benchmarks/'):
+    # They need PyTorch, which the tests do not.
     code = ''.join(p.read_text() for p in ROOT.glob('benchmarks/*.py'))
-    return set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", code)) | {'config'}
+    defined = r"(?:DEFINE_\w+|add_argument|add)\(\s*'(?:--)?(\w+)'"
+    return {*re.findall(defined, code), 'config'}
   _, out, _ = run('--help', script=script)
-  return set(re.findall(r'^  -(?:\w,)?-?(?:\[no\])?(\w+)', out, re.MULTILINE))
+  return set(re.findall(r'^  --(?:\[no\])?(\w+)', out, re.MULTILINE)) | {'help'}
 
 
 def _config_keys():
