@@ -32,13 +32,13 @@ import jax.numpy as jnp
 
 from benchmarks import jax_vae
 from benchmarks import results
-from evaluation import per_image
+from evaluation import bounds
 from vae import loading
 from vae import numerics
 from vae import population
 from vae import randomness
+from vae import splits
 from vae import steps
-from vae import tiles
 
 PROGRAMS = ('train', 'eval', 'bound', 'sample', 'population')
 
@@ -260,7 +260,7 @@ def _lower_bound(tpus, config, batch_size, num_images):
   program = steps.program_from_config(config, num_images, axis_name=None)
   model = program.model
   images = _shape((len(tpus), batch_size, *model.image_shape), 'u1')
-  return per_image.make_bound_step.__wrapped__(model).lower(
+  return bounds.make_bound_step.__wrapped__(model).lower(
     *(steps.abstract_state(program).variables, _key(), images),
     *(_shape((), 'i4'), _shape((), 'i4')),
     _shape((), steps.float_dtype(model)),
@@ -305,7 +305,7 @@ def _key() -> jax.ShapeDtypeStruct:
 
 
 def _stored(program: steps.Program, num_images: int) -> jax.ShapeDtypeStruct:
-  shape = tiles.shape_of(program.model.image_shape)
+  shape = splits.tiled_shape(program.model.image_shape)
   return _shape((num_images, *shape), 'u1')
 
 

@@ -14,7 +14,6 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.hparams import metadata
 from tensorboard.util import tensor_util
-from tests.test_html_page import Outline
 
 from evaluation import plots
 from sweeps import charts
@@ -22,6 +21,7 @@ from sweeps import measuring
 from sweeps import report
 from sweeps.points import Results
 from tests.browser import open_page
+from tests.test_output import Outline
 
 BETAS = [0.25, 0.5, 1.0, 2.0, 4.0, 16.0]
 DIMS = [8, 16, 32, 64]

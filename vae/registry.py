@@ -72,7 +72,7 @@ def fields(cls: type, but: tuple[str, ...] = ()) -> dict[str, Field]:
   }
 
 
-def check_at_least(low: float, **values: float) -> None:
+def check_at_least(low: float, **values: float | tuple[int, ...]) -> None:
   """Raises ValueError if a number, or one of a tuple, is below `low`."""
   for name, value in values.items():
     each = value if isinstance(value, tuple) else (value,)

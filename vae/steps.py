@@ -118,7 +118,9 @@ def settings_from_config(config) -> Settings:
 def abstract_state(program: Program) -> TrainState:
   """Shapes and dtypes of a state, which a checkpoint is restored into."""
   with numerics.fixed(float_dtype(program.model)):
-    variables = _make_init(program.model).eval_shape(randomness.init_key(0))
+    variables = jax.eval_shape(
+      _make_init(program.model), randomness.init_key(0)
+    )
     return jax.eval_shape(
       lambda v: _first_state(program.optimizer, v), variables
     )
@@ -236,7 +238,8 @@ def train_step(
   if program.skip_nonfinite:
     is_finite = jnp.isfinite(metrics['loss'] + metrics['grad_norm'])
     metrics['skipped'] = 1 - is_finite.astype(metrics['loss'].dtype)
-    skipped = state.replace(
+    skipped = dataclasses.replace(
+      state,
       step=new_state.step,
       opt_state=optimizers.advance_schedule(state.opt_state, opt_state),
     )
