@@ -24,15 +24,15 @@ import sqlalchemy
 
 from evaluation import measure
 from runs import command_line
+from runs import processes
 from runs import schema
-from runs import stop_signals
 from runs import workdirs
 from sweeps import points
 from sweeps import study as studies
 from sweeps.points import Axes
-from vae import checkpoints
 from vae import devices
 from vae import paths
+from vae.checkpoints import Checkpoints
 from vae.errors import UserError
 
 # Metrics that a search can optimise.
@@ -142,32 +142,29 @@ def main() -> None:
   """Checks everything, and works until the sweep is done."""
   path = command_line.config_path()
   base = flags.FLAGS.config
-  schema.validate(base)
   devices.check()
+  schema.validate(base)
   axes = _axes(path, base)
   _check_flags(axes)
   configs = _check_points(base, axes)
   workdir, url = _workdir(path)
 
   # TensorFlow takes seconds to load; the errors above come before.
-  from evaluation import inception_weights
   from sweeps import report
   from sweeps import worker as workers
 
   if not any(key.startswith('data.') for key in axes):
     # Errors in the data come before there is a sweep.
     workers.load_data(max(configs, key=lambda c: c.train.batch_size))
-  inception = None
-  if 'fid' in _METRICS.value:
-    inception = inception_weights.load(_INCEPTION_WEIGHTS.value)
   settings = measure.Settings(
     tuple(_METRICS.value),
     _IMPORTANCE_SAMPLES.value,
     base.eval.batch_size,
-    inception_variables=inception,
+    inception_weights=_INCEPTION_WEIGHTS.value,
+    required=True,
   )
   measured = {flag.name: flag.value for flag in _MEASURED}
-  stop = stop_signals.StopSignals()
+  stop = processes.StopSignals()
   study = studies.Study(
     url,
     _STUDY.value or workdir.name,
@@ -267,7 +264,7 @@ def _workdir(path: str) -> tuple[epath.Path, sqlalchemy.URL]:
     command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
   )
   workdirs.check_writable(workdir, '--workdir')
-  if checkpoints.exist(workdir):
+  if Checkpoints(workdir).all_steps():
     raise UserError(f'{workdir} holds a run; name another --workdir.')
   if _STORAGE.value is None and paths.is_remote(workdir):
     raise UserError(

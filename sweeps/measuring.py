@@ -8,8 +8,8 @@ import numpy as np
 
 from evaluation import measure
 from evaluation import posterior
-from evaluation.measurements import Measurements
-from evaluation.measurements import Metric
+from evaluation.measure import Measurements
+from evaluation.measure import Metric
 from runs import metric_writer
 from vae import figures
 from vae import loading

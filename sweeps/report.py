@@ -14,7 +14,7 @@ from sweeps import charts
 from sweeps import measuring
 from sweeps import points
 from sweeps.points import Results
-from vae import atomic_files
+from vae import paths
 
 PAGE, TABLE, CHART = 'report.html', 'results.csv', 'rate_distortion.png'
 
@@ -61,12 +61,12 @@ def write(
       width = round(figure.get_size_inches()[0] * _PIXELS_PER_INCH)
       page.figure(path, caption, width, min_width=min(width, 560))
       if draw is charts.rate_distortion:
-        atomic_files.replace(folder / CHART, path.read_bytes())
+        paths.replace(folder / CHART, path.read_bytes())
   _add_gallery(page, results, folder / points.FOLDER)
   _add_points(page, results)
   page.heading('Measured')
   page.table(('', ''), [(name, str(value)) for name, value in facts.items()])
-  atomic_files.replace(folder / PAGE, page.html().encode())
+  paths.replace(folder / PAGE, page.html().encode())
 
 
 def write_table(folder: epath.Path, results: Results) -> None:
@@ -75,7 +75,7 @@ def write_table(folder: epath.Path, results: Results) -> None:
   for key in results.keys:
     frame[key] = [points.text(value, digits=12) for value in frame[key]]
   frame = frame.replace([math.inf, -math.inf], math.nan)
-  atomic_files.replace(folder / TABLE, frame.to_csv(index=False).encode())
+  paths.replace(folder / TABLE, frame.to_csv(index=False).encode())
 
 
 def _write_hparams(folder: epath.Path, results: Results) -> None:
@@ -101,7 +101,7 @@ def _write_hparams(folder: epath.Path, results: Results) -> None:
       run.parent.rmtree(missing_ok=True)
       run.mkdir(parents=True)
       for path in pathlib.Path(aside).iterdir():
-        atomic_files.replace(run / path.name, path.read_bytes())
+        paths.replace(run / path.name, path.read_bytes())
 
 
 def summary(results: Results) -> str:

@@ -18,7 +18,7 @@ from runs import metric_writer
 from runs import progress
 from runs import workdir_lock
 from runs import workdirs
-from runs.stop_signals import StopSignals
+from runs.processes import StopSignals
 from sweeps import measuring
 from sweeps import points
 from sweeps import report
@@ -27,8 +27,8 @@ from sweeps.points import Results
 from sweeps.points import VALIDATION_METRICS
 from sweeps.study import Study
 import train
-from vae import checkpoints
 from vae import splits
+from vae.checkpoints import Checkpoints
 from vae.errors import UserError
 from vae.errors import WriteError
 
@@ -146,7 +146,7 @@ class Worker:
     groups = {}
     for point in taken:
       # After a kill some may be a checkpoint ahead.
-      step = checkpoints.latest_step(self._folder_of(point))
+      step = Checkpoints(self._folder_of(point)).latest_step()
       key = (points.program(point.values), step)
       groups.setdefault(key, []).append(point)
     for group in groups.values():

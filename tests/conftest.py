@@ -1,15 +1,18 @@
-"""What the tests share: a small config, and a small data set on disk."""
+"""Fixtures of many tests: a small config, a small data set, a trained run.
+
+TensorFlow is imported by the fixtures that need it, as most tests do not.
+"""
 
 import os
 import pathlib
 
-# Many tests, and the processes that they start, compile the same programs.
+# Tests, and the processes that they start, compile the same programs.
 os.environ.setdefault(
   'JAX_COMPILATION_CACHE_DIR',
   str(pathlib.Path(__file__).resolve().parent.parent / '.pytest_cache' / 'jax'),
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
-# One that reads what another is still writing says so, and compiles it itself.
+# A process warns if it reads a program that another one is still writing.
 os.environ.setdefault(
   'PYTHONWARNINGS', 'ignore:Error reading persistent compilation cache'
 )
@@ -19,22 +22,22 @@ import numpy as np
 import pytest
 
 from configs import default
-from data import cartoon_faces
-import input_pipeline
-from runs import metric_writer
+from runs import progress
 from tests import bucket_server
 from tests import preloaded
 import train
+from vae import splits
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# The files that take longest: whoever runs files side by side, as `make test`
-# does, begins with these, so as not to end with one of them alone.
+# The files that take longest. Workers that share the files, as in `make test`,
+# begin with them, so that none of them is left for the end.
 LONGEST = (
   'test_sweep.py',
   'test_main.py',
-  'test_training.py',
-  'test_population.py',
+  'test_devices.py',
+  'test_seams.py',
+  'test_train.py',
   'test_numerics.py',
   'test_evaluate.py',
   'test_sweep_study.py',
@@ -55,7 +58,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_sessionfinish():
-  """Ends the processes that scripts were run from."""
+  """Ends the processes that scripts are forked from."""
   preloaded.stop()
 
 
@@ -80,8 +83,10 @@ def write_faces(folder, names, seed='tests'):
   """Writes a cartoon face as 178×218 JPEG for each name.
 
   Returns:
-    What shows in each: attributes as CelebA names them, bool [num_names].
+    Attributes of each, as CelebA names them, bool [num_names].
   """
+  from data import cartoon_faces
+
   factors = cartoon_faces.sample_factors(seed, len(names))
   for name, row in zip(names, factors, strict=True):
     labels = dict(zip(cartoon_faces.FACTORS, map(int, row), strict=True))
@@ -103,7 +108,7 @@ def write_faces(folder, names, seed='tests'):
 
 @pytest.fixture(scope='session')
 def celeba_dir(tmp_path_factory):
-  """A folder as the official archive unpacks, with few images."""
+  """A folder as the official archive unpacks to, with few images."""
   folder = tmp_path_factory.mktemp('celeba')
   (folder / 'img_align_celeba').mkdir()
   numbers = np.repeat([0, 1, 2], SPLIT_SIZES)
@@ -141,6 +146,32 @@ def small_config(celeba_dir):
   return make_small_config(celeba_dir)
 
 
+class Rows(progress.NullWriter):
+  """A writer that keeps the rows, without the speed, and takes them back."""
+
+  def __init__(self, rows=()):
+    self.rows = list(rows)
+
+  def rewind(self, step, validated):
+    self.rows = [
+      row
+      for row in self.rows
+      if (row['step'], 'val/loss' in row) <= (step, validated)
+    ]
+
+  def write_scalars(self, step, scalars):
+    scalars = {k: v for k, v in scalars.items() if k != 'images_per_second'}
+    self.rows.append({'step': step, **scalars})
+
+
+def make_data(image_shape=(16, 16, 3)):
+  """Random images, as many of each split as the small data set has."""
+  generator = np.random.default_rng(0)
+  pixels = generator.integers(0, 256, (sum(SPLIT_SIZES), *image_shape))
+  parts = np.split(pixels.astype(np.uint8), np.cumsum(SPLIT_SIZES)[:-1])
+  return splits.DataSet(*map(splits.ArraySplit, parts))
+
+
 @pytest.fixture
 def storage_server():
   """A Google Cloud Storage with an empty bucket named 'bucket'."""
@@ -152,8 +183,11 @@ def storage_server():
 def trained_run(celeba_dir, tmp_path_factory):
   """The workdir of a small finished run, of two latent dimensions.
 
-  Its readers leave it as it is, but for their own folders in it.
+  Tests leave it as it is, but for folders of their own in it.
   """
+  import input_pipeline
+  from runs import metric_writer
+
   workdir = epath.Path(tmp_path_factory.mktemp('trained_run'))
   config = make_small_config(celeba_dir)
   config.model.latent_dim = 2
@@ -167,19 +201,10 @@ def trained_run(celeba_dir, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def inception_file(tmp_path_factory):
-  """The archive of an Inception network with random weights."""
-  from tests import test_inception_weights
+  """An archive with a small network in the place of Inception."""
+  from tests import test_fid
 
-  generator = np.random.default_rng(0)
-  shapes = test_inception_weights.parameter_shapes()
-  values = {}
-  for name, shape in shapes.items():
-    if name.endswith('conv2d_params'):
-      deviation = np.sqrt(2 / np.prod(shape[:3]))
-      values[name] = deviation * generator.standard_normal(shape, np.float32)
-    else:
-      values[name] = float(name.endswith(('gamma', 'variance')))
   path = tmp_path_factory.mktemp('inception') / 'inception.tgz'
-  graph = test_inception_weights.graph_of(values, shapes)
-  path.write_bytes(test_inception_weights.pack(graph))
+  graph = test_fid.make_graph(side=21).SerializeToString()
+  path.write_bytes(test_fid.pack(graph))
   return path

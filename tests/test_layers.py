@@ -1,31 +1,152 @@
+"""Layers against sums written out, Flax's layers, and PyTorch's defaults."""
+
+import functools
+
+from flax import linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vae import convolutions
 from vae import layers
+from vae.batch_norm import BatchNormRectify
+
+CONVOLUTIONS = [
+  (layers.Conv(5), nn.Conv(5, (3, 3))),
+  (layers.Conv(5, stride=2), nn.Conv(5, (3, 3), strides=2)),
+  (layers.ConvTranspose(5), nn.ConvTranspose(5, (3, 3), strides=(2, 2))),
+]
 
 
-def test_parameters_start_within_the_fan_in_bound():
-  bound_holds(layers.Conv(64), bound=(9 * 32) ** -0.5)
+def random(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def test_transposed_convolutions_take_their_outputs_for_the_fan_in():
-  # PyTorch keeps their kernel as [inputs, outputs, 3, 3], and counts the fan-in
-  # of any kernel as the numbers in its second and later dimensions.
-  bound_holds(layers.ConvTranspose(64), bound=(9 * 64) ** -0.5)
+def assert_same_as_flax(layer, flax_layer, x):
+  """Values, and gradients by parameters and input."""
+  params = layer.init(jax.random.key(0), x)
+  params['params']['bias'] = random(5, seed=2)
+  y, _ = layer.apply(params, x)
+  weights = random(*y.shape, seed=3)
+
+  def results(apply):
+    loss = lambda params, x: jnp.sum(weights * jnp.tanh(apply(params, x)))
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+
+  expected = results(flax_layer.apply)
+  for method in ('matmul', 'native'):
+    apply = layer.copy(method=method).apply
+    found = results(lambda *args, apply=apply: jnp.add(*apply(*args)))
+    # Sums of numbers that cancel are as exact as the largest of them.
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(
+        a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max()
+      ),
+      found,
+      expected,
+    )
 
 
-def bound_holds(layer, bound):
+@pytest.mark.parametrize(('layer', 'flax_layer'), CONVOLUTIONS)
+@pytest.mark.parametrize('size', [(8, 8), (7, 4), (1, 2)])
+def test_values_and_gradients_are_flax_layers(layer, flax_layer, size):
+  assert_same_as_flax(layer, flax_layer, random(4, *size, 3))
+
+
+@pytest.mark.parametrize('batch', [4, 6, 5])
+def test_parts_of_the_batch_are_the_whole(batch, monkeypatch):
+  # The batch allows 4, 2 and 1 parts.
+  monkeypatch.setattr(convolutions, '_BYTES_AT_A_TIME', 1)
+  assert_same_as_flax(*CONVOLUTIONS[2], random(batch, 6, 8, 3))
+
+
+def test_parts_do_not_lose_bfloat16s_digits(monkeypatch):
+  x = jnp.ones((512, 2, 2, 1), jnp.bfloat16)
+  kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
+  monkeypatch.setattr(convolutions, '_BYTES_AT_A_TIME', 1)
+  gradient = jax.grad(lambda k: convolutions.conv_transpose_matmul(x, k).sum())(
+    kernel
+  )
+  # Of 512 · 4 ones; added up in bfloat16 they would stay at 256.
+  assert gradient.astype(np.float32).max() == 2048
+
+
+@pytest.mark.parametrize(
+  ('layer', 'fan_in'),
+  [
+    (layers.Conv(64), 9 * 32),
+    # PyTorch keeps these kernels as [inputs, outputs, 3, 3], and counts the
+    # fan-in of any kernel by its second and later dimensions.
+    (layers.ConvTranspose(64), 9 * 64),
+  ],
+)
+def test_parameters_start_as_in_pytorch(layer, fan_in):
   params = layer.init(jax.random.key(0), np.ones((1, 4, 4, 32), np.float32))
+  bound = fan_in**-0.5
   for values in jax.tree.leaves(params):
     assert np.abs(values).max() <= bound
-  kernel = params['params']['kernel']
   # The standard deviation of a uniform distribution.
+  kernel = params['params']['kernel']
   assert np.std(kernel) == pytest.approx(bound / 3**0.5, rel=0.02)
 
 
-def test_auto_is_matmul_on_a_cpu_only(monkeypatch):
-  assert layers.use_matmul('auto') and layers.use_matmul('matmul')
-  assert not layers.use_matmul('native')
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert not layers.use_matmul('auto')
+class FlaxNorm(nn.Module):
+  """The same as BatchNormRectify, of Flax's layers."""
+
+  negative_slope: float
+
+  @nn.compact
+  def __call__(self, x, bias, train):
+    x = nn.BatchNorm(not train, momentum=0.9, name='norm')(x + bias)
+    return nn.leaky_relu(x, self.negative_slope)
+
+
+@pytest.mark.parametrize('negative_slope', [0.01, 0.0])
+@pytest.mark.parametrize('train', [True, False])
+def test_batch_norm_is_flax_layers(negative_slope, train):
+  x, bias = 2 + 3 * random(6, 5, 4, 7), random(7, seed=1)
+  params = {'scale': 1 + 0.1 * random(7, seed=2), 'bias': random(7, seed=3)}
+  stats = {'mean': random(7, seed=4), 'var': np.exp(random(7, seed=5))}
+  weights = random(*x.shape, seed=6)
+
+  def results(module, nest):
+    def loss(x, bias, params):
+      variables = {'params': nest(params), 'batch_stats': nest(stats)}
+      y, updates = module.apply(
+        variables, x, bias, train, mutable='batch_stats'
+      )
+      return jnp.sum(weights * y**2), (y, updates['batch_stats'])
+
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+    grads, (y, updated) = grad(x, bias, params)
+    return y, updated.get('norm', updated), grads
+
+  ours = results(BatchNormRectify(negative_slope), lambda tree: tree)
+  flax = results(FlaxNorm(negative_slope), lambda tree: {'norm': tree})
+  if train:
+    # PyTorch's running variance is the unbiased estimate, Flax's is not.
+    for (_, running, _), ddof in ((ours, 1), (flax, 0)):
+      np.testing.assert_allclose(
+        running.pop('var'),
+        0.9 * stats['var'] + 0.1 * x.var((0, 1, 2), ddof=ddof),
+        rtol=1e-5,
+      )
+    # The bias before it has no gradient.
+    assert not ours[2][1].any()
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-4)
+  jax.tree.map(close, ours, flax)
+
+
+def test_batch_norm_of_bfloat16_has_float32_statistics():
+  # Their sum in bfloat16 would stand still at 256.
+  x = jnp.ones((4096, 1), jnp.bfloat16) + jnp.arange(4096)[:, None] % 2
+  module = BatchNormRectify(0.0)
+  variables = module.init(jax.random.key(0), x, jnp.zeros(1), True)
+  y, updates = module.apply(
+    variables, x, jnp.zeros(1), True, mutable='batch_stats'
+  )
+  assert y.dtype == jnp.bfloat16
+  mean, var = (updates['batch_stats'][name] for name in ('mean', 'var'))
+  np.testing.assert_allclose(mean, 0.15, rtol=1e-6)
+  np.testing.assert_allclose(var, 0.9 + 0.1 * 0.25 * 4096 / 4095, rtol=1e-6)

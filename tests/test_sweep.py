@@ -20,7 +20,7 @@ import pytest
 from evaluation import measure
 import input_pipeline
 from runs import metric_writer
-from runs import stop_signals
+from runs import processes
 from sweeps import measuring
 from sweeps import report
 from sweeps import study as studies
@@ -376,7 +376,7 @@ def worker(small_config, tmp_path, monkeypatch):
   study = studies.Study(url, 'sweep', small_config, GRID, {}, objectives)
   settings = measure.Settings((), 1, 8)
   folder = epath.Path(tmp_path)
-  with stop_signals.StopSignals() as stop:
+  with processes.StopSignals() as stop:
     yield workers.Worker(
       folder, study, small_config, 'validation', settings, stop
     )

@@ -21,7 +21,7 @@ from sweeps import measuring
 from sweeps import report
 from sweeps.points import Results
 from tests.browser import open_page
-from tests.test_html_page import Outline
+from tests.test_output import Outline
 
 BETAS = [0.25, 0.5, 1.0, 2.0, 4.0, 16.0]
 DIMS = [8, 16, 32, 64]

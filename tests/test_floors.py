@@ -1,0 +1,91 @@
+"""Imports only go down, from floor to floor; TensorFlow stays at the top."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+# From the ground up; those of one floor do not import each other, so that there
+# are no circles.
+FLOORS = (
+  ('configs', 'vae'),
+  ('runs',),
+  ('data',),
+  ('evaluation', 'input_pipeline'),
+  ('train',),
+  ('sweeps',),
+  ('main', 'evaluate', 'generate', 'sweep', 'explore'),
+)
+FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
+
+LIBRARIES_OF_VAE = set(
+  'jax flax optax orbax numpy etils ml_collections PIL matplotlib'.split()
+)
+# The clients of gs:// paths, loaded when there is one.
+LIBRARIES_OF_BUCKETS = set('aiohttp fsspec gcsfs google requests'.split())
+
+
+def product_files():
+  command = ['git', 'ls-files', '*.py']
+  listed = subprocess.check_output(command, cwd=ROOT, text=True).split()
+  files = [pathlib.PurePath(name) for name in listed if (ROOT / name).exists()]
+  return [f for f in files if f.parts[0] not in ('tests', 'benchmarks', 'docs')]
+
+
+def package(path):
+  return path.parts[0].removesuffix('.py')
+
+
+def imports(path):
+  """The first names of all modules that a file imports, and their lines."""
+  found = []
+  for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    if isinstance(node, ast.Import):
+      found += [(alias.name, node.lineno) for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}:{node.lineno} is a relative import'
+      found.append((node.module, node.lineno))
+  return [(name.split('.')[0], line) for name, line in found]
+
+
+def violations(is_wrong):
+  return [
+    f'{path}:{line} imports {name}'
+    for path in product_files()
+    for name, line in imports(path)
+    if is_wrong(path, name)
+  ]
+
+
+def test_imports_only_go_down():
+  assert len(product_files()) > 40
+  assert {package(path) for path in product_files()} <= FLOOR.keys()
+
+  def goes_up(path, name):
+    own = package(path)
+    return name in FLOOR and name != own and FLOOR[name] >= FLOOR[own]
+
+  assert violations(goes_up) == []
+
+
+def test_library_imports_what_a_notebook_has():
+  allowed = LIBRARIES_OF_VAE | sys.stdlib_module_names | {'vae'}
+
+  def is_foreign(path, name):
+    if path.as_posix() in ('vae/buckets.py', 'vae/paths.py'):
+      return name not in allowed | LIBRARIES_OF_BUCKETS
+    return package(path) == 'vae' and name not in allowed
+
+  assert violations(is_foreign) == []
+
+
+def test_tensorflow_is_imported_by_data_and_metrics_alone():
+  def is_wrong(path, name):
+    allowed = package(path) in ('data', 'input_pipeline')
+    allowed |= path.as_posix() == 'runs/metric_writer.py'
+    names = {'tensorflow', 'tensorflow_datasets', 'clu'}
+    return name in names and not allowed
+
+  assert violations(is_wrong) == []

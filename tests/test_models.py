@@ -1,0 +1,244 @@
+"""Models: sizes by hand, the article's listing, and what each promises."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import article
+from configs import celeba
+from vae import models
+from vae.models import conv
+from vae.models import fsq
+from vae.models import mlp
+from vae.models import residual
+
+
+def init(model, images=None):
+  if images is None:
+    images = jnp.zeros((1, *model.image_shape))
+  return jax.jit(model.init)(jax.random.key(0), images)
+
+
+def count(model):
+  shapes = jax.eval_shape(
+    model.init, jax.random.key(0), jnp.zeros((1, *model.image_shape))
+  )
+  return sum(a.size for a in jax.tree.leaves(shapes['params']))
+
+
+def random_images(*shape):
+  return np.random.default_rng(0).uniform(size=shape).astype(np.float32)
+
+
+def test_default_has_as_many_parameters_as_the_reference():
+  assert count(models.from_config(celeba.get_config())) == 3_937_635
+
+
+def test_article_is_its_listing_layer_by_layer():
+  # Inputs and outputs of each convolution, as in the article's classes.
+  encoder = [(3, 512), (512, 256), (256, 128), (128, 64), (64, 32)]
+  decoder = [(32, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 3)]
+  flat = 32 * 2 * 2
+  config = article.get_config()
+  model = models.from_config(config)
+  images = jnp.zeros((1, 64, 64, 3))
+  params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
+
+  def shapes(layers, kind):
+    return [layers[f'{kind}_{i}']['kernel'].shape for i in range(5)]
+
+  assert shapes(params['encoder'], 'Conv') == [(3, 3, *c) for c in encoder]
+  assert shapes(params['decoder'], 'ConvTranspose') == [
+    (3, 3, *c) for c in decoder[:-1]
+  ]
+  assert params['decoder']['Conv_0']['kernel'].shape == (3, 3, *decoder[-1])
+  for head in ('mean', 'logvar'):
+    assert params['encoder'][head]['kernel'].shape == (flat, 128)
+  assert params['decoder']['Dense_0']['kernel'].shape == (128, flat)
+  assert count(model) == 3_225_795
+  assert config.model.activation == 'relu'
+
+
+def conv_parameters(channels, image_channels, side, latent_dim):
+  """Weights and biases of each layer, and BatchNorm's scale and shift."""
+  total, inputs = 0, image_channels
+  for outputs in channels:
+    total += 9 * inputs * outputs + outputs + 2 * outputs
+    inputs = outputs
+  flat = channels[-1] * (side // 2 ** len(channels)) ** 2
+  total += 2 * (flat * latent_dim + latent_dim)
+  total += latent_dim * flat + flat
+  backwards = channels[::-1]
+  for outputs in (*backwards[1:], backwards[-1]):
+    total += 9 * inputs * outputs + outputs + 2 * outputs
+    inputs = outputs
+  return total + 9 * inputs * image_channels + image_channels
+
+
+@pytest.mark.parametrize(
+  ('channels', 'image_channels', 'side', 'latent_dim'),
+  [((8, 16), 1, 28, 2), ((16, 8, 4), 3, 40, 7)],
+)
+def test_convolutions_of_any_size_have_the_parameters_counted_by_hand(
+  channels, image_channels, side, latent_dim
+):
+  model = conv.Model(
+    (side, side, image_channels),
+    latent_dim=latent_dim,
+    hidden_channels=channels,
+  )
+  expected = conv_parameters(channels, image_channels, side, latent_dim)
+  assert count(model) == expected
+
+
+@pytest.mark.parametrize('sizes', [(), (7,), (20, 10, 5)])
+def test_mlp_of_any_depth_has_the_parameters_counted_by_hand(sizes):
+  model = mlp.Model((6, 5, 2), latent_dim=3, hidden_sizes=sizes)
+  widths = [60, *sizes]
+  hidden = sum((a + 1) * b for a, b in zip(widths, sizes, strict=False))
+  backwards = [3, *sizes[::-1], 60]
+  decoder = sum(
+    (a + 1) * b for a, b in zip(backwards, backwards[1:], strict=False)
+  )
+  assert count(model) == hidden + 2 * (widths[-1] + 1) * 3 + decoder
+
+
+@pytest.mark.parametrize(
+  ('activation', 'function'),
+  [
+    ('leaky_relu', lambda x: np.where(x > 0, x, 0.01 * x)),
+    ('tanh', np.tanh),
+    ('silu', lambda x: x / (1 + np.exp(-x))),
+  ],
+)
+def test_mlp_is_its_matrix_products(activation, function):
+  images = random_images(4, 3, 3, 1)
+  model = mlp.Model(
+    (3, 3, 1), latent_dim=2, hidden_sizes=(6, 5), activation=activation
+  )
+  variables = init(model)
+  params = jax.device_get(variables['params'])
+
+  def layer(x, layers, name):
+    return x @ layers[name]['kernel'] + layers[name]['bias']
+
+  x = images.reshape(4, 9)
+  for name in ('Dense_0', 'Dense_1'):
+    x = function(layer(x, params['encoder'], name))
+  posterior = model.apply(variables, images, method='encode')
+  mean = layer(x, params['encoder'], 'mean')
+  np.testing.assert_allclose(posterior.mean, mean, atol=1e-5)
+  np.testing.assert_allclose(
+    posterior.logvar, layer(x, params['encoder'], 'logvar'), atol=1e-5
+  )
+  for name in ('Dense_0', 'Dense_1'):
+    mean = function(layer(mean, params['decoder'], name))
+  decoded = layer(mean, params['decoder'], 'image').reshape(images.shape)
+  np.testing.assert_allclose(
+    model.apply(variables, images).mean, decoded, atol=1e-5
+  )
+
+
+SMALL_28 = {
+  'conv': conv.Model((28, 28, 1), latent_dim=3, hidden_channels=(4, 8)),
+  'mlp': mlp.Model((28, 28, 1), latent_dim=3, hidden_sizes=(8,)),
+  'residual': residual.Model((28, 28, 1), latent_dim=3, channels=(4, 8)),
+  'spatial': residual.Model(
+    (28, 28, 1), latent_dim=3, channels=(4, 8), num_blocks=2, spatial=True
+  ),
+  'fsq': fsq.Model((28, 28, 1), levels=(5, 4), channels=(4, 8)),
+}
+
+
+@pytest.mark.parametrize('name', SMALL_28)
+def test_shapes_and_gradients_reach_from_end_to_end(name):
+  model, images = SMALL_28[name], random_images(5, 28, 28, 1)
+  variables = init(model)
+  latent_shape = {'spatial': (7, 7, 3), 'fsq': (7, 7, 2)}.get(name, (3,))
+
+  def use(variables):
+    bound = model.bind(variables)
+    posterior, prior = bound.encode(images), bound.prior()
+    z = posterior.sample(jax.random.split(jax.random.key(1), 5), 2)
+    likelihood = bound.decode(z)
+    return z, prior.mean, likelihood.mean, likelihood.log_prob(images)
+
+  shapes = [a.shape for a in jax.eval_shape(use, variables)]
+  assert shapes == [
+    (2, 5, *latent_shape),
+    latent_shape,
+    (2, *images.shape),
+    (2, 5),
+  ]
+  grads = jax.jit(
+    jax.grad(lambda params: use(variables | {'params': params})[-1].sum())
+  )(variables['params'])
+  for path, grad in jax.tree.leaves_with_path(grads):
+    assert np.any(np.asarray(grad) != 0), jax.tree_util.keystr(path)
+
+
+def test_residual_block_is_the_identity_if_its_last_convolution_is_zero():
+  block, x = residual.Block(jnp.float32), random_images(2, 6, 6, 4)
+  params = jax.device_get(block.init(jax.random.key(0), x))['params']
+  assert np.any(np.asarray(block.apply({'params': params}, x)) != x)
+  params['Conv_1'] = jax.tree.map(np.zeros_like, params['Conv_1'])
+  np.testing.assert_array_equal(block.apply({'params': params}, x), x)
+
+
+@pytest.mark.parametrize(
+  ('model', 'match'),
+  [
+    (
+      conv.Model((16, 18, 3), hidden_channels=(4, 4)),
+      'multiples of 4, not 16×',
+    ),
+    (residual.Model((28, 28, 1)), '28×28, must be multiples of 8'),
+    (fsq.Model((8, 8, 1), levels=(5, 1)), r'levels is \(5, 1\); .* at least 2'),
+    (mlp.Model((8, 8, 1), sigma=0.0), 'sigma is 0; it must be at least 1e-06'),
+    (mlp.Model((8, 8, 1), 'bernoulli', learn_sigma=True), 'only the gaussian'),
+  ],
+)
+def test_settings_that_cannot_be_are_refused(model, match):
+  with pytest.raises(ValueError, match=match):
+    count(model)
+
+
+@pytest.mark.parametrize('name', ['conv', 'residual'])
+def test_bfloat16_keeps_float32_parameters_statistics_and_results(name):
+  images = random_images(16, 28, 28, 1)
+  wide = SMALL_28[name]
+  narrow = wide.clone(dtype='bfloat16')
+  variables = init(wide)
+  jax.tree.map(np.testing.assert_array_equal, init(narrow), variables)
+
+  def run(model):
+    apply = nn.apply(
+      lambda m: m(images, train=True).mean, model, mutable='batch_stats'
+    )
+    return jax.jit(apply)(variables)
+
+  results = [run(model) for model in (wide, narrow)]
+  assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(results))
+  np.testing.assert_allclose(*(r[0] for r in results), atol=0.05)
+
+
+@pytest.mark.parametrize(
+  'model',
+  [
+    conv.Model((4, 4, 1), latent_dim=2, hidden_channels=()),
+    mlp.Model((4, 4, 1), latent_dim=2, hidden_sizes=()),
+  ],
+)
+def test_no_hidden_layers_make_a_linear_model(model):
+  variables = init(model)
+  a, b = np.random.default_rng(0).normal(size=(2, 1, 4, 4, 1))
+
+  def encode(x):
+    posterior = model.apply(variables, x, method='encode')
+    return np.stack([posterior.mean, posterior.logvar])
+
+  np.testing.assert_allclose(
+    encode(a) + encode(b), encode(a + b) + encode(0 * a), atol=1e-5
+  )

@@ -1,0 +1,286 @@
+"""The training and the evaluation step."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vae import devices
+from vae import objectives
+from vae import optimizers
+from vae import randomness
+from vae import splits
+from vae import steps
+from vae.models import conv
+from vae.models import mlp
+from vae.objectives import elbo
+
+KEY = randomness.train_key(0)
+NAN = float('nan')
+PIXELS = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
+MODEL = conv.Model(
+  (8, 8, 3), latent_dim=3, hidden_channels=(4,), axis_name=devices.AXIS
+)
+PROGRAM = steps.Program(MODEL, flip=True)
+# Compiles faster.
+MLP = mlp.Model(
+  (8, 8, 3), latent_dim=3, hidden_sizes=(4,), axis_name=devices.AXIS
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer(optimizers.Optimizer):
+  """One of Optax, by its factory."""
+
+  make: Any = optax.sgd
+
+  def __call__(self, learning_rate):
+    return self.make(learning_rate)
+
+
+def annealed(learning_rate):
+  """Adam with a learning rate that ends at 0."""
+  return optax.adam(optax.cosine_decay_schedule(learning_rate, 3000))
+
+
+def make_settings(learning_rate=0.01, **objective):
+  return steps.Settings(elbo.Objective(**objective), learning_rate)
+
+
+def train(program, state, settings, chunk, num_steps=1, key=KEY, stored=None):
+  run = steps.make_train_steps(program)
+  return run(state, settings, key, stored, chunk, num_steps)
+
+
+def test_cuts_into_dispatches_leave_the_same_bits():
+  batches = PIXELS.reshape(8, 8, 8, 8, 3)
+  results = []
+  for cuts in ((8,), (3, 5), (1,) * 8):
+    state, losses = steps.create_state(PROGRAM, seed=0), []
+    kept = steps.snapshot(state)
+    for last, num_steps in zip(itertools.accumulate(cuts), cuts, strict=True):
+      # A full buffer whatever the number of steps, as in the loop.
+      chunk = np.zeros((1, 8, 8, 8, 8, 3), np.uint8)
+      chunk[0, :num_steps] = batches[last - num_steps : last]
+      state, metrics = train(PROGRAM, state, make_settings(), chunk, num_steps)
+      losses += metrics['loss'][:num_steps].tolist()
+      assert not np.any(metrics['loss'][num_steps:])
+    results.append((state, losses))
+    # The snapshot outlives the state, whose buffers are given away, and the
+    # first state is a function of the seed.
+    first = steps.create_state(PROGRAM, seed=0)
+    jax.tree.map(np.testing.assert_array_equal, kept, first)
+  assert results[0][0].step == 8
+  for other in results[1:]:
+    jax.tree.map(np.testing.assert_array_equal, other, results[0])
+
+
+def test_step_is_the_gradient_step_of_the_objective():
+  """One step, without its machinery: jax.grad of the mean loss."""
+  program = steps.Program(MODEL, Optimizer())
+  images = PIXELS[:8]
+  settings = make_settings(beta=0.0, sample_posterior=False)
+  state = steps.create_state(program, seed=0)
+  before = jax.device_get(state)
+  after, metrics = train(program, state, settings, images[None, None])
+
+  plain = program.model.copy(axis_name=None)
+  x = images / np.float32(255)
+
+  def loss(params):
+    decoded, _ = nn.apply(
+      lambda model: model(x, train=True).mean, plain, mutable='batch_stats'
+    )(before.variables | {'params': params})
+    constant = x[0].size / 2 * np.log(2 * np.pi)
+    return jnp.mean(jnp.sum((x - decoded) ** 2, axis=(1, 2, 3))) / 2 + constant
+
+  value, grads = jax.jit(jax.value_and_grad(loss))(before.params)
+  assert metrics['loss'][0] == pytest.approx(float(value), rel=1e-6)
+  squares = [np.sum(np.square(g)) for g in jax.tree.leaves(grads)]
+  assert metrics['grad_norm'][0] == pytest.approx(np.sqrt(sum(squares)), 1e-5)
+  jax.tree.map(
+    lambda p, g, q: np.testing.assert_allclose(p - 0.01 * g, q, atol=2e-5),
+    before.params,
+    grads,
+    after.params,
+  )
+
+
+def test_skipped_step_changes_nothing_but_the_counts():
+  decaying = optimizers.Optimizer(steps_per_epoch=1, decay_per_epoch=0.5)
+  program = steps.Program(MODEL, decaying, flip=True)
+  skipping = dataclasses.replace(program, skip_nonfinite=True)
+  chunk = PIXELS[:8][None, None]
+  good, bad = make_settings(), make_settings(beta=NAN)
+  states = [steps.create_state(program, seed=0) for _ in range(2)]
+  first = jax.device_get(states[0].params)
+  # If all is finite it is the same step.
+  states[0], metrics = train(skipping, states[0], good, chunk)
+  states[1], _ = train(program, states[1], good, chunk)
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  assert metrics['skipped'][0] == 0
+  before = jax.device_get(states[0])
+  state, metrics = train(skipping, states[0], bad, chunk)
+  assert metrics['skipped'][0] == 1 and np.isnan(metrics['loss'][0])
+  clip, (adam, schedule) = state.opt_state
+  assert (state.step, schedule.count) == (2, 2)
+  state = state.replace(
+    step=before.step,
+    opt_state=(clip, (adam, schedule._replace(count=np.int32(1)))),
+  )
+  jax.tree.map(np.testing.assert_array_equal, state, before)
+
+  # Adam's first update moves a parameter by the learning rate, which in the
+  # third epoch is a quarter of the first one's.
+  state = steps.create_state(program, seed=0)
+  for settings in (bad, bad, good):
+    state, _ = train(skipping, state, settings, chunk)
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), first, jax.device_get(state.params)
+  )
+  assert max(jax.tree.leaves(moved)) == pytest.approx(0.01 / 4, rel=1e-3)
+
+
+def first_losses(seed=0, flip=False, **objective):
+  """The losses of two steps from the same start, at a learning rate of 0."""
+  program = steps.Program(MLP, Optimizer(), flip)
+  settings = make_settings(0.0, **{'sample_posterior': False, **objective})
+  state = steps.create_state(program, seed=0)
+  chunk = np.broadcast_to(PIXELS, (1, 2, *PIXELS.shape))
+  key = randomness.train_key(seed)
+  _, metrics = train(program, state, settings, chunk, 2, key)
+  return metrics['loss'].tolist()
+
+
+@pytest.mark.parametrize(
+  'chance',
+  [{'sample_posterior': True}, {'input_noise': 0.5}, {'flip': True}],
+)
+def test_draws_differ_by_step_and_seed_and_by_nothing_else(chance):
+  without = first_losses()
+  assert without[0] == without[1]
+  losses = first_losses(**chance)
+  assert losses[0] != losses[1]
+  assert losses == first_losses(**chance)
+  assert losses[0] != first_losses(seed=1, **chance)[0]
+
+
+def test_warmup_is_counted_in_epochs():
+  program = steps.Program(MLP, optimizers.Optimizer(steps_per_epoch=4))
+  settings = make_settings(beta=3.0, kl_warmup_epochs=2.0)
+  state = steps.create_state(program, seed=0)
+  chunk = np.broadcast_to(PIXELS[:16], (1, 10, 16, 8, 8, 3))
+  state, metrics = train(program, state, settings, chunk, 10)
+  weights = (metrics['loss'] - metrics['distortion']) / metrics['kl']
+  expected = 3 * np.minimum(np.arange(10) / 8, 1)
+  np.testing.assert_allclose(weights, expected, rtol=1e-3, atol=1e-3)
+  # A validation has the full weight.
+  split = splits.ArraySplit(PIXELS)
+  (total,) = evaluate(program, state, settings, split, 64, 1)
+  weight = (total['loss'] - total['distortion']).sum() / total['kl'].sum()
+  assert weight == pytest.approx(3, rel=1e-3)
+
+
+def evaluate(program, state, settings, split, batch_size, max_batches):
+  run = steps.make_eval_steps(program)
+  return [
+    run(
+      *(state.variables, settings, randomness.eval_key(0)),
+      *(splits.stored_images(split), chunk.batches, chunk.num_batches),
+      *(start, split.num_examples),
+    )
+    for chunk, start in splits.eval_chunks(
+      split, batch_size, max_batches, devices.Topology()
+    )
+  ]
+
+
+def test_every_example_counts_once_whatever_the_batch_size():
+  state = steps.create_state(PROGRAM, seed=0)
+  split, totals = splits.ArraySplit(PIXELS[:53]), []
+  for batch_size, max_batches in ((53, 1), (16, 3), (7, 2), (100, 4)):
+    sums = evaluate(
+      PROGRAM, state, make_settings(), split, batch_size, max_batches
+    )
+    totals.append({k: sum(float(s[k].sum()) for s in sums) for k in sums[0]})
+  for total in totals[1:]:
+    for name, value in total.items():
+      assert value == pytest.approx(totals[0][name], rel=1e-6), name
+
+
+def test_stored_images_are_the_images_that_are_sent():
+  settings, host = make_settings(), splits.ArraySplit(PIXELS[:53])
+  results = []
+  for split in (host, splits.DeviceSplit(host)):
+    stored = splits.stored_images(split)
+    state, found = steps.create_state(PROGRAM, seed=0), []
+    for chunk in splits.train_chunks(split, 0, 0, 0, 8, 4, devices.Topology()):
+      state, metrics = train(
+        *(PROGRAM, state, settings, chunk.batches, chunk.num_batches),
+        stored=stored,
+      )
+      found.append(metrics['loss'])
+    found += evaluate(PROGRAM, state, settings, split, 8, 4)
+    results.append((found, state))
+  jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def ppca_log_likelihood(x, latent_dim):
+  """Mean log-likelihood at the maximum; Tipping & Bishop 1999, equation 8."""
+  count, dimensions = x.shape
+  eigenvalues = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
+  noise = eigenvalues[latent_dim:].mean()
+  log_determinant = np.sum(np.log(eigenvalues[:latent_dim]))
+  log_determinant += (dimensions - latent_dim) * np.log(noise)
+  # The trace of C⁻¹S is the number of dimensions at the maximum.
+  return -0.5 * (dimensions * np.log(2 * np.pi) + log_determinant + dimensions)
+
+
+def test_linear_vae_reaches_the_exact_likelihood_of_ppca():
+  generator = np.random.default_rng(0)
+  loadings = generator.normal(size=(2, 16)) * 0.12
+  x = 0.5 + generator.normal(size=(512, 2)) @ loadings
+  x += generator.normal(size=x.shape) * 0.04
+  pixels = np.clip(np.round(x * 255), 0, 255).astype(np.uint8)
+  pixels = pixels.reshape(-1, 4, 4, 1)
+  exact = ppca_log_likelihood(pixels.reshape(512, 16) / 255, latent_dim=2)
+
+  model = conv.Model(
+    (4, 4, 1),
+    sigma=0.2,
+    learn_sigma=True,
+    latent_dim=2,
+    hidden_channels=(),
+    axis_name=devices.AXIS,
+  )
+  program = steps.Program(model, Optimizer(make=annealed))
+  settings = make_settings(num_samples=8)
+  state = steps.create_state(program, seed=0)
+  chunk = np.broadcast_to(pixels, (1, 500, *pixels.shape))
+  for _ in range(6):
+    state, _ = train(program, state, settings, chunk, 500)
+
+  keys = randomness.example_keys(jax.random.key(1), jnp.arange(512))
+  batch = objectives.Batch(
+    images=pixels / np.float32(255),
+    mask=np.ones(512, bool),
+    keys=keys,
+    noise_keys=keys,
+    epoch=np.inf,
+    train=False,
+    num_train_examples=512,
+    axis_name=None,
+  )
+  metrics = nn.apply(elbo.Objective(1.0, num_samples=500).__call__, model)(
+    jax.device_get(state.variables), batch
+  )
+  bound = float(metrics['elbo'].mean())
+  assert bound == pytest.approx(exact, rel=0.005)
+  # A bound, up to the Monte-Carlo error.
+  assert bound < exact + 0.01
