@@ -57,7 +57,7 @@ class Checkpoints:
     self._workdir = paths.absolute(workdir)
     self.directory = self._workdir / 'checkpoints'
 
-  def folder(self, step: int) -> epath.Path:
+  def folder(self, step: int | str) -> epath.Path:
     """The folder of a checkpoint."""
     return self.directory / str(step)
 
@@ -93,7 +93,7 @@ class Checkpoints:
         contents = checkpoint_files.read_contents(self.folder(step))
         losses[step] = loss(contents['metrics'])
     ranked = [step for step in losses if losses[step] < math.inf]
-    return sorted(ranked, key=losses.get)
+    return sorted(ranked, key=losses.__getitem__)
 
   def find(self, checkpoint: str | int) -> int:
     """The step of the checkpoint `best`, `last` or of a number.
@@ -169,10 +169,10 @@ class Checkpoints:
         f'{damaged[step]} Name another --workdir, or delete {self._workdir} to '
         'train from the start.'
       )
-    for step, error in damaged.items():
+    for step, damage in damaged.items():
       place = self._set_aside(step)
       print(
-        f'warning: the checkpoint of step {step} is damaged: {error} It was '
+        f'warning: the checkpoint of step {step} is damaged: {damage} It was '
         f'moved to {place}; the run continues from step {sound}.',
         file=sys.stderr,
       )
@@ -215,10 +215,11 @@ class CheckpointWriter:
     self._saved = Checkpoints(workdir)
     self._storage = checkpoint_files.Storage()
     self._keep_best, self._warn = keep_best, warn
-    # The last checkpoint, and why it could not be written.
-    self._job, self._error = None, None
+    # Of the last checkpoint, and why it could not be written.
+    self._step = 0
+    self._error: Exception | None = None
     self._tried, self._given_up = threading.Event(), threading.Event()
-    self._thread = None
+    self._thread: threading.Thread | None = None
     # Orbax's threads log a traceback of what is warned of in a line.
     for name in ('absl', 'asyncio'):
       logging.getLogger(name).addFilter(_is_not_of_orbax)
@@ -254,11 +255,13 @@ class CheckpointWriter:
     """
     job = step, jax.device_get(state), metrics or {}, first
     self._settle()
-    self._job = job
+    self._step = step
     self._tried.clear()
     self._given_up.clear()
     # A daemon, as the process may end while a bucket hangs.
-    self._thread = threading.Thread(target=self._try_until_done, daemon=True)
+    self._thread = threading.Thread(
+      target=self._try_until_done, args=job, daemon=True
+    )
     self._thread.start()
 
   def finish(
@@ -274,23 +277,24 @@ class CheckpointWriter:
       WriteError: if the checkpoint cannot be written.
     """
     end = time.monotonic() + patience
-    if self._thread is not None:
-      self._tried.wait()
+    if self._thread is None:
+      return
+    self._tried.wait()
     while self._error is not None:
       if time.monotonic() >= end or stop():
         raise WriteError(
-          f'the checkpoint of step {self._job[0]:,} could not be written into '
+          f'the checkpoint of step {self._step:,} could not be written into '
           f'{self._saved.directory} ({_reason(self._error)}). Once it can be, '
           'the same command continues from the last one that was written.'
         )
       self._thread.join(min(patience, _SECONDS_TO_ASK))
 
-  def _try_until_done(self) -> None:
-    which = f'checkpoint of step {self._job[0]:,}'
+  def _try_until_done(self, step: int, *job: Any) -> None:
+    which = f'checkpoint of step {step:,}'
     while True:
-      error = None
+      error: Exception | None = None
       try:
-        self._write(*self._job)
+        self._write(step, *job)
       except Exception as caught:  # Training continues, whatever it is.
         error = caught
       if error is not None and self._error is None:
@@ -345,9 +349,9 @@ class CheckpointWriter:
     return self._saved.directory / f'{step}{_UNFINISHED}'
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
   """The cause of an error, in a line."""
-  cause = error
+  cause: BaseException | None = error
   while cause is not None:
     if isinstance(cause, OSError) and cause.strerror:
       return cause.strerror

@@ -105,7 +105,8 @@ def interpolate(
   not. It is linear if a and b are on one line through the origin.
   """
   t = np.linspace(0, 1, steps)[:, None]
-  weights, lengths = (1 - t, t), (np.linalg.norm(start), np.linalg.norm(end))
+  weights: Sequence[np.ndarray] = (1 - t, t)
+  lengths = np.linalg.norm(start), np.linalg.norm(end)
   if path == 'spherical' and min(lengths) > 0:
     cosine = np.clip(start @ end / np.prod(lengths), -1, 1)
     angle = np.arccos(cosine)

@@ -111,8 +111,8 @@ class TrainedVAE:
       jax.device_get(variables), jax.local_devices()[0]
     )
     self.step = step
-    self.prior: Any = model.apply(self.variables, method='prior')
-    self.latent_shape = self.prior.mean.shape
+    prior: Any = model.apply(self.variables, method='prior')
+    self.prior, self.latent_shape = prior, prior.mean.shape
 
   def encode(self, images: np.ndarray) -> Any:
     """The posterior q(z|x) of each image, a distribution over [n, …].

@@ -4,6 +4,7 @@ Importing this module makes epath and fsspec reach gs:// by `vae.buckets`.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from concurrent import futures
 import contextlib
 import functools
@@ -59,6 +60,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 def list_files(folder: epath.PathLike) -> list[str]:
   """Relative paths of the files in a folder and below it, sorted."""
+  found: Iterable[str]
   if is_remote(folder):
     found = _list_objects(str(folder))
   else:
@@ -173,13 +175,13 @@ class Mirror:
       OSError: if that fails. The other files are copied though access to one
         is denied.
     """
-    denied = None
+    denied: PermissionError | None = None
     with self._copying:
       for name in list_files(self.folder):
         if name.endswith(_PARTIAL):
           continue
-        facts = os.stat(self.folder / name)
-        facts = (facts.st_size, facts.st_mtime_ns)
+        status = os.stat(self.folder / name)
+        facts = status.st_size, status.st_mtime_ns
         if self._copied.get(name) == facts:
           continue
         try:

@@ -76,6 +76,14 @@ class Split(Protocol):
     """A digest of the images' names in order; None without names."""
 
 
+class HostSplit(Split, Protocol):
+  """A split in host memory."""
+
+  @property
+  def images(self) -> np.ndarray:
+    """All images, uint8 [num_examples, height, width, channels]."""
+
+
 @dataclasses.dataclass
 class DataSet:
   """The splits of a data set; test images serve evaluation alone."""
@@ -118,8 +126,8 @@ class DeviceSplit:
   Batches go to the devices as indices.
   """
 
-  def __init__(self, split: Split):
-    """Wraps a split with `images` in host memory."""
+  def __init__(self, split: HostSplit):
+    """Wraps a split in host memory."""
     self._split = split
     self.num_examples = split.num_examples
     self.image_shape = split.image_shape
@@ -257,6 +265,7 @@ def _chunks(
   order = topology.local_part(order)
   local_batch_size = order.shape[1]
   order, size = order.ravel(), max_batches * local_batch_size
+  read: Iterator[np.ndarray]
   if stored and isinstance(split, DeviceSplit):
     order = order.astype(np.int32)
     read = (order[i : i + size] for i in range(0, len(order), size))
