@@ -9,18 +9,20 @@ demo: $(VENV)/installed
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
 	  $(VENV)/bin/python main.py --config=configs/faces.py --workdir=logs/faces
 
-# A file's tests share what they set up, so that each file is one worker's;
+# A file's tests share what they set up, so each file goes to one worker;
 # tests/conftest.py puts the long ones first.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile \
+  --no-loadscope-reorder
+
+# At most 10 minutes on two cores.
 test: $(VENV)/installed-for-tests
-	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile \
-	  --no-loadscope-reorder
+	$(PYTEST)
 
-# The same with the tests that take long.
+# The slow tests too: at most 45 minutes.
 test-all: $(VENV)/installed-for-tests
-	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile \
-	  --no-loadscope-reorder -m 'not faults'
+	$(PYTEST) -m 'not faults'
 
-# Kills, stops and starves runs, and feeds them what is damaged; ends with a
+# Kills, stops and starves runs, and gives them damaged files; ends with a
 # table. As root it also fills a disk. Takes minutes.
 test-faults: $(VENV)/installed-for-tests
 	$(VENV)/bin/python -m pytest -m faults
@@ -41,6 +43,7 @@ libtpu: .libtpu/installed
 lint: $(VENV)/installed-for-tests
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/python -m mypy
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \

@@ -2,10 +2,10 @@
 
   python evaluate.py --workdir=logs/celeba
 
-Every image of the split counts once, on all devices of this machine. What is
-written, by default into WORKDIR/evaluation/SPLIT_STEP (and the settings that
-are not the default ones): metrics.json with units, report.html to be opened in
-a browser, and its figures as PNG.
+Every image of the split counts once, on all devices of this machine. The
+results, by default in WORKDIR/evaluation/SPLIT_STEP (and the settings that are
+not the default ones), are metrics.json with units, report.html for a browser,
+and its figures as PNG.
 """
 
 import datetime
@@ -14,22 +14,19 @@ from absl import flags
 import jax
 import numpy as np
 
-from evaluation import inception_weights
 from evaluation import measure
 from evaluation import output
-from evaluation.measurements import Measurements
 from runs import command_line
 from runs import run_flags
-from vae import splits
 from vae.errors import UserError
-from vae.loading import TrainedVAE
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(command_line)
 _METRICS = flags.DEFINE_list(
   'metrics',
   None,
-  f'Some of {",".join(measure.GROUPS)}. By default all that can be had.',
+  f'Some of {",".join(measure.GROUPS)}, or evaluators of your own: modules on '
+  'PYTHONPATH with evaluate(context, results). By default all that can be had.',
 )
 _IMPORTANCE_SAMPLES = flags.DEFINE_integer(
   'importance_samples',
@@ -42,7 +39,7 @@ _INCEPTION_WEIGHTS = flags.DEFINE_string(
   'inception_weights',
   None,
   'The file inception-2015-12-05.tgz, for FID and KID. By default it is '
-  'fetched once and kept in ~/.cache/vae.',
+  'downloaded once and kept in ~/.cache/vae.',
 )
 _BATCH_SIZE = flags.DEFINE_integer(
   'batch_size', 256, 'Global, over all devices.', lower_bound=1
@@ -50,57 +47,48 @@ _BATCH_SIZE = flags.DEFINE_integer(
 
 
 def main() -> None:
-  """Checks the flags, measures, writes."""
-  groups = tuple(_METRICS.value or measure.GROUPS)
-  unknown = [group for group in groups if group not in measure.GROUPS]
-  if unknown:
-    raise UserError(
-      f'--metrics: there is no {unknown[0]}; there are '
-      f'{", ".join(measure.GROUPS)}.'
-    )
+  """Measures a run's checkpoint and writes the results."""
+  settings = measure.Settings(
+    groups=tuple(_METRICS.value or measure.GROUPS),
+    num_importance_samples=_IMPORTANCE_SAMPLES.value,
+    batch_size=_BATCH_SIZE.value,
+    seed=run_flags.SEED.value,
+    inception_weights=_INCEPTION_WEIGHTS.value,
+    required=_METRICS.value is not None,
+  )
+  for name in settings.groups:
+    measure.find(name)
   trained = run_flags.restore()
-  _check_parameters(trained)
+  leaves = jax.tree.leaves(trained.variables)
+  if not all(bool(jax.numpy.isfinite(leaf).all()) for leaf in leaves):
+    raise UserError(
+      f'checkpoint {trained.step} has parameters that are not finite: the '
+      'run has diverged. Choose another --checkpoint.'
+    )
   folder = run_flags.output('evaluation', _folder_name(trained.step))
 
-  import input_pipeline  # TensorFlow takes seconds; mistakes are told before.
+  import input_pipeline  # TensorFlow takes seconds; after the checks above.
 
   if trained.config.data.cache == 'device':
-    # Which may be another's; and images go to it once.
+    # The device may be another's, and each image goes to it once.
     trained.config.data.cache = 'host'
-  data = input_pipeline.load(trained.config)
+  data = input_pipeline.load(trained.config, (run_flags.SPLIT.value,))
   run_flags.check_data(data)
-  _check_split(data, groups)
-  inception, notes = None, []
-  if 'fid' in groups:
-    try:
-      inception = inception_weights.load(_INCEPTION_WEIGHTS.value)
-    except UserError as error:
-      # A mistake, not a lack, or all that was asked for.
-      if _INCEPTION_WEIGHTS.value or groups == ('fid',):
-        raise
-      notes.append(f'FID and KID: {error}')
-
   split = getattr(data, run_flags.SPLIT.value)
-  facts = _facts(trained, split)
-  results = Measurements(split.num_examples, notes=notes)
+  facts = _facts(trained, split, settings)
+  results = measure.Measurements(split.num_examples)
   print(
     f'Measuring {run_flags.workdir()}, checkpoint {trained.step:,}, on the '
     f'{split.num_examples:,} {run_flags.SPLIT.value} images.',
     flush=True,
   )
-  settings = measure.Settings(
-    groups=groups,
-    num_importance_samples=_IMPORTANCE_SAMPLES.value,
-    batch_size=_BATCH_SIZE.value,
-    seed=run_flags.SEED.value,
-    inception_variables=inception,
-  )
   try:
     measure.measure(trained, data, run_flags.SPLIT.value, settings, results)
   except BaseException:
     if results.metrics:  # Hours of work, perhaps.
-      partial = output.write_partial(folder, facts, results)
-      print(f'\nWhat was measured until now is in {partial}.', flush=True)
+      partial = folder / 'metrics.partial.json'
+      partial.write_text(output.as_json(facts, results))
+      print(f'\nThe metrics measured so far are in {partial}.', flush=True)
     raise
   originals = next(split.batches(np.arange(min(32, split.num_examples)), 32))
   output.write(folder, facts, results, trained, originals, _validation_path())
@@ -111,10 +99,8 @@ def main() -> None:
 
 
 def _folder_name(step: int) -> str:
-  """Another for other settings, so that none takes the place of another."""
-  parts = [run_flags.SPLIT.value, str(step)]
-  if _METRICS.value:
-    parts += _METRICS.value
+  """A name for each set of settings, so that no results replace others."""
+  parts = [run_flags.SPLIT.value, str(step), *(_METRICS.value or ())]
   if _IMPORTANCE_SAMPLES.value != _IMPORTANCE_SAMPLES.default:
     parts.append(f'k{_IMPORTANCE_SAMPLES.value}')
   if run_flags.SEED.value:
@@ -124,36 +110,8 @@ def _folder_name(step: int) -> str:
   return '_'.join(parts)
 
 
-def _check_parameters(trained: TrainedVAE) -> None:
-  leaves = jax.tree.leaves(trained.variables)
-  if not all(bool(jax.numpy.isfinite(leaf).all()) for leaf in leaves):
-    raise UserError(
-      f'checkpoint {trained.step} holds parameters that are not finite: the '
-      'run has diverged. Choose another --checkpoint.'
-    )
-
-
-def _check_split(data: splits.DataSet, groups: tuple[str, ...]) -> None:
-  """Tells what cannot be measured before what takes long."""
-  name = run_flags.SPLIT.value
-  split = getattr(data, name)
-  if split.num_examples < 2:
-    raise UserError(
-      f'the {name} split has one image; what varies over images needs at '
-      'least 2. Choose another --split.'
-    )
-  if 'labels' not in groups:
-    return
-  # Read now, as their file may be wrong.
-  labels = split.labels(), getattr(data, measure.fitted_split(name)).labels()
-  if _METRICS.value and None in labels:
-    raise UserError(
-      f'--metrics=labels: the {name} split has no labels; leave labels out.'
-    )
-
-
-def _facts(trained: TrainedVAE, split: splits.Split) -> dict[str, object]:
-  """What was measured, and on what."""
+def _facts(trained, split, settings) -> dict[str, object]:
+  """Run, checkpoint, split, settings, machine."""
   return {
     'workdir': str(run_flags.workdir()),
     'checkpoint': run_flags.CHECKPOINT.value,
@@ -161,11 +119,11 @@ def _facts(trained: TrainedVAE, split: splits.Split) -> dict[str, object]:
     'split': run_flags.SPLIT.value,
     'num_images': split.num_examples,
     'image_shape': list(split.image_shape),
-    'seed': run_flags.SEED.value,
-    'importance_samples': _IMPORTANCE_SAMPLES.value,
-    'beta': trained.config.objective.beta,
+    'seed': settings.seed,
+    'importance_samples': settings.num_importance_samples,
+    'beta': trained.config.objective.get('beta'),
     'latent_dim': int(np.prod(trained.latent_shape)),
-    'likelihood': trained.config.model.likelihood,
+    'likelihood': trained.config.model.get('likelihood'),
     'jax': jax.__version__,
     'device': jax.devices()[0].device_kind,
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),

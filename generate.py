@@ -12,153 +12,111 @@ interpolate take image files, or else images of a split. traverse walks along
 the most informative dimensions, as a grid and an animated GIF. manifold draws
 the plane of a model with two latent dimensions. The pictures go to
 WORKDIR/generated/COMMAND_STEP, with the flags that are not the default ones;
-so another call has another folder, and the same call makes its pictures anew.
+so another call has another folder, and the same call makes its pictures again.
 """
 
 from absl import flags
 from etils import epath
 import numpy as np
 
-from data import image_files
-from evaluation import aggregate_posterior
+from evaluation import measure
 from evaluation import plots
 from evaluation import posterior
+from evaluation import reconstruction
 from runs import command_line
 from runs import run_flags
 from vae import figures
 from vae import splits
-from vae import walks
-from vae.errors import shown
 from vae.errors import UserError
 from vae.loading import TrainedVAE
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(command_line)
 _NUM_IMAGES = flags.DEFINE_integer(
-  'num_images',
-  64,
-  'sample: how many; reconstruct: how many of the split.',
-  lower_bound=1,
+  'num_images', 64, 'sample: how many; reconstruct: how many of the split.', 1
 )
 _PRIOR = flags.DEFINE_enum(
-  'prior', 'normal', ['normal', 'mixture'], 'sample: where z comes from.'
+  'prior',
+  'normal',
+  ['normal', 'mixture'],
+  "sample: the model's own prior, or a mixture fitted to q(z).",
 )
 _COMPONENTS = flags.DEFINE_integer(
   'components',
   None,
-  'sample: Gaussians of the mixture; by default as many as suit it best.',
-  lower_bound=1,
+  'sample: Gaussians of the mixture; else the best.',
+  1,
 )
 _TEMPERATURE = flags.DEFINE_float(
-  'temperature',
-  1.0,
-  "sample: factor on the normal prior's standard deviation.",
-  lower_bound=0.0,
+  'temperature', 1.0, 'sample: factor on the deviation of the prior N(0, I).', 0
 )
 _IMAGES = flags.DEFINE_list(
-  'images',
-  [],
-  'reconstruct, interpolate: image files. traverse: one, to walk from instead '
-  'of z = 0.',
+  'images', [], 'Image files; of traverse one, to start from.'
 )
 _CROP_SIZE = flags.DEFINE_integer(
   'crop_size',
   None,
   'Side of the central square that is cut out of the image files, as '
   'config.data.crop_size is for the training; by default the largest.',
-  lower_bound=1,
+  1,
 )
 _STEPS = flags.DEFINE_integer(
-  'steps', 11, 'interpolate, traverse: images in a row.', lower_bound=2
+  'steps', 11, 'interpolate, traverse: images in a row.', 2
 )
 _DIMENSIONS = flags.DEFINE_integer(
-  'dimensions', 10, 'traverse: how many dimensions.', lower_bound=1
+  'dimensions', 10, 'traverse: how many dimensions.', 1
 )
 _REACH = flags.DEFINE_float(
   'reach',
   3.0,
-  'traverse: how far to go, in standard deviations of the prior.',
-  lower_bound=0.0,
+  'traverse: how far to go, in standard deviations of the prior N(0, I); of '
+  'another prior to the same quantiles.',
+  0,
 )
-_SIDE = flags.DEFINE_integer(
-  'side', 20, 'manifold: images along a side.', lower_bound=2
-)
+_SIDE = flags.DEFINE_integer('side', 20, 'manifold: images along a side.', 2)
 _LABEL = flags.DEFINE_string(
-  'label', None, 'manifold: which label gives the colours; else the first.'
+  'label', None, 'manifold: label that gives the colours; else the first.'
 )
 
-# Of each command: the flags that its pictures depend on, besides the run's.
-_OF_IMAGES = (run_flags.SPLIT, run_flags.DATA_DIR, _IMAGES, _CROP_SIZE)
-COMMANDS = {
-  'sample': (
-    _NUM_IMAGES,
-    _PRIOR,
-    _COMPONENTS,
-    _TEMPERATURE,
-    run_flags.SEED,
-    run_flags.DATA_DIR,
-  ),
-  'reconstruct': (_NUM_IMAGES, *_OF_IMAGES),
-  'interpolate': (_STEPS, *_OF_IMAGES),
-  'traverse': (_STEPS, _DIMENSIONS, _REACH, *_OF_IMAGES),
-  'manifold': (_SIDE, _LABEL, run_flags.SPLIT, run_flags.DATA_DIR),
-}
-
-# Images whose posteriors say which dimensions are informative, and what the
-# aggregate posterior is.
-_MAX_ENCODED = 10_000
-
-# Pairs of a split that are interpolated between where no images are named.
+# Pairs of a split that are interpolated between if no images are named.
 _NUM_PAIRS = 4
 
-# Milliseconds of each frame of an animation.
-_FRAME_DURATION = 80
+_FRAME_DURATION = 80  # Milliseconds.
 
 
 def main(command: str) -> None:
-  """Checks the flags, and makes the pictures of a command."""
+  """Makes the pictures of a command."""
   trained = run_flags.restore()
-  if command == 'manifold' and trained.model.latent_dim != 2:
-    raise UserError(
-      f'manifold needs a model with 2 latent dimensions; this one has '
-      f'{trained.model.latent_dim}. traverse works with any.'
-    )
-  folder = run_flags.output('generated', _folder_name(command, trained.step))
-  make = {
-    'sample': sample,
-    'reconstruct': reconstruct,
-    'interpolate': interpolate,
-    'traverse': traverse,
-    'manifold': manifold,
-  }[command]
+  make, relevant = COMMANDS[command]
+  # In the name, so that no call overwrites another's pictures.
+  changed = [flag for flag in relevant if flag.value != flag.default]
+  name = [command, str(trained.step), *map(run_flags.in_name, changed)]
+  folder = run_flags.output('generated', '_'.join(name))
   for path in make(trained, folder):
     print(f'  {path}')
-
-
-def _folder_name(command: str, step: int) -> str:
-  """Another for other settings, so that no call overwrites another's."""
-  changed = [flag for flag in COMMANDS[command] if flag.value != flag.default]
-  return '_'.join([command, str(step), *map(run_flags.in_name, changed)])
 
 
 def sample(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   """Draws z, decodes it; a grid, and each image as a file."""
   seed, count = run_flags.SEED.value, _NUM_IMAGES.value
   if _PRIOR.value == 'normal':
-    images = trained.sample(count, seed, _TEMPERATURE.value)
+    try:
+      images = trained.sample(count, seed, _TEMPERATURE.value)
+    except ValueError as error:
+      raise UserError(f'--{error}') from error
   else:
-    mean, logvar = _encode_split(trained, 'train')
-    latents = mean
-    if trained.config.objective.sample_posterior:
-      latents = aggregate_posterior.draw(mean, logvar, seed)
+    codes = measure.encode(trained, _split(trained, 'train'))
+    latents = codes['mean']
+    if trained.config.objective.get('sample_posterior', True):
+      latents = posterior.draw(codes, seed)
     if (_COMPONENTS.value or 1) > len(latents):
       raise UserError(
         f'--components={_COMPONENTS.value}: there are only {len(latents)} '
         'images to fit them to.'
       )
     print('fitting the mixture …', flush=True)
-    mixture = aggregate_posterior.fit_mixture(latents, seed, _COMPONENTS.value)
-    images = trained.decode(mixture.sample(count)[0])
+    mixture = posterior.fit_mixture(latents, seed, _COMPONENTS.value)
+    images = _decode(trained, mixture.sample(count)[0])
   return _save_each(images, folder, columns=int(np.ceil(np.sqrt(count))))
 
 
@@ -174,38 +132,38 @@ def reconstruct(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
 
 
 def interpolate(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
-  """From each image to the next: a row by each of `walks.PATHS`."""
+  """From each image to the next: a row by each of `figures.PATHS`."""
   images = _images(trained, 2 * _NUM_PAIRS)
   if len(images) < 2:
     raise UserError('interpolate needs two images; name them with --images.')
-  mean = trained.encode(images).mean
+  mean = reconstruction.codes(trained.encode(images), trained.prior)['mean']
   starts = range(0, len(mean) - 1, 1 if _IMAGES.value else 2)
   rows = [
-    walks.interpolate(mean[i], mean[i + 1], _STEPS.value, path)
+    figures.interpolate(mean[i], mean[i + 1], _STEPS.value, path)
     for i in starts
-    for path in walks.PATHS
+    for path in figures.PATHS
   ]
-  decoded = trained.decode(np.concatenate(rows))
-  return [_save_grid(decoded, _STEPS.value, folder)]
+  images = _decode(trained, np.concatenate(rows))
+  return [_save_grid(images, _STEPS.value, folder)]
 
 
 def traverse(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   """A row for each of the most informative dimensions, and an animation."""
-  center = np.zeros(trained.model.latent_dim)
   if len(_IMAGES.value) > 1:
     raise UserError('traverse walks from one image; --images names several.')
+  center = np.ravel(trained.prior.mean)
   if _IMAGES.value:
-    center = trained.encode(_images(trained, 1)).mean[0]
-  mean, logvar = _encode_split(trained, run_flags.SPLIT.value)
-  if trained.config.objective.sample_posterior:
-    carried, unit = posterior.kl(mean, logvar).mean(axis=0), 'nats'
-  else:  # A plain autoencoder has no KL.
-    carried, unit = posterior.mean_variance(mean), 'variance'
+    center = np.ravel(trained.encode(_images(trained, 1)).mean)
+  codes = measure.encode(trained, _split(trained, run_flags.SPLIT.value))
+  carried, unit = posterior.mean_variance(codes['mean']), 'variance'
+  if 'kl' in codes and trained.config.objective.get('sample_posterior', True):
+    carried, unit = codes['kl'].mean(axis=0), 'nats'
   dimensions = posterior.most_informative(carried)[: _DIMENSIONS.value]
   listed = ', '.join(f'{d} ({carried[d]:.2f} {unit})' for d in dimensions)
   print(f'from the top: {listed}')
-  paths = walks.traverse(center, dimensions, _REACH.value, _STEPS.value)
-  images = trained.decode(paths.reshape(-1, len(center)))
+  values = figures.prior_values(trained.prior, _REACH.value, _STEPS.value)
+  z = figures.traverse(center, dimensions, values)
+  images = _decode(trained, z.reshape(-1, len(center)))
   grid = _save_grid(images, _STEPS.value, folder)
 
   # All dimensions move at once, each in its own image, there and back.
@@ -221,37 +179,51 @@ def traverse(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
 
 
 def manifold(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
-  """The decoded plane, and where the posterior means lie in it."""
+  """The decoded plane, and the posterior means in it."""
+  latent_dim = int(np.prod(trained.latent_shape))
+  if latent_dim != 2:
+    raise UserError(
+      f'manifold needs a model with 2 latent dimensions; this one has '
+      f'{latent_dim}. traverse works with any.'
+    )
   split = _split(trained, run_flags.SPLIT.value)
   labels = split.labels()
   if _LABEL.value and (labels is None or _LABEL.value not in labels.names):
     known = ', '.join(labels.names) if labels else 'none'
     raise UserError(f'--label={_LABEL.value}: the labels are: {known}.')
-  mean, _ = _encode(trained, split)
-  colors, names = np.zeros(len(mean), int), ['']
+  codes = measure.encode(trained, split)
+  colors, names = np.zeros(len(codes['mean']), int), ['']
   if labels is not None:
     column = labels.names.index(_LABEL.value) if _LABEL.value else 0
-    colors = labels.values[_positions(split), column]
+    colors = labels.values[codes['positions'], column]
     names = labels.class_names(labels.names[column])
-  images = trained.decode(walks.manifold(_SIDE.value))
+  images = _decode(trained, figures.manifold(trained.prior, _SIDE.value))
   grid = _save_grid(images, _SIDE.value, folder)
   scatter = folder / 'means.png'
-  unnamed = plots.latent_scatter(mean, colors, names, scatter)
-  for index, name in unnamed.items():
-    print(f'note: class {index} is {shown(name)}, for which there is no font.')
+  plots.latent_scatter(codes['mean'], colors, names, scatter)
   return [grid, scatter]
+
+
+# Each command with the flags that its pictures depend on, besides the run's.
+_DATA, _FILES = (run_flags.SPLIT, run_flags.DATA_DIR), (_IMAGES, _CROP_SIZE)
+_OF_SAMPLE = (_NUM_IMAGES, _PRIOR, _COMPONENTS, _TEMPERATURE, run_flags.SEED)
+COMMANDS = {
+  'sample': (sample, (*_OF_SAMPLE, run_flags.DATA_DIR)),
+  'reconstruct': (reconstruct, (_NUM_IMAGES, *_DATA, *_FILES)),
+  'interpolate': (interpolate, (_STEPS, *_DATA, *_FILES)),
+  'traverse': (traverse, (_STEPS, _DIMENSIONS, _REACH, *_DATA, *_FILES)),
+  'manifold': (manifold, (_SIDE, _LABEL, *_DATA)),
+}
 
 
 def _images(trained: TrainedVAE, count: int) -> np.ndarray:
   """The images that the user named, or else the first `count` of the split."""
   if _IMAGES.value:
-    shape = trained.model.image_shape
-    return np.stack(
-      [
-        image_files.load(path, shape, _CROP_SIZE.value)
-        for path in _IMAGES.value
-      ]
-    )
+    from data import image_files  # TensorFlow takes seconds.
+
+    shape, size = trained.model.image_shape, _CROP_SIZE.value
+    files = [image_files.load(path, shape, size) for path in _IMAGES.value]
+    return np.stack(files)
   split = _split(trained, run_flags.SPLIT.value)
   positions = np.arange(min(count, split.num_examples))
   return next(split.batches(positions, len(positions)))
@@ -260,30 +232,16 @@ def _images(trained: TrainedVAE, count: int) -> np.ndarray:
 def _split(trained: TrainedVAE, name: str) -> splits.Split:
   import input_pipeline  # TensorFlow takes seconds, and is not always needed.
 
-  # Some images of a split are wanted, not all in memory.
+  # Few images of a split are needed, not all in memory.
   trained.config.data.cache = 'none'
   data = input_pipeline.load(trained.config)
   run_flags.check_data(data)
   return getattr(data, name)
 
 
-def _positions(split: splits.Split) -> np.ndarray:
-  return splits.spread(split.num_examples, _MAX_ENCODED)
-
-
-def _encode(
-  trained: TrainedVAE, split: splits.Split
-) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and logvar of at most `_MAX_ENCODED` images, evenly spread."""
-  batches = split.batches(_positions(split), 256)
-  means, logvars = zip(*map(trained.encode, batches), strict=True)
-  return np.concatenate(means), np.concatenate(logvars)
-
-
-def _encode_split(
-  trained: TrainedVAE, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-  return _encode(trained, _split(trained, name))
+def _decode(trained: TrainedVAE, z: np.ndarray) -> np.ndarray:
+  """Images of latents [n, latent_dim], with all axes of z in one."""
+  return trained.decode(z.reshape(-1, *trained.latent_shape))
 
 
 def _save_each(

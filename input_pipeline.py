@@ -1,321 +1,249 @@
 """Images for training and evaluation, through tf.data.
 
-Encoded bytes (data/sources.py) are decoded, cut to a central square and
-resized once, into uint8. There is no randomness here: the order of the
-examples comes as indices (vae/splits.py), and what changes an image at random
-happens in the training step.
+Images of a source (`data.find`) are decoded, cut to a central square and
+resized once, into uint8. There is no randomness here: the order of the examples
+comes as indices (`vae.splits`), and random changes of an image are part of the
+training step.
 """
 
+from collections.abc import Collection
 from collections.abc import Iterator
 import dataclasses
 import functools
 import math
 import time
 
-import runs  # noqa: F401 (Sets the environment of TensorFlow.)
+import data as sources
 
 # isort: split
 import numpy as np
 import tensorflow as tf
 
-from data import corrupt_images
-from data import crops
-from data import sources
-from data.crops import Crop
+from data import encoded
+from data import image_files
 from data.decoded import DecodedStore
-from data.decoded import digest
 from data.encoded import EncodedSplit
 from data.encoded import SPLITS
+from data.image_files import Crop
 from runs import memory
 from runs import progress
 from runs import schema
 from vae import devices
 from vae import splits
-from vae import tiles
 from vae.errors import UserError
 
 # The accelerators are JAX's alone.
 tf.config.set_visible_devices([], 'GPU')
 tf.config.set_visible_devices([], 'TPU')
 
-# Of a run; the state counts them in int32.
-_MAX_STEPS = 2**31 - 1
+# Images of a batch when a whole split is decoded.
+_BATCH_SIZE = 256
 
 
-class StreamedSplit:
-  """A split that is decoded anew whenever it is read."""
+def load(
+  config, decode: Collection[str] = ('train', 'validation')
+) -> splits.DataSet:
+  """Loads the train, validation and test split that `config.data` describes.
 
-  def __init__(self, encoded: EncodedSplit, indices: np.ndarray, crop: Crop):
-    """Takes the `indices` of those encoded images that make up the split."""
-    self._encoded = encoded
-    self._indices = indices
-    self._crop = crop
-    self.num_examples = len(indices)
+  Args:
+    config: complete and valid (`schema.validate`).
+    decode: splits whose images are decoded now, unless `config.data.cache` is
+      none; other splits are decoded when they are first read.
+
+  Raises:
+    UserError: if data is missing, damaged or too large.
+  """
+  settings = schema.resolved(config).data
+  found = sources.find(settings)
+  _check_sizes(config, found)
+  crop = Crop(settings.crop_size, settings.image_size, settings.channels)
+  num_examples = sum(split.num_examples for split in found.values())
+  cache = _choose_cache(settings.cache, num_examples, crop.image_shape)
+  store = DecodedStore('' if cache == 'none' else settings.decoded_dir)
+  loaded = {}
+  for name in SPLITS:
+    split = ImageSplit(name, found[name], crop, store, cache != 'none')
+    if settings.skip_corrupt:
+      split.skip_corrupt()
+    loaded[name] = split
+  _check_sizes(config, loaded)
+  for name in decode if cache != 'none' else ():
+    _ = loaded[name].images
+  if cache == 'device':
+    loaded = {name: splits.DeviceSplit(s) for name, s in loaded.items()}
+  return splits.DataSet(**loaded)
+
+
+def _check_sizes(config, found) -> None:
+  """Checks that no split is empty, and that there is a batch to train on."""
+  for name, split in found.items():
+    if not split.num_examples:
+      raise UserError(
+        f'the {name} split of {config.data.dir or config.data.source} has no '
+        'images.'
+      )
+  if found['train'].num_examples < config.train.batch_size:
+    raise UserError(
+      f'config.train.batch_size is {config.train.batch_size}, but the train '
+      f'split has only {found["train"].num_examples} images.'
+    )
+
+
+class ImageSplit:
+  """A split that is decoded whenever it is read, or once into host memory."""
+
+  def __init__(
+    self,
+    name: str,
+    source: EncodedSplit,
+    crop: Crop,
+    store: DecodedStore,
+    cached: bool,
+  ):
+    """Describes the split; nothing is read.
+
+    Args:
+      name: the split's name in messages.
+      source: the encoded images.
+      crop: makes examples of them.
+      store: keeps the examples between runs.
+      cached: whether they stay in host memory.
+    """
+    fingerprint = source.fingerprint() if store.keeps else None
+    self._name, self._source, self._crop = name, source, crop
+    self._store = store if fingerprint else DecodedStore('')
+    self._key = encoded.digest(
+      image_files.DECODING, tf.__version__, crop, fingerprint
+    )
+    self._cached = cached
+    self._indices = np.arange(source.num_examples)
     self.image_shape = crop.image_shape
 
-  def batches(
-    self, indices: np.ndarray, batch_size: int
-  ) -> Iterator[np.ndarray]:
-    """See `splits.Split`.
+  @property
+  def num_examples(self) -> int:
+    """Number of images."""
+    return len(self._indices)
 
-    Raises:
-      UserError: names the images that cannot be decoded.
-    """
-    indices = self._indices[indices]
-    batches = (
-      self._encoded.read(indices, self._crop.decode)
-      .batch(batch_size)
-      .prefetch(2)
-    )
-    delivered = 0
-    iterator = batches.as_numpy_iterator()
-    while True:
-      try:
-        images = next(iterator)
-      except StopIteration:
-        return
-      except corrupt_images.FAILURES as error:
-        suspects = indices[delivered : delivered + batch_size]
-        corrupt = list(corrupt_images.find(self._encoded, suspects, self._crop))
-        if not corrupt:
-          raise self._encoded.unreadable() from error
-        raise corrupt_images.as_user_error(
-          self._encoded, corrupt, self._crop
-        ) from error
-      yield images
-      delivered += len(images)
+  def batches(self, indices, batch_size):
+    if self._cached:
+      return splits.ArraySplit(self.images).batches(indices, batch_size)
+    return self._stream(indices, batch_size)
 
-  def labels(self) -> splits.Labels | None:
-    """See `splits.Split`."""
-    return self._labels
-
-  def names_digest(self) -> str:
-    """See `splits.Split`."""
-    return self._encoded.names_digest(self._indices)
-
-  @functools.cached_property
-  def _labels(self) -> splits.Labels | None:
-    labels = self._encoded.labels()
+  def labels(self):
+    labels = self._source.labels()
     if labels is None:
       return None
     return dataclasses.replace(labels, values=labels.values[self._indices])
 
-
-class CachedSplit:
-  """A split that is decoded once, when first read, into host memory.
-
-  Between runs the decoded images are kept on disk.
-  """
-
-  def __init__(
-    self, streamed: StreamedSplit, label: str, store: DecodedStore, name: str
-  ):
-    """Takes the split, what to call it, and where and how it is kept."""
-    self._streamed = streamed
-    self._label = label
-    self._store = store
-    self._name = name
-    self.num_examples = streamed.num_examples
-    self.image_shape = streamed.image_shape
+  def names_digest(self):
+    return self._source.names_digest(self._indices)
 
   @functools.cached_property
   def images(self) -> np.ndarray:
     """All images, uint8 [num_examples, height, width, channels]."""
-    start = time.monotonic()
-    shape = (self.num_examples, *self.image_shape)
-    kept = self._store.read(self._name)
-    whole = kept is not None and (kept.shape, kept.dtype) == (shape, np.uint8)
-    images = kept if whole else self._decode()
+    start, done = time.monotonic(), 'read'
+    images = self._store.read(f'{self._name}_{self._key}')
+    if images is None:
+      progress.say(f'{self._name}: decoding {self.num_examples:,} images …')
+      images = np.empty((self.num_examples, *self.image_shape), np.uint8)
+      batches = self._stream(np.arange(self.num_examples), _BATCH_SIZE)
+      for index, batch in enumerate(batches):
+        images[index * _BATCH_SIZE :][: len(batch)] = batch
+      self._store.write(f'{self._name}_{self._key}', images)
+      done = 'decoded'
     progress.say(
-      f'{self._label}: {"read" if whole else "decoded"} {len(images):,} images '
-      f'in {time.monotonic() - start:.1f}s, {images.nbytes / 1e6:,.0f} MB'
+      f'{self._name}: {done} {len(images):,} images in '
+      f'{time.monotonic() - start:.1f}s, {images.nbytes / 1e6:,.0f} MB'
     )
-    if not whole:
-      self._store.write(self._name, images)
     return images
 
-  def batches(
-    self, indices: np.ndarray, batch_size: int
-  ) -> Iterator[np.ndarray]:
-    """See `splits.Split`."""
-    return splits.ArraySplit(self.images).batches(indices, batch_size)
-
-  def labels(self) -> splits.Labels | None:
-    """See `splits.Split`."""
-    return self._streamed.labels()
-
-  def names_digest(self) -> str:
-    """See `splits.Split`."""
-    return self._streamed.names_digest()
-
-  def _decode(self) -> np.ndarray:
-    progress.say(f'{self._label}: decoding {self.num_examples:,} images …')
-    images = np.empty((self.num_examples, *self.image_shape), np.uint8)
-    done = 0
-    everything = np.arange(self.num_examples)
-    for batch in self._streamed.batches(everything, batch_size=256):
-      images[done : done + len(batch)] = batch
-      done += len(batch)
-    return images
-
-
-def load(config) -> splits.DataSet:
-  """The train, validation and test split that `config.data` describes.
-
-  Finds the data, checks that it is complete, and reads no image yet, unless
-  corrupt ones are to be skipped and so must be found first.
-
-  Raises:
-    UserError: what is missing, or wrong with the data, and what to do.
-  """
-  data = schema.resolved(config).data
-  encoded = sources.find(data.source, data.dir)
-  crop = Crop(data.crop_size, data.image_size, data.channels)
-  num_examples = sum(split.num_examples for split in encoded.values())
-  cache = _choose_cache(data.cache, num_examples, crop.image_shape)
-  store = DecodedStore('' if cache == 'none' else data.decoded_dir)
-  loaded = {
-    split: _make_split(
-      split,
-      encoded[split],
-      crop,
-      cache,
-      store,
-      data.skip_corrupt,
-    )
-    for split in SPLITS
-  }
-  for name, split in loaded.items():
-    if not split.num_examples:
-      raise UserError(
-        f'the {name} split of {data.dir or data.source} has no images.'
-      )
-  if loaded['train'].num_examples < config.train.batch_size:
-    raise UserError(
-      f'config.train.batch_size is {config.train.batch_size}, but the train '
-      f'split has only {loaded["train"].num_examples} images.'
-    )
-  _check_steps(config, loaded['train'])
-  return splits.DataSet(**loaded)
-
-
-def _check_steps(config, split: splits.Split) -> None:
-  """Checks what a config says of steps, now that it is known how many.
-
-  Raises:
-    UserError: if they cannot be counted, or a dispatch of them is too large.
-  """
-  batch_size, num_epochs = config.train.batch_size, config.train.num_epochs
-  num_steps = split.num_examples // batch_size * num_epochs
-  if num_steps > _MAX_STEPS:
-    raise UserError(
-      f'config.train.num_epochs is {num_epochs}; with {split.num_examples} '
-      f'images in batches of {batch_size} that is {num_steps:,} steps, and '
-      f'they can be counted to {_MAX_STEPS:,}.'
-    )
-  if isinstance(split, splits.DeviceSplit):
-    return
-  steps = config.train.steps_per_dispatch
-  num_images = min(steps * batch_size, split.num_examples)
-  num_bytes = num_images * int(np.prod(split.image_shape))
-  free = memory.free()
-  if num_bytes > free:
-    raise UserError(
-      f'config.train.steps_per_dispatch is {steps}, but their images take '
-      f'{num_bytes / 1e9:.1f} GB and there are {free / 1e9:.1f} GB free; '
-      'lower it.'
-    )
-
-
-def _make_split(
-  label: str,
-  encoded: EncodedSplit,
-  crop: Crop,
-  cache: str,
-  store: DecodedStore,
-  skip_corrupt: bool,
-) -> splits.Split:
-  """One split, kept where `cache` says."""
-  fingerprint = encoded.fingerprint() if store.keeps else None
-  if fingerprint is None:
-    store = DecodedStore('')
-  identity = (crops.DECODING, tf.__version__, crop, fingerprint)
-  indices = np.arange(encoded.num_examples)
-  if skip_corrupt and len(indices):
-    corrupt = _known_corrupt(label, encoded, crop, store, identity)
+  def skip_corrupt(self) -> None:
+    """Leaves out the images that cannot be decoded, and counts them."""
+    key = f'{self._name}_corrupt_{self._key}'
+    corrupt = self._store.read(key)
+    if corrupt is None:
+      progress.say(f'{self._name}: looking for corrupt images …')
+      sound = [p for p, _ in self._read(self._indices, _BATCH_SIZE)]
+      corrupt = np.setdiff1d(self._indices, np.concatenate([[], *sound]))
+      self._store.write(key, corrupt)
     if len(corrupt):
       progress.warn(
-        f'{label}: skipped {len(corrupt)} of {len(indices)} images that cannot '
-        f'be decoded: {corrupt_images.some_names(encoded, corrupt)}'
+        f'{self._name}: skipped {len(corrupt)} of {self.num_examples} images '
+        f'that cannot be decoded: {self._names(corrupt)}'
       )
-      indices = np.delete(indices, corrupt)
-  streamed = StreamedSplit(encoded, indices, crop)
-  if cache == 'none':
-    return streamed
-  name = f'{label}_{digest(*identity, indices.tobytes())}'
-  cached = CachedSplit(streamed, label, store, name)
-  return splits.DeviceSplit(cached) if cache == 'device' else cached
+      self._indices = np.delete(self._indices, corrupt)
+      self._key = encoded.digest(self._key, corrupt.tobytes())
 
+  def _read(
+    self, indices: np.ndarray, batch_size: int
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of positions in `indices` and of the images there."""
+    examples = self._source.read(indices, self._crop.decode)
+    return examples.batch(batch_size).prefetch(2).as_numpy_iterator()
 
-def _known_corrupt(
-  label: str,
-  encoded: EncodedSplit,
-  crop: Crop,
-  store: DecodedStore,
-  identity: tuple[object, ...],
-) -> np.ndarray:
-  """Indices of the images that cannot be decoded, kept between runs."""
-  name = f'{label}_corrupt_{digest(*identity)}'
-  corrupt = store.read(name)
-  if corrupt is None:
-    everything = np.arange(encoded.num_examples)
-    found = corrupt_images.find(encoded, everything, crop)
-    corrupt = np.array(list(found), np.int64)
-    # What cannot be read today may be tomorrow, with the file as it was.
-    if all(
-      isinstance(error, corrupt_images.CORRUPT) for error in found.values()
-    ):
-      store.write(name, corrupt)
-  return corrupt
+  def _stream(
+    self, indices: np.ndarray, batch_size: int
+  ) -> Iterator[np.ndarray]:
+    indices = self._indices[indices]
+    done, positions = 0, np.array([], int)
+    for positions, images in self._read(indices, batch_size):
+      if positions[-1] != done + len(images) - 1:
+        break
+      yield images
+      done += len(images)
+    if done == len(indices):
+      return
+    expected = np.arange(done, min(done + batch_size, len(indices)))
+    corrupt = indices[np.setdiff1d(expected, positions)]
+    try:
+      reason = image_files.why_undecodable(self._source.content(corrupt[0]))
+    except tf.errors.OpError as error:
+      reason = error.message.rpartition('; ')[2]
+    raise UserError(
+      f'{self._names(corrupt)} cannot be decoded '
+      f'({"the first: " if len(corrupt) > 1 else ""}{reason}); replace it and '
+      'run the same command again, or leave such images out with '
+      '--config.data.skip_corrupt=True (a run that has checkpoints needs '
+      'another --workdir for that).'
+    )
+
+  def _names(self, indices: np.ndarray) -> str:
+    return encoded.some([self._source.name(index) for index in indices])
 
 
 def _choose_cache(
   cache: str, num_examples: int, image_shape: tuple[int, int, int]
 ) -> str:
-  """Where so many decoded images are kept: none, host or device.
+  """The place of so many decoded images: none, host or device.
 
   Raises:
-    UserError: if they do not fit where they are to be.
+    UserError: if they do not fit into the place that `cache` names.
   """
   if cache == 'none':
     return cache
-  # One program for all processes, so one place: what suits the least of them.
-  free_on_host = devices.least_of_all(memory.free())
-  on_host = num_examples * math.prod(image_shape)
-  if cache == 'host':
-    if on_host > free_on_host:
-      raise UserError(
-        f'config.data.cache is host, but the images take {on_host / 1e9:.1f} '
-        f'GB and there are {free_on_host / 1e9:.1f} GB free; use none or auto.'
-      )
-    return cache
-  free_on_device = devices.free_memory()
-  if free_on_device is not None:
-    free_on_device = devices.least_of_all(free_on_device)
-  on_device = num_examples * math.prod(tiles.shape_of(image_shape))
-  if cache == 'device':
-    if free_on_device is not None and on_device > free_on_device:
-      raise UserError(
-        f'config.data.cache is device, but the images take '
-        f'{on_device / 1e9:.1f} GB and the devices have '
-        f'{free_on_device / 1e9:.1f} GB free each; use host or auto.'
-      )
-    return cache
-  if on_host >= free_on_host / 2:
-    return 'none'
-  # What has no memory of its own gains nothing by a copy. Compiled for a TPU,
-  # training on 162,770 images of configs/celeba.py takes their 2.00 GB once,
-  # and beside them 0.20 GB for a batch of 128 on a chip, 0.49 GB for 256. Half
-  # of what is free leaves the other half to the batch.
-  fits = free_on_device is not None and on_device < free_on_device / 2
-  return 'device' if fits else 'host'
+  # One program for all processes needs one place, so the least of them counts.
+  host, device = devices.least_of_all(memory.free()), devices.free_memory()
+  no_device = device is None
+  free = {
+    'host': host,
+    'device': math.inf if no_device else devices.least_of_all(device),
+  }
+  need = {
+    'host': num_examples * math.prod(image_shape),
+    'device': num_examples * math.prod(splits.tiled_shape(image_shape)),
+  }
+  if cache == 'auto':
+    if need['host'] >= free['host'] / 2:
+      return 'none'
+    # A device without memory of its own gains nothing by a copy. Half of what
+    # is free is left to the batch: compiled for a TPU, training on CelebA takes
+    # 2.00 GB for the images, and 0.20 GB for a batch of 128 on a chip.
+    fits = not no_device and need['device'] < free['device'] / 2
+    return 'device' if fits else 'host'
+  if need[cache] > free[cache]:
+    raise UserError(
+      f'config.data.cache is {cache}, but the images take '
+      f'{need[cache] / 1e9:.1f} GB and there are {free[cache] / 1e9:.1f} GB '
+      'free; use none or auto.'
+    )
+  return cache

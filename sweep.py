@@ -3,45 +3,39 @@ r"""Trains a run for each combination of settings, and compares them.
   python sweep.py --config=configs/celeba.py --workdir=logs/beta \
     --beta=0.25,0.5,1,2,4,8 --latent_dim=16,32,64,128
 
-Points that differ in β, latent dimension, learning rate and seed train
-together in one program. The same command again goes on where the sweep
-stopped; started on several machines, with a --workdir that all of them see and
-a --storage for what is done, each takes the points that are open. What is left
-in the workdir: report.html, results.csv, tensorboard/ for the HParams view,
-and a folder in points/ for each, a run like any other.
+A worker trains as many points at a time as it has devices. The same command
+goes on where the sweep stopped, and one with more values, seeds, epochs or
+metrics extends it. Started several times on one machine, or on several that see
+one --workdir and one database (--storage), workers share the points.
+
+The workdir gets report.html, results.csv, tensorboard/ for the HParams view,
+and points/ with a folder for each point, a run like any other.
 """
 
 import importlib.util
-import json
 import pathlib
 
 from absl import flags
 from etils import epath
 import jax
 import ml_collections
-import numpy as np
 import optuna
+import sqlalchemy
 
 from evaluation import measure
 from runs import command_line
-from runs import memory
+from runs import processes
 from runs import schema
-from runs import stop_signals
 from runs import workdirs
-from sweeps import definition as definitions
-from sweeps import disk
 from sweeps import points
-from sweeps import storage as storages
 from sweeps import study as studies
-from sweeps.points import Range
-from vae import checkpoints
+from sweeps.points import Axes
 from vae import devices
 from vae import paths
+from vae.checkpoints import Checkpoints
 from vae.errors import UserError
 
-DEFINITION = 'sweep.json'
-
-# Of all that is measured of a point, what a search can be for.
+# Metrics that a search can optimise.
 OBJECTIVES = {
   'rate': 'minimize',
   'distortion': 'minimize',
@@ -58,6 +52,7 @@ _SAMPLERS = {
   'qmc': optuna.samplers.QMCSampler,
 }
 _PRUNERS = {
+  'none': lambda: None,
   'median': optuna.pruners.MedianPruner,
   'hyperband': optuna.pruners.HyperbandPruner,
 }
@@ -65,74 +60,66 @@ _PRUNERS = {
 command_line.define_config('configs/faces_sweep.py')
 flags.adopt_module_key_flags(command_line)
 _AXES = {
-  'objective.beta': flags.DEFINE_string(
-    'beta', None, 'Values of config.objective.beta, such as 0.5,1,2.'
-  ),
-  'model.latent_dim': flags.DEFINE_string(
-    'latent_dim', None, 'Values of config.model.latent_dim, such as 16,32.'
-  ),
-  'seed': flags.DEFINE_string(
-    'seed', None, 'Values of config.seed, such as 0,1,2.'
-  ),
+  key: flags.DEFINE_string(
+    flag, None, f'Values of config.{key}, such as {example}.'
+  )
+  for flag, key, example in (
+    ('beta', points.BETA, '0.5,1,2'),
+    ('latent_dim', points.LATENT_DIM, '16,32'),
+    ('seed', points.SEED, '0,1,2'),
+  )
 }
 _GRID = flags.DEFINE_multi_string(
   'grid',
   [],
-  'Values of any other setting, as config.GROUP.NAME=VALUE,VALUE; may be given '
-  'several times.',
+  'Values of any setting, config.GROUP.NAME=VALUE,VALUE; repeatable.',
 )
 _STORAGE = flags.DEFINE_string(
   'storage',
   None,
-  'Where workers keep the record of the sweep: the URL of a database, such as '
-  "postgresql://USER:PASSWORD@HOST/DATABASE, or the path of Optuna's journal "
-  'file on a disk that they share. By default a SQLite file in the workdir, '
-  'for workers on one machine.',
+  "Database of the sweep's record: postgresql://USER:PASSWORD@HOST/DATABASE, "
+  'for workers on several machines, or the path of an SQLite file, for workers '
+  'on this one. By default sweep.db in the workdir.',
 )
 _STUDY = flags.DEFINE_string(
-  'study', None, "Name of the sweep in the storage; by default the workdir's."
-)
-_POPULATION = flags.DEFINE_string(
-  'population',
-  'auto',
-  'How many points train together in one program: auto, off or a number.',
+  'study', None, "Name of the sweep in the database; by default the workdir's."
 )
 _RETRY_FAILED = flags.DEFINE_bool(
   'retry_failed', False, 'Whether points that failed are tried again.'
 )
-_GRACE_SECONDS = flags.DEFINE_float(
+_GRACE_SECONDS = flags.DEFINE_integer(
   'grace_seconds',
-  120.0,
-  'A worker on another machine that gives no sign of life for so long is taken '
-  'for dead, and its points for open.',
-  lower_bound=0.1,
+  120,
+  'Seconds without a heartbeat after which a worker on another machine counts '
+  'as dead, and others take its points over.',
+  lower_bound=2,
 )
 _SPLIT = flags.DEFINE_enum(
   'split',
   'validation',
   ['train', 'validation', 'test'],
-  'What points are measured on.',
+  'Split that points are measured on.',
 )
 _METRICS = flags.DEFINE_list(
   'metrics',
   [],
-  'Also measured of each point, as evaluate.py does: '
+  'Measured of each point besides the summary, as by evaluate.py: '
   f'{",".join(measure.GROUPS)}.',
 )
 _IMPORTANCE_SAMPLES = flags.DEFINE_integer(
   'importance_samples', 100, 'K of the bound L_K in --metrics=bounds.', 1
 )
+_MEASURED = (_SPLIT, _METRICS, _IMPORTANCE_SAMPLES)
 _INCEPTION_WEIGHTS = flags.DEFINE_string(
   'inception_weights',
   None,
-  'The file inception-2015-12-05.tgz, for --metrics=fid; by default it is '
-  'fetched once.',
+  'File inception-2015-12-05.tgz for --metrics=fid; by default it is fetched.',
 )
 _NUM_POINTS = flags.DEFINE_integer(
   'num_points',
   None,
-  'Search instead of trying all: so many points, chosen by --sampler; settings '
-  'may then be ranges, LOW:HIGH or LOW:HIGH:log.',
+  'Searches with this many points instead of a grid; settings may then be '
+  'ranges, LOW:HIGH or LOW:HIGH:log.',
   lower_bound=1,
 )
 _SAMPLER = flags.DEFINE_enum(
@@ -141,13 +128,13 @@ _SAMPLER = flags.DEFINE_enum(
 _OBJECTIVES = flags.DEFINE_list(
   'objectives',
   ['rate', 'distortion'],
-  f'What a search is for: one or several of {", ".join(OBJECTIVES)}.',
+  f'Metrics that a search optimises, of {", ".join(OBJECTIVES)}.',
 )
 _PRUNER = flags.DEFINE_enum(
   'pruner',
   'none',
-  ['none', *_PRUNERS],
-  'Stops points of a search for one objective that do badly.',
+  list(_PRUNERS),
+  'Stops bad points of a search for a single objective.',
 )
 
 
@@ -155,125 +142,74 @@ def main() -> None:
   """Checks everything, and works until the sweep is done."""
   path = command_line.config_path()
   base = flags.FLAGS.config
-  schema.validate(base)
   devices.check()
-  axes = _axes(path)
-  _check_search(axes)
-  population = _population()
-  grid = [] if _NUM_POINTS.value else points.grid(axes)
-  configs = [points.configure(base, v) for v in grid or _corners(axes)]
-  for config in configs:
-    _check_devices(config, population)
-  workdir = paths.expand(
-    command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
-  )
-  definition = definitions.define(
-    base,
-    axes,
-    measured={
-      'split': _SPLIT.value,
-      'metrics': _METRICS.value,
-      'importance_samples': _IMPORTANCE_SAMPLES.value,
-    },
-    search={
-      'num_points': _NUM_POINTS.value,
-      'objectives': _OBJECTIVES.value,
-    },
-  )
-  _check_workdir(workdir, definition)
-  storage = storages.open_storage(_storage(workdir))
+  schema.validate(base)
+  axes = _axes(path, base)
+  _check_flags(axes)
+  configs = _check_points(base, axes)
+  workdir, url = _workdir(path)
 
-  # TensorFlow takes seconds to load; a mistake above is told before.
-  from evaluation import inception_weights
-  import input_pipeline
-  from sweeps import page
-  from sweeps import table
+  # TensorFlow takes seconds to load; the errors above come before.
+  from sweeps import report
   from sweeps import worker as workers
 
   if not any(key.startswith('data.') for key in axes):
-    # What is wrong with the data is told before there is a sweep.
-    largest = max(configs, key=lambda config: config.train.batch_size)
-    data = workers.Data(input_pipeline.load, largest)
-  else:
-    data = workers.Data(input_pipeline.load)
-  inception = None
-  if 'fid' in _METRICS.value:
-    inception = inception_weights.load(_INCEPTION_WEIGHTS.value)
-  plan = workers.Plan(
-    base,
-    grid,
-    axes if _NUM_POINTS.value else {},
-    _NUM_POINTS.value or 0,
-    population,
-    _SPLIT.value,
-    measure.Settings(
-      tuple(_METRICS.value),
-      _IMPORTANCE_SAMPLES.value,
-      base.eval.batch_size,
-      inception_variables=inception,
-    ),
+    # Errors in the data come before there is a sweep.
+    workers.load_data(max(configs, key=lambda c: c.train.batch_size))
+  settings = measure.Settings(
+    tuple(_METRICS.value),
+    _IMPORTANCE_SAMPLES.value,
+    base.eval.batch_size,
+    inception_weights=_INCEPTION_WEIGHTS.value,
+    required=True,
   )
-  pruner = _PRUNERS.get(_PRUNER.value)
-  stop = stop_signals.StopSignals()
+  measured = {flag.name: flag.value for flag in _MEASURED}
+  stop = processes.StopSignals()
   study = studies.Study(
-    storage,
+    url,
     _STUDY.value or workdir.name,
-    definition,
+    base,
+    axes,
+    measured,
     {name: OBJECTIVES[name] for name in _OBJECTIVES.value},
-    _GRACE_SECONDS.value,
-    _SAMPLERS[_SAMPLER.value](),
-    pruner and pruner(),
-    stop.sleep,
+    num_points=_NUM_POINTS.value,
+    retry_failed=_RETRY_FAILED.value,
+    grace_seconds=_GRACE_SECONDS.value,
+    sampler=_SAMPLERS[_SAMPLER.value](),
+    pruner=_PRUNERS[_PRUNER.value](),
+    sleep=stop.sleep,
   )
-  if study.has_results() and not (workdir / DEFINITION).exists():
-    raise UserError(
-      f'the study {_STUDY.value or workdir.name} in the storage has another '
-      f'workdir than {workdir}; name that one, or another --study.'
-    )
-  try:
-    # It is kept as it is: code that knows fewer keys must find its own.
-    if not (workdir / DEFINITION).exists():
-      workdirs.write_json(workdir / DEFINITION, definition)
-  except OSError as error:
-    raise disk.told(
-      error, workdir, 'The same command goes on once it can be.'
-    ) from error
+  worker = workers.Worker(workdir, study, base, _SPLIT.value, settings, stop)
+  _check_points(base, study.axes)  # With what varied in earlier commands.
   with study, stop:
-    worker = workers.Worker(
-      plan, workdir, study, data, stop, _RETRY_FAILED.value
-    )
     results = worker.run()
-  failed = [result for result in results if result.state == 'failed']
-  for result in failed:
-    print(f'failed: {result.name}: {result.error}')
-  if failed and grid:
+  failed = results.frame[results.frame.state == 'failed']
+  for point, error in zip(failed.point, failed.error, strict=True):
+    print(f'failed: {point}: {error}')
+  if len(failed):
     print('The same command with --retry_failed tries them again.')
-  for name in (table.FILENAME, page.PAGE):
+  for name in (report.TABLE, report.PAGE):
     print(f'  {workdir / name}')
 
 
-def _axes(path: str) -> dict[str, list[object] | Range]:
-  """What varies, by config key: from the flags, or else from the config."""
-  given = {
-    key: (f'--{flag.name}', flag.value)
-    for key, flag in _AXES.items()
-    if flag.value is not None
-  }
+def _axes(path: str, base: ml_collections.ConfigDict) -> Axes:
+  """What varies, by config key, from the flags or else from the config."""
+  given = {k: flag.value for k, flag in _AXES.items() if flag.value is not None}
   for text in _GRID.value:
-    key, equals, values = text.partition('=')
-    if not equals or not key.startswith('config.'):
+    key, _, values = text.partition('=')
+    group, _, key = key.partition('.')
+    if group != 'config' or key in given:
       raise UserError(
-        f'--grid={text}: the form is config.GROUP.NAME=VALUE,VALUE,….'
+        f'--grid={text}: the form is config.GROUP.NAME=VALUE,VALUE, and each '
+        'setting is given once.'
       )
-    if key.removeprefix('config.') in given:
-      raise UserError(f'--grid={text}: the values of {key} are given twice.')
-    given[key.removeprefix('config.')] = f'--grid {key}', values
-  if given:
-    return {
-      key: points.parse(key, values, flag)
-      for key, (flag, values) in given.items()
-    }
-  axes = _axes_of_config(path)
+    given[key] = values
+  axes = {k: points.parse(k, values, base) for k, values in given.items()}
+  if not axes:
+    spec = importlib.util.spec_from_file_location('sweep_config', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    axes = points.from_config(getattr(module, 'sweep', dict)(), path)
   if not axes:
     raise UserError(
       'there is nothing to vary; give --beta=0.5,1,2 or --latent_dim=16,32, '
@@ -282,141 +218,61 @@ def _axes(path: str) -> dict[str, list[object] | Range]:
   return axes
 
 
-def _axes_of_config(path: str) -> dict[str, list[object]]:
-  """What the config's function `sweep` returns; empty without one."""
-  spec = importlib.util.spec_from_file_location('sweep_config', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, 'sweep'):
-    return {}
-  axes = module.sweep()
-  is_fine = isinstance(axes, dict) and all(
-    isinstance(key, str) and isinstance(values, (list, tuple)) and values
-    for key, values in axes.items()
-  )
-  if not is_fine:
-    raise UserError(
-      f'{path}: sweep() must return a dict of config keys, such as '
-      "'objective.beta', each with a list of values."
-    )
-  return {
-    key.removeprefix('config.'): [
-      value.item() if isinstance(value, np.generic) else value
-      for value in values
-    ]
-    for key, values in axes.items()
-  }
-
-
-def _check_search(axes: dict[str, list[object] | Range]) -> None:
-  """Checks how the flags of a search go together."""
-  unknown = [name for name in _OBJECTIVES.value if name not in OBJECTIVES]
-  if unknown or not _OBJECTIVES.value:
-    raise UserError(
-      f'--objectives: there is no {(unknown or ["empty one"])[0]}; there are '
-      f'{", ".join(OBJECTIVES)}.'
-    )
-  groups = [name for name in _METRICS.value if name not in measure.GROUPS]
-  if groups:
-    raise UserError(
-      f'--metrics: there is no {groups[0]}; there are '
-      f'{", ".join(measure.GROUPS)}.'
-    )
+def _check_flags(axes: Axes) -> None:
+  """Checks flags that name metrics, and that belong to a search."""
+  for flag, known in ((_OBJECTIVES, OBJECTIVES), (_METRICS, measure.GROUPS)):
+    for name in flag.value:
+      if name not in known:
+        raise UserError(
+          f'--{flag.name}: there is no {name}; there are {", ".join(known)}.'
+        )
   if _NUM_POINTS.value is None:
-    ranges = [
-      key for key, choices in axes.items() if isinstance(choices, Range)
-    ]
-    if ranges:
+    ranges = [k for k, v in axes.items() if isinstance(v, points.Range)]
+    searching = (_SAMPLER, _OBJECTIVES, _PRUNER)
+    given = [f'--{f.name}' for f in searching if flags.FLAGS[f.name].present]
+    for what in (*ranges, *given):
       raise UserError(
-        f'the values of {ranges[0]} are a range, in which --num_points=N '
-        'searches; without it name each value.'
+        f'{what}: ranges, --sampler, --objectives and --pruner go with '
+        '--num_points=N, a search.'
       )
-    for flag in (_SAMPLER, _OBJECTIVES, _PRUNER):
-      if flags.FLAGS[flag.name].present:
-        raise UserError(f'--{flag.name} goes with --num_points=N, a search.')
-  elif _RETRY_FAILED.value:
-    raise UserError('--retry_failed goes with a grid; a search tries others.')
-  if _PRUNER.value != 'none':
-    if tuple(_OBJECTIVES.value) not in {
-      (name,) for name in studies.VALIDATION_METRICS
-    }:
-      raise UserError(
-        f'--pruner={_PRUNER.value} goes with one of the --objectives '
-        f'{", ".join(studies.VALIDATION_METRICS)}.'
-      )
-    if _POPULATION.value not in ('auto', 'off'):
-      raise UserError(
-        f'--pruner={_PRUNER.value} stops points one by one; give '
-        '--population=off.'
-      )
-
-
-def _population() -> int:
-  """How many points train together; 0 leaves it to the program."""
-  text = _POPULATION.value
-  if text == 'off' or _PRUNER.value != 'none':
-    return 1
-  if text == 'auto':
-    return 0
-  if not text.isdigit() or int(text) < 1:
+  if _PRUNER.value != 'none' and (
+    len(_OBJECTIVES.value) > 1
+    or _OBJECTIVES.value[0] not in points.VALIDATION_METRICS
+  ):
     raise UserError(
-      f'--population={text}: it must be auto, off or a number of points.'
+      f'--pruner={_PRUNER.value} goes with one of the --objectives '
+      f'{", ".join(points.VALIDATION_METRICS)}.'
     )
-  return int(text)
 
 
-def _check_devices(config: ml_collections.ConfigDict, population: int) -> None:
-  """Checks that the devices hold a point, be it trained alone."""
+def _check_points(
+  base: ml_collections.ConfigDict, axes: Axes
+) -> list[ml_collections.ConfigDict]:
+  """Configs of a grid's points, or of a search's extremes, that fit."""
   num_devices = jax.device_count()
-  if population == 1:
-    schema.check_devices(config, num_devices)
-  elif config.train.batch_size % num_devices == 0:
-    # As where the others are done, or it did not fit with them: then it has
-    # all devices.
-    memory.check(config, num_devices)
-  else:
-    # A member of a population has its whole batch on one device.
-    memory.check(config, 1)
+  choose = points.extremes if _NUM_POINTS.value else points.grid
+  configs = [points.configure(base, values) for values in choose(axes)]
+  for config in configs:
+    divides = config.train.batch_size % num_devices == 0
+    schema.check_devices(config, num_devices if divides else 1)
+  return configs
 
 
-def _corners(
-  axes: dict[str, list[object] | Range],
-) -> list[dict[str, object]]:
-  """Points of a search such that all values are in some."""
-  listed = {
-    key: [choices.low, choices.high] if isinstance(choices, Range) else choices
-    for key, choices in axes.items()
-  }
-  points.grid(listed)  # Each value once.
-  return [
-    {key: values[min(i, len(values) - 1)] for key, values in listed.items()}
-    for i in range(max(map(len, listed.values())))
-  ]
-
-
-def _check_workdir(workdir: epath.Path, definition: dict[str, object]) -> None:
-  """Checks that the sweep can live, or go on, in a workdir."""
+def _workdir(path: str) -> tuple[epath.Path, sqlalchemy.URL]:
+  """The workdir, which can be written, and the database."""
+  workdir = paths.expand(
+    command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
+  )
   workdirs.check_writable(workdir, '--workdir')
-  if checkpoints.exist(workdir):
+  if Checkpoints(workdir).all_steps():
     raise UserError(f'{workdir} holds a run; name another --workdir.')
-  path = workdir / DEFINITION
-  if path.exists():
-    try:
-      found = json.loads(path.read_text())
-    except ValueError as error:
-      raise UserError(f'{path} cannot be read: {error}; delete it.') from error
-    definitions.check_same(definition, found, str(workdir))
-
-
-def _storage(workdir: epath.Path) -> str:
-  if _STORAGE.value is not None:
-    return _STORAGE.value
-  if paths.is_remote(workdir):
+  if _STORAGE.value is None and paths.is_remote(workdir):
     raise UserError(
       f'--workdir={workdir} is no local folder, so the record of the sweep '
       'cannot be a file in it; give --storage too.'
     )
-  return storages.file_url(workdir.resolve() / 'sweep.db')
+  storage = _STORAGE.value or str(workdir.resolve() / 'sweep.db')
+  return workdir, studies.parse_storage(storage)
 
 
 if __name__ == '__main__':

@@ -33,8 +33,8 @@ from vae import numerics
 from vae import optimizers
 from vae import splits
 from vae import steps
-from vae.checkpoint_writer import CheckpointWriter
 from vae.checkpoints import Checkpoints
+from vae.checkpoints import CheckpointWriter
 from vae.errors import UserError
 from vae.population import Population
 from vae.trainer import Trainer

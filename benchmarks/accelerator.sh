@@ -4,19 +4,17 @@
 #   benchmarks/accelerator.sh [--quick] [--seconds=460] [--parts=PART,...] FOLDER
 #
 # The most valuable part comes first. Each has a process of its own and its share
-# of the time; one that fails, or takes longer, leaves the others alone, and one
-# for which no time is left is skipped. FOLDER ($OUT if it is not given) gets a
-# JSON file from each part, the trace of a step, and log.txt: for each part a
-# line that says how it ended, and the last lines that it printed. Parts that are
-# run again take the place of those before. In the end, and at any time later,
-# accelerator_tables.py prints the folder's tables.
+# of the time; the others go on if it fails or takes longer, and a part without
+# time left is skipped. FOLDER ($OUT by default) gets a JSON file from each part,
+# the trace of a step, and log.txt: for each part a line with its outcome, its
+# tables, and the last lines of its standard error.
 #
 # Needs JAX, Flax, optax, Orbax and PyTorch, and no network. ml_collections may
 # be a wheel in the folder wheels/ instead. Python is $PYTHON, or python3.
 set -u
 
 usage() {
-  echo "accelerator.sh: $1; usage: benchmarks/accelerator.sh [--quick]" \
+  echo "error: $1; usage: benchmarks/accelerator.sh [--quick]" \
     "[--seconds=460] [--parts=PART,...] FOLDER" >&2
   exit 2
 }
@@ -35,7 +33,7 @@ done
 [ -n "$folder" ] || usage 'no folder is given'
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || usage "--seconds=$seconds is no number"
 for part in ${parts//,/ }; do
-  [[ ,$all, == *,$part,* ]] || usage "no part is called $part, of $all"
+  [[ ,$all, == *,$part,* ]] || usage "no part is called $part; parts: $all"
 done
 mkdir -p "$folder" && folder=$(cd "$folder" && pwd) || exit 2
 cd "$(dirname "$0")/.." || exit 2
@@ -44,7 +42,7 @@ python=${PYTHON:-python3}
 if ! "$python" -c 'import ml_collections' 2> /dev/null; then
   wheel=$(compgen -G "$PWD/wheels/ml_collections-*.whl" | tail -n 1)
   if [ -z "$wheel" ]; then
-    echo "accelerator.sh: $python has no ml_collections, nor has wheels/: pip" \
+    echo "error: neither $python nor wheels/ has ml_collections; pip" \
       'download --no-deps --dest=wheels ml-collections' >&2
     exit 2
   fi
@@ -53,21 +51,22 @@ if ! "$python" -c 'import ml_collections' 2> /dev/null; then
 fi
 
 log=$folder/log.txt
-output=$(mktemp)
-trap 'rm -f "$output"' EXIT
+output=$(mktemp -d)
+trap 'rm -rf "$output"' EXIT
 status=0
-# A part that has less time is not begun.
+# A part that has less time is skipped.
 least=20
 [ ${#quick[@]} = 0 ] || least=1
 
-# Runs a part; of 460 seconds it may take so many.
+# Runs a part, for at most a number of 460 seconds.
 measure() {  # PART SECONDS SCRIPT FLAG...
   local part=$1 limit=$(($2 * seconds / 460)) script=$3
   shift 3
   [[ ,$parts, == *,$part,* ]] || return
   local left=$((seconds - SECONDS)) start=$SECONDS outcome
   rm -f "$folder/$part.json"
-  : > "$output"
+  : > "$output/stdout"
+  : > "$output/stderr"
   if ((left < least)); then
     outcome="skipped, as $((left > 0 ? left : 0)) s were left"
   else
@@ -75,7 +74,7 @@ measure() {  # PART SECONDS SCRIPT FLAG...
     limit=$((limit < least ? least : limit))
     timeout --kill-after=5 $limit \
       "$python" "benchmarks/$script.py" "${quick[@]}" "$@" \
-      --output="$folder/$part.json" > "$output" 2>&1
+      --output="$folder/$part.json" > "$output/stdout" 2> "$output/stderr"
     local code=$? after=$((SECONDS - start))
     if ((code == 0)); then
       outcome="done after $after s"
@@ -86,11 +85,11 @@ measure() {  # PART SECONDS SCRIPT FLAG...
     fi
   fi
   [[ $outcome == done* ]] || status=1
-  { echo "=== $part: $outcome" && tail -n 80 "$output"; } >> "$log"
-  echo "$part: $outcome"
+  { echo "=== $part: $outcome" && cat "$output/stdout" \
+    && tail -n 40 "$output/stderr"; } | tee -a "$log"
 }
 
-# The kinds that can be PyTorch's fastest, and what it does as installed.
+# The variants that can be PyTorch's fastest, and PyTorch's default.
 variants=(--torch_variants='eager,TF32 channels-last compiled graph,bf16 channels-last compiled graph,bf16 channels-last graph')
 [ ${#quick[@]} = 0 ] || variants=()
 
@@ -99,7 +98,6 @@ measure train_step 180 train_step --batch_sizes=64,1024,4096 --without_plain \
   --rounds=5 --seconds=0.7 "${variants[@]}"
 measure end_to_end 90 end_to_end --loop_only
 measure command_buffers 75 command_buffers
-measure population 60 population --runs=8 --rounds=3 --seconds=1
+measure population 60 population --rounds=3 --seconds=1
 measure profile 45 profile_step
-"$python" benchmarks/accelerator_tables.py "$folder" || status=1
 exit $status

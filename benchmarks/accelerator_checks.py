@@ -1,22 +1,20 @@
-"""Whether an accelerator computes what a CPU does, and the same bits twice.
+"""Compares an accelerator's losses with a CPU's, and its bits with themselves.
 
   python benchmarks/accelerator_checks.py --output=checks.json
 
 Losses: the network of configs/celeba.py is trained for twenty steps from the
-same seed on the accelerator and on the CPU, which have other code for its
-convolutions. They may differ by rounding. In float64 that hides no error; in
-float32 with exact products (`highest`) the first step agrees to 1e-5, while
-later ones drift apart, as Adam divides by the gradient's own size: on a CPU by
-2e-3 in twenty steps if only the number of devices is another. At the default
-precision a GPU rounds the factors of products to TF32, 11 bits, and in bfloat16
-all numbers to 8 bits.
+same seed on the accelerator and on the CPU, whose convolutions have other code.
+They may differ by rounding. In float64 it hides no error. In float32 with exact
+products (`highest`) the first step agrees to 1e-5, and later ones drift apart,
+as Adam divides by the gradient's own size: on a CPU by 2e-3 in twenty steps, if
+only the number of devices differs. At the default precision a GPU rounds the
+factors of products to TF32, 11 bits, and in bfloat16 all numbers to 8 bits.
 
-Bits: on the accelerator alone, a run of `train.train_and_evaluate` is compared
-with the same run again, with one whose images are kept by the host, and with
-one that was stopped and goes on from its checkpoint in another process. All
-four end in the same bits if a run is a function of its config. Differences are
-of the parameters, relative (Euclidean norm). If any bits differ the same is
-tried once more with XLA's deterministic operations alone.
+Bits: on the accelerator, a run of `train.train_and_evaluate` is compared with
+the same run again, with the images kept by the host, and with a run that was
+stopped and goes on from its checkpoint in another process. All four end in the
+same bits. Differences are relative, of the parameters (Euclidean norm). If any
+bits differ, all is tried again with XLA's deterministic operations.
 
 Each platform has a process of its own, and all run at the same time. Exits with
 1 if a check fails.
@@ -25,6 +23,7 @@ Each platform has a process of its own, and all run at the same time. Exits with
 import argparse
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import itertools
 import json
 import os
@@ -32,7 +31,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
 # Processes share the device's memory.
@@ -41,16 +39,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np
-from vae.single import SingleRun
 
 from benchmarks import end_to_end
+from benchmarks import jax_vae
 from benchmarks import results
-from configs import celeba
 from runs import progress
 import train
-from vae import atomic_files
 from vae import numerics
 from vae import splits
+from vae.trainer import Trainer
 
 # dtype and precision of products: largest relative difference of the loss at
 # the first step, and at any.
@@ -69,28 +66,35 @@ def main() -> None:
   if args.only:
     _CHILDREN[args.only](args)
     return
-  content = {'settings': vars(args), 'losses': [], 'bits': [], 'failed': {}}
-
-  def check_bits(flags):
-    try:
-      content['bits'] += _bits(args, folder, flags)
-    except subprocess.CalledProcessError:
-      # The other check goes on.
-      content['failed'][f'bits {flags}'] = 'a process failed, see above'
-    results.save(args.output, content)
-
+  content = {'settings': vars(args), 'losses': [], 'bits': [], 'failed': []}
   with tempfile.TemporaryDirectory(prefix='accelerator_checks_') as folder:
-    losses = _Losses(args, folder)
-    check_bits('')
-    while losses.is_running():
-      time.sleep(1)
-      content |= losses.so_far()
+    platforms = {'cpu': {'JAX_PLATFORMS': 'cpu'}, 'accelerator': {}}
+    processes = []
+    for name, environment in platforms.items():
+      own = pathlib.Path(folder, name)
+      own.mkdir()
+      processes.append(_start('losses', own, environment))
+
+    def check_bits(flags):
+      try:
+        content['bits'] += _bits(folder, flags)
+      except subprocess.CalledProcessError:
+        content['failed'].append(f'bits {flags}')
       results.save(args.output, content)
-    content |= losses.so_far()
-    if losses.is_failed():
-      content['failed']['losses'] = 'a process failed, see above'
+
+    check_bits('')
+    while [p for p in processes if p.poll() is None]:
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        processes[0].wait(timeout=1)
+        processes[1].wait(timeout=1)
+      content |= _losses(folder, platforms)
+      results.save(args.output, content)
+    if any(process.returncode for process in processes):
+      content['failed'].append('losses')
     if not all(row['same'] for row in content['bits']):
       check_bits(_DETERMINISTIC)
+  if content['machine'] is not None:
+    print(results.describe(content['machine']), end='\n\n')
   print(tables(content))
   results.write(args.output, content)
   are_same = [row['same'] for row in content['bits'][-3:]]
@@ -103,11 +107,11 @@ def compare(
   cpu: Mapping[str, Sequence[float]],
   accelerator: Mapping[str, Sequence[float]],
 ) -> list[dict[str, Any]]:
-  """The rows of the table of losses.
+  """The rows of the table of losses that both platforms have.
 
   Args:
     cpu: the loss of each step, by dtype and precision of products.
-    accelerator: likewise; what only one of them has is left out.
+    accelerator: likewise.
   """
   rows = []
   for (dtype, products), limits in _LIMITS.items():
@@ -125,7 +129,7 @@ def compare(
         'first_limit': limits[0],
         'largest': largest,
         'largest_limit': limits[1],
-        # A loss that is not a number is no agreement.
+        # False for NaN.
         'passed': first <= limits[0] and largest <= limits[1],
         'losses': found.tolist(),
         'losses_of_cpu': expected.tolist(),
@@ -135,7 +139,7 @@ def compare(
 
 
 def tables(content: dict[str, Any]) -> str:
-  """Markdown of what was written as JSON."""
+  """Markdown of the JSON."""
   header = ['losses', 'products', 'first step', '', 'twenty steps', '', '']
   losses = [
     [
@@ -157,96 +161,55 @@ def tables(content: dict[str, Any]) -> str:
   parts = [
     results.table(header, losses),
     results.table(['a run, and', 'parameters'], bits),
-    *(f'{name}: {why}.' for name, why in content['failed'].items()),
+    *(f'{name}: a process failed, see above.' for name in content['failed']),
   ]
   return '\n\n'.join(parts)
 
 
 def _arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--output', help='JSON file for all that was found')
-  parser.add_argument(
-    '--quick',
-    action='store_true',
-    help='a tiny network, batch 8: whether it runs at all',
-  )
+  parser = results.make_parser(__doc__)
   # For the processes that this one starts.
   parser.add_argument('--only', choices=_CHILDREN, help=argparse.SUPPRESS)
   parser.add_argument('--folder', help=argparse.SUPPRESS)
-  args = parser.parse_args()
-  if args.quick and not args.only:
-    results.compile_quickly()
-  return args
-
-
-# What this process does.
+  return results.parse(parser)
 
 
 def _start(
-  args: argparse.Namespace, only: str, folder: str, **environment: str
+  only: str, folder: str | pathlib.Path, environment: Mapping[str, str]
 ) -> subprocess.Popen:
-  """A process that leaves its files in the folder."""
-  command = [sys.executable, __file__, f'--only={only}', f'--folder={folder}']
-  command += ['--quick'] * args.quick
+  """Starts a process that writes its files into the folder."""
+  command = [sys.executable, __file__, *sys.argv[1:]]
+  command += [f'--only={only}', f'--folder={folder}']
   return subprocess.Popen(
     command, stdout=sys.stderr, env=os.environ | environment
   )
 
 
-def _wait(process: subprocess.Popen) -> None:
-  if process.wait():
-    raise subprocess.CalledProcessError(process.returncode, process.args)
+def _losses(folder: str, platforms: Sequence[str]) -> dict[str, Any]:
+  """`machine`, and the rows of `losses` so far."""
+  cpu, accelerator = (
+    json.loads(path.read_text()) if path.exists() else {'losses': {}}
+    for path in (pathlib.Path(folder, p, 'losses.json') for p in platforms)
+  )
+  return {
+    'machine': accelerator.get('machine'),
+    'losses': compare(cpu['losses'], accelerator['losses']),
+  }
 
 
-class _Losses:
-  """Both platforms' losses, computed at the same time."""
-
-  def __init__(self, args: argparse.Namespace, folder: str):
-    self._folders = [
-      pathlib.Path(folder) / name for name in ('cpu', 'accelerator')
-    ]
-    for path in self._folders:
-      path.mkdir()
-    cpu, accelerator = map(str, self._folders)
-    self._processes = [
-      _start(args, 'losses', cpu, JAX_PLATFORMS='cpu'),
-      _start(args, 'losses', accelerator),
-    ]
-
-  def is_running(self) -> bool:
-    return None in [process.poll() for process in self._processes]
-
-  def is_failed(self) -> bool:
-    return any(process.poll() for process in self._processes)
-
-  def so_far(self) -> dict[str, Any]:
-    """`machine`, and the rows of `losses` that both platforms have."""
-    cpu, accelerator = (
-      json.loads(path.read_text()) if path.exists() else {}
-      for path in (folder / 'losses.json' for folder in self._folders)
-    )
-    return {
-      'machine': accelerator.get('machine'),
-      'losses': compare(cpu, accelerator),
-    }
-
-
-def _bits(
-  args: argparse.Namespace, folder: str, flags: str
-) -> list[dict[str, Any]]:
+def _bits(folder: str, flags: str) -> list[dict[str, Any]]:
   """The rows of the table of bits."""
-  flags_of_all = f'{os.environ.get("XLA_FLAGS", "")} {flags}'
   with tempfile.TemporaryDirectory(dir=folder) as own:
-    # As main.py has it, programs are kept between processes.
+    # As in main.py, compiled programs are kept between processes.
     environment = {
-      'XLA_FLAGS': flags_of_all,
+      'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {flags}',
       'JAX_COMPILATION_CACHE_DIR': f'{own}/compiled',
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
     for only in ('bits', 'resumed'):
-      _wait(_start(args, only, own, **environment))
+      process = _start(only, own, environment)
+      if process.wait():
+        raise subprocess.CalledProcessError(process.returncode, process.args)
     states = {
       path.stem: np.load(path)['state']
       for path in pathlib.Path(own).glob('*.npz')
@@ -269,16 +232,11 @@ def _bits(
   return rows
 
 
-# What the processes do that it starts.
+# The processes.
 
 
 def _config(args: argparse.Namespace):
-  config = celeba.get_config()
-  if args.quick:
-    config.data.image_size = 16
-    config.model.latent_dim = 4
-    config.model.hidden_channels = (4, 8)
-    config.train.batch_size = 8
+  config = jax_vae.make_config(args.quick)
   config.train.num_epochs, config.train.steps_per_dispatch = 1, 5
   return config
 
@@ -291,26 +249,22 @@ def _images(config) -> splits.ArraySplit:
 
 
 def _train_losses(args: argparse.Namespace) -> None:
-  """The loss of each of twenty steps, for each row of `_LIMITS`."""
-  path = pathlib.Path(args.folder) / 'losses.json'
-  losses = {'machine': results.machine()}
+  """Writes the loss of each of twenty steps, for each row of `_LIMITS`."""
+  content = {'machine': results.machine(), 'losses': {}}
   for dtype, products in _LIMITS:
     config = _config(args)
     config.model.dtype = dtype
     split = _images(config)
-    with (
-      numerics.fixed(dtype),
-      jax.default_matmul_precision(products),
-    ):
-      trainer = SingleRun(config, splits.DataSet(split, split, split))
+    with numerics.fixed(dtype), jax.default_matmul_precision(products):
+      trainer = Trainer(config, splits.DataSet(split, split, split))
       metrics = [trainer.train(c) for c in trainer.train_chunks(0, 0, 5)]
-      of_steps = [trainer.by_run(m)['loss'][0] for m in metrics]
-    losses[f'{dtype} {products}'] = np.concatenate(of_steps).tolist()
-    atomic_files.replace(path, json.dumps(losses).encode())
+      losses = [trainer.by_run(m)['loss'][0] for m in metrics]
+    content['losses'][f'{dtype} {products}'] = np.concatenate(losses).tolist()
+    results.save(f'{args.folder}/losses.json', content)
 
 
 def _train_runs(args: argparse.Namespace) -> None:
-  """A run, the same again, and with images of the host; and one to resume."""
+  """Trains a run, again, with images of the host, and a part of a fourth."""
   for name in ('run', 'again', 'host'):
     _train(args, name, name)
   _train(args, 'stopped', 'resumed', stop_after=2)
@@ -326,13 +280,13 @@ def _train(
   workdir: str,
   stop_after: int | None = None,
 ) -> None:
-  """Trains a run, or goes on with it, and leaves its parameters.
+  """Trains a run, or resumes it, and writes its parameters.
 
   Args:
     args: of the process.
-    name: of the file; of `host`, the images are kept by the host.
+    name: of the file; with `host`, the images are kept by the host.
     workdir: in the folder.
-    stop_after: so many dispatches.
+    stop_after: a number of dispatches.
   """
   config = _config(args)
   split = _images(config)
@@ -341,14 +295,14 @@ def _train(
   dispatches = itertools.count(1)
   state = train.train_and_evaluate(
     config,
-    pathlib.Path(args.folder) / workdir,
+    pathlib.Path(args.folder, workdir),
     splits.DataSet(split, split, split),
-    progress.NullWriter(),
+    progress.Writer(),
     stop=lambda: next(dispatches) == stop_after,
   )
   leaves = jax.device_get(jax.tree.leaves(state.params))
   state = np.concatenate([leaf.ravel() for leaf in leaves])
-  np.savez(pathlib.Path(args.folder) / f'{name}.npz', state=state)
+  np.savez(pathlib.Path(args.folder, f'{name}.npz'), state=state)
 
 
 _CHILDREN = {

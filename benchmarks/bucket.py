@@ -1,12 +1,12 @@
-"""What a workdir in a bucket costs the loop, beside one on a disk.
+"""Training with its workdir in a bucket, beside one on a disk.
 
   python benchmarks/bucket.py --output=bucket.json
 
 The bucket is the tests' server on this machine, as slow as a real one: each
 answer takes 50 ms, and an object takes one write per second. The two train in
-turns, and write what a run writes: metrics, pictures and a checkpoint with each
-validation. Speed is that between the first and the last row of metrics, so it
-includes whatever the loop waits for.
+turn, with metrics, and with pictures and a checkpoint at each validation. The
+speed is taken between the first and the last row of metrics, so that it
+includes all waits of the loop.
 """
 
 import argparse
@@ -21,6 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks import end_to_end
+from benchmarks import jax_vae
 from benchmarks import results
 from runs import metric_writer
 from tests import bucket_server
@@ -45,21 +46,12 @@ class _TimedWriter(metric_writer.MetricWriter):
 def main() -> None:
   """Measures, prints a table, and writes JSON."""
   args = _arguments()
-  facts = results.machine()
-  results.warn_of_other_work(facts)
-  print(results.describe(facts), flush=True)
-  config = end_to_end.make_config(
-    {
-      'epochs': args.epochs,
-      'batch_size': args.batch_size,
-      'dtype': 'float32',
-      'steps_per_dispatch': 0,
-      'quick': args.quick,
-    }
-  )
+  content = results.begin(args)
+  config = jax_vae.make_config(args.quick)
+  config.train.num_epochs = args.epochs
   config.train.log_every_steps = 10
   size = config.data.image_size
-  images = end_to_end.make_images(args.num_examples, size, 0)
+  images = end_to_end.make_images(args.num_examples, size, seed=0)
   split = splits.ArraySplit(images)
   validation = splits.ArraySplit(images[: max(1, len(images) // 10)])
   data = splits.DataSet(split, validation, validation)
@@ -67,7 +59,7 @@ def main() -> None:
     tempfile.TemporaryDirectory(prefix='bucket_') as folder,
     bucket_server.serve_in_process() as server,
   ):
-    os.environ.update(bucket_server.environment(server))
+    os.environ.update(server.environment())
     server.set_faults(latency_ms=50, writes_per_second=1)
     places = {'disk': paths.expand(folder), 'bucket': 'gs://bucket'}
     speeds = {place: [] for place in places}
@@ -85,33 +77,18 @@ def main() -> None:
   ]
   print(results.table(['workdir', 'images/s'], rows))
   print(f'bucket / disk, median of the rounds: {ratio:.3f}')
-  content = {'machine': facts, 'settings': vars(args)}
   content |= {'images_per_second': speeds, 'ratio': float(ratio)}
   results.write(args.output, content)
 
 
 def _arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--rounds', type=int, default=3, help='of both (3)')
+  parser = results.make_parser(__doc__)
+  parser.add_argument('--rounds', type=int, default=3, help='(3)')
   parser.add_argument('--epochs', type=int, default=3, help='of a run (3)')
   parser.add_argument(
     '--num_examples', type=int, default=3_200, help='of an epoch (3200)'
   )
-  parser.add_argument('--batch_size', type=int, default=64, help='images (64)')
-  parser.add_argument('--output', help='JSON file for all that was measured')
-  parser.add_argument(
-    '--quick',
-    action='store_true',
-    help='a tiny network, one round: whether it runs at all',
-  )
-  args = parser.parse_args()
-  if args.quick:
-    results.compile_quickly()
-    args.rounds, args.epochs = 1, 2
-    args.num_examples, args.batch_size = 160, 8
-  return args
+  return results.parse(parser, rounds=1, epochs=2, num_examples=160)
 
 
 def _images_per_second(config, data, workdir) -> float:

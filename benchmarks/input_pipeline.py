@@ -1,16 +1,17 @@
-"""Images a second of each data.cache, beside a PyTorch DataLoader.
+"""Images per second of each data.cache, beside a PyTorch DataLoader.
 
   python benchmarks/input_pipeline.py --data_dir=celeba --output=input.json
 
-All cut the central 148×148 out of JPEG files of 178×218 and resize it to 64×64,
-antialiased, and deliver batches of 64 in a shuffled order; the DataLoader with
-Pillow, which also mirrors (here the training step does). All take turns in one
-process (rounds.py). A pass goes through --num_images, each file as often as
-that takes: the start of a pass weighs about as little as with CelebA.
+All cut the central 148×148 out of JPEG files of 178×218, resize it to 64×64,
+antialiased, and deliver batches of 64 in a shuffled order; the DataLoader, with
+Pillow, also mirrors the images (in this codebase the training step does). All
+take turns in one process (rounds.py). An epoch has --num_images: links to the
+files, each repeated, so that the start of an epoch weighs as with CelebA.
 """
 
 import argparse
 import contextlib
+import itertools
 import os
 import pathlib
 import random
@@ -23,181 +24,174 @@ import jax
 import numpy as np
 from PIL import Image
 
-try:
-  import torch
-except ModuleNotFoundError:
-  print(
-    'There is no PyTorch: pip install -r benchmarks/requirements.txt.',
-    file=sys.stderr,
-  )
-  sys.exit(2)
-
 from benchmarks import results
 from benchmarks import rounds
 from configs import celeba
 from data import cartoon_faces
-from data import crops
-from data import sources
-from data.decoded import DecodedStore
 import input_pipeline
 from runs import schema
 from vae import devices
 from vae import splits
 
-_BATCH_SIZE = 64
 _STEPS_PER_CHUNK = 10
 
-# Where no data is named.
+# Cartoon faces, if no data is given.
 _NUM_DRAWN = 1000
 
 
-class Faces(torch.utils.data.Dataset):
-  """Image files, each opened, cut, resized and mirrored by Pillow."""
+class Faces:
+  """A map-style data set of image files, decoded by Pillow."""
 
-  def __init__(self, paths: list[str], crop: crops.Crop):
-    """Takes the files, and how they become examples."""
-    self._paths = paths
-    self._crop = crop
+  def __init__(self, paths: list[pathlib.Path], crop_size: int, size: int):
+    """Opens nothing yet."""
+    self._paths, self._crop_size, self._size = paths, crop_size, size
 
   def __len__(self):
     return len(self._paths)
 
   def __getitem__(self, index):
     image = Image.open(self._paths[index]).convert('RGB')
-    side = self._crop.crop_size
+    side = self._crop_size
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
-    size = self._crop.image_size
-    image = image.resize((size, size), Image.BILINEAR)
+    image = image.resize((self._size, self._size), Image.BILINEAR)
     if random.random() < 0.5:
       image = image.transpose(Image.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return np.moveaxis(np.array(image), -1, 0)
 
 
 def main() -> None:
   """Measures, prints a table, and writes JSON."""
   args = _arguments()
-  facts = results.machine()
-  print(results.describe(facts), end='\n\n', flush=True)
+  content = results.begin(args)
   with tempfile.TemporaryDirectory() as folder:
-    data_dir = args.data_dir or _draw_faces(pathlib.Path(folder))
-    contenders = _contenders(data_dir, args.num_images, args.workers)
-    measured = [rounds.warm_up(c, args.seconds) for c in contenders]
-    rounds.alternate(contenders, measured, args.rounds)
-  rows = [
-    {
-      'name': m.name,
-      'images_per_second': m.images_per_second,
-      'of_the_dataloader': rounds.speedup(m, measured[0]),
-      'pass_seconds': m.step_seconds,
-    }
-    for m in measured
+    files = args.data_dir or _draw_faces(pathlib.Path(folder, 'drawn'))
+    repeated = _repeat(files, pathlib.Path(folder, 'data'), args.num_images)
+    measured = rounds.measure(_contenders(repeated, args.workers), args)
+  rows = [one.row(measured[0]) for one in measured]
+  lines = [
+    [
+      row['name'],
+      results.significant(row['images_per_second']),
+      f'{row["speedup"]:.2f}',
+    ]
+    for row in rows
   ]
-  print(
-    results.table(
-      ['', 'images/s', f'of the DataLoader, {args.workers} workers'],
-      [
-        [
-          row['name'],
-          results.significant(row['images_per_second']),
-          f'{row["of_the_dataloader"]:.2f}',
-        ]
-        for row in rows
-      ],
-    )
-  )
-  content = {'machine': facts, 'settings': vars(args), 'contenders': rows}
-  results.write(args.output, content)
+  header = ['', 'images/s', f'of the DataLoader, {args.workers} workers']
+  print(results.table(header, lines))
+  results.write(args.output, content | {'contenders': rows})
 
 
 def _arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser = results.make_parser(__doc__)
+  parser.add_argument(
+    '--data_dir', help="a folder of CelebA's layout (by default cartoon faces)"
   )
   parser.add_argument(
-    '--data_dir',
-    help='CelebA, as config.data.dir names it (else cartoon faces are drawn)',
-  )
-  parser.add_argument(
-    '--num_images', type=int, default=20_000, help='of a pass (20,000)'
+    '--num_images', type=int, default=20_000, help='in an epoch (20,000)'
   )
   parser.add_argument(
     '--workers',
     type=int,
-    default=len(os.sched_getaffinity(0)),
-    help="the DataLoader's (as many as cores)",
+    default=os.cpu_count(),
+    help="the DataLoader's (the number of cores)",
   )
   rounds.add_flags(parser, num_rounds=5, seconds=2.0)
-  parser.add_argument(
-    '--quick', action='store_true', help='one short round of a few images'
-  )
-  args = parser.parse_args()
-  if args.quick:
-    args.num_images, args.rounds, args.seconds = 200, 1, 0.0
-  return args
+  return results.parse(parser, num_images=200, rounds=1, seconds=0.0)
 
 
-def _draw_faces(folder: pathlib.Path) -> str:
-  """Writes cartoon faces in CelebA's layout; a tenth is for validation."""
-  (folder / 'img_align_celeba').mkdir()
+def _draw_faces(folder: pathlib.Path) -> pathlib.Path:
+  """Writes cartoon faces as JPEG files; returns the folder."""
+  (folder / 'img_align_celeba').mkdir(parents=True)
   factors = cartoon_faces.sample_factors('benchmark', _NUM_DRAWN)
-  rows = []
   for index, values in enumerate(factors):
     labels = dict(zip(cartoon_faces.FACTORS, map(int, values), strict=True))
     image = cartoon_faces.encode_jpeg(cartoon_faces.render(labels))
-    name = f'{index + 1:06}.jpg'
-    (folder / 'img_align_celeba' / name).write_bytes(image.getvalue())
-    partition = {8: 1, 9: 2}.get(index % 10, 0)
-    rows.append(f'{name} {partition}\n')
+    path = folder / 'img_align_celeba' / f'{index:06}.jpg'
+    path.write_bytes(image.getvalue())
+  return folder
+
+
+def _repeat(
+  files: pathlib.Path | str, folder: pathlib.Path, num_images: int
+) -> pathlib.Path:
+  """Links images in CelebA's layout, each as often as it takes.
+
+  Args:
+    files: has the images in `img_align_celeba/`.
+    folder: to be made.
+    num_images: for training; two more are for validation and test.
+  """
+  source = pathlib.Path(files).expanduser().resolve() / 'img_align_celeba'
+  (folder / 'img_align_celeba').mkdir(parents=True)
+  paths = itertools.cycle(sorted(source.glob('*.jpg')))
+  rows = []
+  for index in range(num_images + 2):
+    name = f'{index:06}.jpg'
+    (folder / 'img_align_celeba' / name).symlink_to(next(paths))
+    rows.append(f'{name} {max(0, index - num_images + 1)}\n')
   (folder / 'list_eval_partition.txt').write_text(''.join(rows))
-  return str(folder)
+  return folder
 
 
-def _contenders(
-  data_dir: str, num_images: int, workers: int
-) -> list[rounds.Contender]:
-  """The DataLoader with workers first: what the others are compared with."""
-  data = schema.resolved(celeba.get_config()).data
-  encoded = sources.find('celeba', data_dir)['train']
-  num_images = num_images // _BATCH_SIZE * _BATCH_SIZE
-  indices = np.resize(np.arange(encoded.num_examples), num_images)
-  paths = [encoded.name(index) for index in indices]
-  crop = crops.Crop(data.crop_size, data.image_size, data.channels)
-  streamed = input_pipeline.StreamedSplit(encoded, indices, crop)
+def _contenders(folder: pathlib.Path, workers: int) -> list[rounds.Contender]:
+  """The DataLoader with workers first, as the others are compared with it."""
+  try:
+    import torch
+  except ModuleNotFoundError:
+    print(
+      'error: PyTorch is not installed; pip install -r '
+      'benchmarks/requirements.txt.',
+      file=sys.stderr,
+    )
+    sys.exit(2)
+  config = celeba.get_config()
+  config.data.dir, config.data.decoded_dir = str(folder), ''
+  config.data.crop_size = 148
+  schema.validate(config)
+  batch_size = config.train.batch_size
 
-  def cached():
-    return input_pipeline.CachedSplit(streamed, 'train', DecodedStore(''), '')
+  def load(cache):
+    config.data.cache = cache
+    with contextlib.redirect_stdout(None):
+      split = input_pipeline.load(config).train
+      next(split.batches(np.arange(1), 1))  # Decodes, if it is not done yet.
+    return split
 
-  @jax.jit
-  def gather(images, indices):
-    return images[indices]
+  streamed = load('none')
+  num_images = streamed.num_examples // batch_size * batch_size
+  paths = sorted((folder / 'img_align_celeba').iterdir())[:num_images]
 
   def dataloader(num_workers):
     loader = torch.utils.data.DataLoader(
-      Faces(paths, crop),
-      batch_size=_BATCH_SIZE,
+      Faces(paths, config.data.crop_size, config.data.image_size),
+      batch_size=batch_size,
       shuffle=True,
       drop_last=True,
       num_workers=num_workers,
       persistent_workers=num_workers > 0,
-      # JAX has threads, which a forked process would miss.
+      # A fork would lack JAX's threads.
       multiprocessing_context='forkserver' if num_workers else None,
     )
 
-    def run(num_passes):
-      for _ in range(num_passes):
+    def run(num_epochs):
+      for _ in range(num_epochs):
         for _ in loader:
           pass
 
     return run
 
-  def train(split):
+  @jax.jit
+  def gather(images, indices):
+    return images[indices]
+
+  def epochs(split):
     stored = splits.stored_images(split)
 
-    def run(num_passes):
-      for epoch in range(num_passes):
+    def run(num_epochs):
+      for epoch in range(num_epochs):
         for chunk in splits.train_chunks(
-          *(split, 0, epoch, 0, _BATCH_SIZE, _STEPS_PER_CHUNK),
+          *(split, 0, epoch, 0, batch_size, _STEPS_PER_CHUNK),
           devices.Topology(),
         ):
           if stored is not None:
@@ -206,24 +200,20 @@ def _contenders(
 
     return run
 
-  def decode(num_passes):
-    for _ in range(num_passes):
-      with contextlib.redirect_stdout(None):
-        # A new one, as what it has decoded it keeps.
-        _ = cached().images
-
-  def contender(name, run):
-    return rounds.Contender(name, num_images, 'uint8', run)
+  def decode(num_epochs):
+    for _ in range(num_epochs):
+      load('host')
 
   return [
-    contender(f'DataLoader, {workers} workers', dataloader(workers)),
-    contender('DataLoader, none', dataloader(0)),
-    contender('cache=none: decoded each epoch', train(streamed)),
-    contender('cache=host, the first epoch: decoded and kept', decode),
-    contender('cache=host, others', train(cached())),
-    contender(
-      'cache=device, gathered there', train(splits.DeviceSplit(cached()))
-    ),
+    rounds.Contender(name, num_images, 'uint8', run)
+    for name, run in (
+      (f'DataLoader, {workers} workers', dataloader(workers)),
+      ('DataLoader, no workers', dataloader(0)),
+      ('cache=none: decoded each epoch', epochs(streamed)),
+      ('cache=host, first epoch: decoded and kept', decode),
+      ('cache=host, other epochs', epochs(load('host'))),
+      ('cache=device, gathered there', epochs(load('device'))),
+    )
   ]
 
 

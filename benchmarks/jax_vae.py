@@ -1,10 +1,10 @@
-"""The codebase's training step, and what a Flax tutorial would write.
+"""Contenders in JAX: the codebase's training step, and a Flax tutorial's.
 
-Both of the same network, as contenders of a benchmark. Their images are on the
-device before a clock runs.
+Both train the same network. Their images are on the device before a clock runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
+import itertools
 import math
 
 from flax import linen as nn
@@ -14,77 +14,96 @@ import numpy as np
 import optax
 
 from benchmarks import rounds
-from vae import devices
-from vae import model as models
-from vae import optimizers
-from vae import randomness
+from configs import celeba
 from vae import splits
-from vae import training
+from vae.trainer import Trainer
 
-# Of the batches that those go through who are given one batch at a time.
+# Batches of a contender that is given one batch at a time.
 NUM_BATCHES = 4
 
 
+def make_config(quick: bool = False):
+  """configs/celeba.py; for a try a tiny network, in batches of 8."""
+  config = celeba.get_config()
+  if quick:
+    config.data.image_size = 16
+    config.model.latent_dim = 4
+    config.model.hidden_channels = (4, 8)
+    config.train.batch_size = 8
+  return config
+
+
 def steps_per_dispatch() -> int:
-  """As training has it where the config does not say."""
+  """The default of `train.py`."""
   return 10 if jax.default_backend() == 'cpu' else 100
 
 
-def random_images(config, batch_size: int, num_batches: int) -> np.ndarray:
-  """Noise, uint8 [num_batches · batch_size, height, width, channels]."""
+def random_images(config, count: int) -> np.ndarray:
+  """Noise, uint8 [count, height, width, channels]."""
   size = config.data.image_size
-  shape = (num_batches * batch_size, size, size, config.data.channels)
+  shape = (count, size, size, config.data.channels)
   return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def training_steps(
-  name: str, config, split: splits.DeviceSplit, batch_size: int, max_steps: int
+def make_data(config, num_batches: int) -> splits.DataSet:
+  """Noise on the devices, in every split a number of batches."""
+  images = random_images(config, num_batches * config.train.batch_size)
+  split = splits.DeviceSplit(splits.ArraySplit(images))
+  return splits.DataSet(split, split, split)
+
+
+def dispatches(
+  trainer: Trainer, max_steps: int, after: Callable[[], None] | None = None
+) -> Callable[[int], None]:
+  """Makes training steps as `train.py` dispatches them, on all devices.
+
+  Args:
+    trainer: of a run or a population.
+    max_steps: of a dispatch.
+    after: called after each dispatch.
+
+  Returns:
+    The `run` of a contender.
+  """
+  chunks = itertools.chain.from_iterable(
+    trainer.train_chunks(epoch, 0, max_steps) for epoch in itertools.count()
+  )
+
+  def run(num_steps):
+    while num_steps:
+      chunk = next(chunks)
+      chunk.num_batches = min(num_steps, chunk.num_batches)
+      metrics = trainer.train(chunk)
+      num_steps -= chunk.num_batches
+      if after is not None:
+        after()
+    jax.block_until_ready(metrics)
+
+  return run
+
+
+def training(
+  name: str, config, max_steps: int | None = None
 ) -> rounds.Contender:
-  """Training as `train.py` dispatches it, on all devices.
+  """The codebase's training step.
 
   Args:
     name: of the contender.
     config: of the run.
-    split: whose images are stored on the devices.
-    batch_size: global.
-    max_steps: of a dispatch; no more than an epoch of the split has.
+    max_steps: of a dispatch; the default is that of `train.py`.
   """
-  steps_per_epoch = split.num_examples // batch_size
-  model = models.from_config(config, axis_name=devices.AXIS)
-  optimizer = optimizers.from_config(config, steps_per_epoch)
-  train_steps = training.make_train_steps(model, optimizer, config.train.flip)
-  settings = training.settings_from_config(config, model)
-  state = training.create_state(model, optimizer, config.seed)
-  key = randomness.train_key(config.seed)
-  chunks = _endless_chunks(split, config.seed, batch_size, max_steps)
-
-  def run(num_steps):
-    nonlocal state
-    while num_steps:
-      chunk = next(chunks)
-      steps = min(num_steps, chunk.num_batches)
-      state, _ = train_steps(
-        state, settings, key, split.tiles, chunk.batches, steps
-      )
-      num_steps -= steps
-    jax.block_until_ready(state)
-
-  return rounds.Contender(name, batch_size, config.model.dtype, run)
-
-
-def _endless_chunks(
-  split: splits.DeviceSplit, seed: int, batch_size: int, max_steps: int
-) -> Iterator[splits.Chunk]:
-  epoch = 0
-  while True:
-    yield from splits.train_chunks(
-      split, seed, epoch, 0, batch_size, max_steps, devices.current()
-    )
-    epoch += 1
+  max_steps = max_steps or steps_per_dispatch()
+  trainer = Trainer(config, make_data(config, max_steps))
+  return rounds.Contender(
+    name,
+    config.train.batch_size,
+    config.model.dtype,
+    dispatches(trainer, max_steps),
+  )
 
 
 class PlainVAE(nn.Module):
-  """The network of `models.VAE` in Flax's own layers, with its parameters.
+  """The network of `vae.models.conv` in Flax's layers, with its parameters.
 
   Attributes:
     image_shape: (height, width, channels).
@@ -129,8 +148,7 @@ class PlainEncoder(nn.Module):
   def __call__(self, x):
     for features in self.hidden_channels:
       x = nn.Conv(features, (3, 3), strides=2, dtype=self.dtype)(x)
-      x = _norm(self.dtype)(x)
-      x = nn.leaky_relu(x)
+      x = nn.leaky_relu(_norm(self.dtype)(x))
     x = x.reshape(x.shape[0], -1)
     mean = nn.Dense(self.latent_dim, dtype=self.dtype, name='mean')(x)
     logvar = nn.Dense(self.latent_dim, dtype=self.dtype, name='logvar')(x)
@@ -154,8 +172,7 @@ class PlainDecoder(nn.Module):
       x = nn.ConvTranspose(features, (3, 3), strides=(2, 2), dtype=self.dtype)(
         x
       )
-      x = _norm(self.dtype)(x)
-      x = nn.leaky_relu(x)
+      x = nn.leaky_relu(_norm(self.dtype)(x))
     x = nn.Conv(self.image_channels, (3, 3), dtype=self.dtype)(x)
     return x.astype(jnp.float32)
 
@@ -165,7 +182,7 @@ def _norm(dtype: str) -> nn.BatchNorm:
 
 
 def plain_model(config) -> PlainVAE:
-  """The network that `config` describes."""
+  """The plain network of a config."""
   size = config.data.image_size
   return PlainVAE(
     (size, size, config.data.channels),
@@ -186,20 +203,12 @@ def plain_loss(config, images, outputs, mean, logvar) -> jax.Array:
   return jnp.mean(distortion + config.objective.beta * kl)
 
 
-def plain_steps(
-  name: str, config, pixels: np.ndarray, batch_size: int
-) -> rounds.Contender:
-  """`jax.jit` of a step, which is dispatched for each batch.
-
-  Args:
-    name: of the contender.
-    config: of the run.
-    pixels: uint8 [≥ NUM_BATCHES · batch_size, height, width, channels].
-    batch_size: images of a step.
-  """
+def plain(name: str, config) -> rounds.Contender:
+  """A tutorial's training step: `jax.jit`, dispatched for each batch."""
   model = plain_model(config)
   optimizer = optax.adam(config.optimizer.learning_rate)
   key = jax.random.key(config.seed)
+  batch_size = config.train.batch_size
 
   @jax.jit
   def init(images):
@@ -225,20 +234,19 @@ def plain_steps(
 
     def loss_fn(params):
       variables = {'params': params, 'batch_stats': batch_stats}
-      results, updates = model.apply(
+      found, updates = model.apply(
         variables, images, epsilon, mutable='batch_stats'
       )
-      return plain_loss(config, images, *results), updates['batch_stats']
+      return plain_loss(config, images, *found), updates['batch_stats']
 
     (loss, new_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
     return (count + 1, params, new_stats, opt_state), loss
 
-  batches = [
-    jax.device_put(pixels[i * batch_size : (i + 1) * batch_size])
-    for i in range(NUM_BATCHES)
-  ]
+  batches = jax.device_put(
+    np.split(random_images(config, NUM_BATCHES * batch_size), NUM_BATCHES)
+  )
   state = init(batches[0][:1])
 
   def run(num_steps):

@@ -1,8 +1,8 @@
-"""Notes what the training loop does, and when the devices were done with it.
+"""Records the calls of the training loop, and when the devices finished them.
 
-From outside: the functions that the loop calls are wrapped, and the loop stays
-as it is. All that the devices do returns before they are done, so a thread
-waits for an output of each call.
+The functions that the loop calls are wrapped from outside, and the loop stays
+as it is. Calls of the devices return before they are done, so a thread waits
+for an output of each.
 """
 
 import collections
@@ -20,20 +20,21 @@ from unittest import mock
 import jax
 
 from runs import progress
-from vae import checkpoint_writer
-from vae import figures
 from vae import splits
-from vae import training
+from vae import steps
+from vae import trainer
+from vae.checkpoints import CheckpointWriter
 
-# What the devices do.
+# Work of the devices.
 KINDS = ('training', 'validation', 'pictures', 'snapshots')
-# What the host does.
+
+# Work of the host.
 DATA = 'next images or indices'
 CALLS = 'calls of the devices'
 RESULTS = 'waits for the devices'
 CHECKPOINTS = 'checkpoints'
-REPORT = 'metrics and pictures'
-HOST = (DATA, CALLS, RESULTS, CHECKPOINTS, REPORT)
+PROGRESS = 'metrics and pictures'
+HOST = (DATA, CALLS, RESULTS, CHECKPOINTS, PROGRESS)
 
 
 @dataclasses.dataclass
@@ -42,14 +43,14 @@ class Call:
 
   Attributes:
     kind: one of `KINDS`.
-    epoch: in which it was made, from 0.
-    is_first: of its function, so that it was traced and compiled.
-    called: when.
-    returned: when it did.
-    finished: when its outputs were there.
-    wait: of the devices, before it.
-    compilation: the devices' wait within it.
-    computation: of the devices.
+    epoch: from 0.
+    is_first: whether it is the first of its function, which compiles.
+    called: time of the call.
+    returned: time of the return.
+    finished: time at which its outputs were ready.
+    wait: of the devices before it, a duration.
+    compilation: wait of the devices within it, a duration.
+    computation: of the devices, a duration.
   """
 
   kind: str
@@ -64,13 +65,13 @@ class Call:
 
 
 class Recorder:
-  """Notes what the loop does, and when the devices were done with it.
+  """The calls of the loop.
 
   Attributes:
     calls: of the devices, in order.
-    host: seconds of the loop's thread, by what it did.
-    epoch: which one is under way, from 0.
-    start: when the loop asked for its first images.
+    host: seconds of the loop's thread, by its work (`HOST`).
+    epoch: the current one, from 0.
+    start: time at which the loop asked for its first images.
   """
 
   def __init__(self):
@@ -90,12 +91,12 @@ class Recorder:
       call.finished = time.perf_counter()
 
   def close(self) -> None:
-    """Waits for all that was called."""
+    """Waits for all calls."""
     self._outputs.put(None)
     self._watcher.join()
 
-  def timed(self, what: str, function: Callable) -> Callable:
-    """The function, its time noted; what it calls by itself is part of it."""
+  def timed(self, work: str, function: Callable) -> Callable:
+    """Times a function, with all that it calls."""
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
@@ -105,13 +106,13 @@ class Recorder:
       try:
         return function(*args, **kwargs)
       finally:
-        self.host[what] += time.perf_counter() - start
+        self.host[work] += time.perf_counter() - start
         self._is_timing = False
 
     return wrapper
 
   def watched(self, kind: str, function: Callable) -> Callable:
-    """The function of the devices, each call noted."""
+    """Records each call of a function of the devices."""
     is_first = True
 
     @functools.wraps(function)
@@ -130,7 +131,7 @@ class Recorder:
     return self.timed(CALLS, wrapper)
 
   def chunks(self, function: Callable) -> Callable:
-    """`splits.train_chunks` or `splits.eval_chunks`, each `next` timed."""
+    """Times each `next` of `splits.train_chunks` or `splits.eval_chunks`."""
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
@@ -149,8 +150,8 @@ class Recorder:
 
 @contextlib.contextmanager
 def recording() -> Iterator[Recorder]:
-  """Notes what the loop does, which runs unchanged."""
-  # So that the watcher need not wait 5 ms for a host that is computing.
+  """A context in which the loop is recorded."""
+  # By default the watcher would wait 5 ms for a host that computes.
   sys.setswitchinterval(1e-4)
   recorder = Recorder()
 
@@ -163,23 +164,23 @@ def recording() -> Iterator[Recorder]:
   def watched(kind):
     return functools.partial(recorder.watched, kind)
 
-  def timed(what):
-    return functools.partial(recorder.timed, what)
+  def timed(work):
+    return functools.partial(recorder.timed, work)
 
   wrappers = (
     (splits, 'train_chunks', recorder.chunks),
     (splits, 'eval_chunks', recorder.chunks),
-    (training, 'make_train_steps', maker('training')),
-    (training, 'make_eval_steps', maker('validation')),
-    (training, 'snapshot', watched('snapshots')),
-    (figures, 'samples', watched('pictures')),
-    (figures, 'reconstructions', watched('pictures')),
+    (steps, 'make_train_steps', maker('training')),
+    (steps, 'make_eval_steps', maker('validation')),
+    (steps, 'snapshot', watched('snapshots')),
+    (trainer, '_samples', watched('pictures')),
+    (trainer, '_reconstructions', watched('pictures')),
     (jax, 'block_until_ready', timed(RESULTS)),
     (jax, 'device_get', timed(RESULTS)),
-    (progress.Report, 'training', timed(REPORT)),
-    (progress.Report, 'validation', timed(REPORT)),
-    (progress.Report, 'pictures', timed(REPORT)),
-    (checkpoint_writer.CheckpointWriter, 'save', timed(CHECKPOINTS)),
+    (progress.Progress, 'training', timed(PROGRESS)),
+    (progress.Progress, 'validation', timed(PROGRESS)),
+    (progress.Progress, 'pictures', timed(PROGRESS)),
+    (CheckpointWriter, 'save', timed(CHECKPOINTS)),
   )
   with contextlib.ExitStack() as stack:
     stack.callback(recorder.close)
@@ -190,7 +191,7 @@ def recording() -> Iterator[Recorder]:
 
 
 def settle(calls: list[Call]) -> None:
-  """Says of each call what the devices waited, and what they computed."""
+  """Fills in each call's wait, compilation and computation."""
   free = calls[0].called
   for call in calls:
     begun = max(call.called, free)

@@ -1,6 +1,5 @@
-"""What is told of a run of the loop that was recorded, and the table of it."""
+"""Reduces the calls of a recorded training loop to numbers and a table."""
 
-import collections
 import statistics
 from typing import Any
 
@@ -9,20 +8,19 @@ from benchmarks import results
 
 CELEBA = {'num_examples': 162_770, 'num_validation': 19_867}
 
-# Largest share of the loop that the devices may wait for the host.
+
+# Largest share of the loop in which the devices may wait for the host.
 TARGET_SHARES = {'device': 0.02, 'host': 0.1}
-# Seconds for 100 epochs, on an H200.
-_TARGET_SECONDS = 150
 
 
 def summarize(
   recorder: loop_recorder.Recorder, end: float, settings: dict[str, Any]
 ) -> dict[str, Any]:
-  """All that is told of a run.
+  """The numbers of the table, in seconds, as JSON.
 
   Args:
     recorder: closed.
-    end: when the loop returned.
+    end: time at which the loop returned.
     settings: complete.
   """
   calls, epochs = recorder.calls, settings['epochs']
@@ -43,7 +41,7 @@ def summarize(
     for kind in loop_recorder.KINDS
   }
   devices['waits for the host'] = sum(call.wait for call in later) / num_later
-  host = {what: recorder.host[what] / epochs for what in loop_recorder.HOST}
+  host = {work: recorder.host[work] / epochs for work in loop_recorder.HOST}
   # These traced and compiled.
   firsts = [call for call in calls if call.is_first]
   host[loop_recorder.CALLS] -= (
@@ -57,7 +55,6 @@ def summarize(
     else _at_celebas_size(later, settings) / num_later,
     'training_images_per_second': num_trained / epoch_seconds,
     'wait_share': wait_share,
-    'longest_waits': _longest_waits(counted),
     'devices': devices,
     'host': host,
     'compilation': sum(call.compilation for call in firsts),
@@ -73,10 +70,7 @@ def _is_whole(settings: dict[str, Any]) -> bool:
 def _at_celebas_size(
   calls: list[loop_recorder.Call], settings: dict[str, Any]
 ) -> float:
-  """Seconds, if training and validation were of CelebA's length.
-
-  Pictures and snapshots take what they take.
-  """
+  """Seconds for training and validation splits of CelebA's size."""
   longer = {
     'training': CELEBA['num_examples'] / settings['num_examples'],
     'validation': CELEBA['num_validation'] / settings['num_validation'],
@@ -103,24 +97,6 @@ def _total(calls: list[loop_recorder.Call]) -> float:
   return sum(call.wait + call.computation for call in calls)
 
 
-def _longest_waits(calls: list[loop_recorder.Call]) -> list[dict[str, Any]]:
-  """Where to look, if the devices wait."""
-  positions = collections.Counter()
-  waits = []
-  for call in calls:
-    positions[call.kind, call.epoch] += 1
-    waits.append(
-      {
-        'seconds': call.wait,
-        'before': call.kind,
-        'epoch': call.epoch + 1,
-        'call': positions[call.kind, call.epoch],
-      }
-    )
-  waits.sort(key=lambda wait: -wait['seconds'])
-  return [wait for wait in waits[:5] if wait['seconds'] > 1e-4]
-
-
 def table(modes: dict[str, dict[str, Any]]) -> str:
   """Markdown, a column for each mode."""
   first = next(iter(modes.values()))
@@ -139,7 +115,7 @@ def table(modes: dict[str, dict[str, Any]]) -> str:
     )
   if first['platform'] != 'cpu':
     row(
-      f'… of 100 epochs, extrapolated (target: {_TARGET_SECONDS} on an H200)',
+      '… of 100 epochs, extrapolated',
       lambda m: 100 * m['seconds_per_epoch_at_celebas_size'],
       '≈ {:.0f}',
     )
@@ -157,11 +133,11 @@ def table(modes: dict[str, dict[str, Any]]) -> str:
     ('… target', *(f'< {TARGET_SHARES[cache]:.0%}' for cache in modes))
   )
   for group in ('devices', 'host'):
-    for what in first[group]:
-      row(f'{group}, s/epoch: {what}', lambda m, g=group, w=what: m[g][w])
+    for work in first[group]:
+      row(f'{group}, s/epoch: {work}', lambda m, g=group, w=work: m[g][w])
   row('once: compilation, s', lambda m: m['compilation'])
   row(
-    'once: after the last epoch (its checkpoint, its pictures), s',
+    'once: last checkpoint and pictures, s',
     lambda m: m['after_the_last_epoch'],
   )
   for state in ('cold', 'warm'):
@@ -175,9 +151,8 @@ def table(modes: dict[str, dict[str, Any]]) -> str:
 
 
 def heading(result: dict[str, Any]) -> str:
-  """What was measured."""
+  """The settings of a measurement, in a line."""
   settings = result['settings']
-  # The loop chooses for itself.
   dispatch = settings['steps_per_dispatch'] or "the loop's number of"
   return (
     f'{settings["num_examples"]:,} training images, '
@@ -186,16 +161,3 @@ def heading(result: dict[str, Any]) -> str:
     f'{settings["batch_size"]}, {dispatch} steps per dispatch, '
     f'{settings["dtype"]}.'
   )
-
-
-def waits(modes: dict[str, dict[str, Any]]) -> str:
-  """The longest waits of the devices, a line for each mode."""
-  lines = []
-  for cache, result in modes.items():
-    longest = ', '.join(
-      f'{1000 * wait["seconds"]:.1f} ms before {wait["before"]} '
-      f'{wait["call"]} of epoch {wait["epoch"]}'
-      for wait in result['longest_waits']
-    )
-    lines.append(f'Longest waits, `{cache}`: {longest or "none"}.')
-  return '\n'.join(lines)

@@ -1,140 +1,162 @@
-"""What training many β at once costs, beside one run.
+"""Runs of a sweep, beside a run by itself.
 
   python benchmarks/population.py --output=population.json
 
-The network of configs/celeba.py (batch 64, images of 64×64 that are stored on
-the devices), one run as `train.py` trains it and populations of several sizes
-as `sweep.py` does, measured in turns (rounds.py). A step of a population is a
-step of each member.
+The network of configs/celeba.py in batches of 64, measured in turn (rounds.py):
+
+  one run    as `train.py` trains it, on one device
+  in turn    members of a sweep, of different β, one after another on one
+             device: all share a compiled program, so that only the first waits
+             for it
+  N devices  a population with one member on each of N devices; on a CPU they
+             are virtual, in a process of their own, and share its cores
+
+A step of a population is a step of each member, and the time of a run is that
+of its step: 1 is as fast as a run by itself.
 """
 
 import argparse
-import dataclasses
+import contextlib
+import os
 import pathlib
 import sys
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
-from vae.single import SingleRun
 
 from benchmarks import jax_vae
 from benchmarks import results
 from benchmarks import rounds
-from configs import celeba
-from vae import splits
 from vae.population import Population
 
 
 def main() -> None:
   """Measures, prints a table, and writes JSON."""
   args = _arguments()
-  facts = results.machine()
-  results.warn_of_other_work(facts)
-  print(results.describe(facts), flush=True)
-  contenders = [
-    _contender(args, count, dtype)
-    for dtype in args.dtypes
-    for count in _counts(args)
-  ]
-  measured = [rounds.warm_up(c, args.seconds) for c in contenders]
-  rounds.alternate(contenders, measured, args.rounds)
-  rows = []
-  for dtype in args.dtypes:
-    of_dtype = [m for m in measured if m.dtype == dtype]
-    rows += [_row(m, of_dtype[0], args.batch_size) for m in of_dtype]
-  header = ['runs', 'dtype', 'ms per step', 'time of one run', 'images/s']
+  results.check_devices()
+  if args.serve:
+    rounds.serve(_together(args, jax.device_count()))
+    return
+  content = results.begin(args)
+  with contextlib.ExitStack() as stack:
+    contenders = []
+    if jax.device_count() == 1:
+      contenders += [_alone(args), _in_turn(args)]
+    if jax.default_backend() == 'cpu':
+      counts = args.device_counts
+      contenders += [stack.enter_context(_virtual(args, n)) for n in counts]
+    elif jax.device_count() > 1:
+      contenders += [_together(args, n) for n in (1, jax.device_count())]
+    measured = rounds.measure(contenders, args)
+  content['rows'] = [one.row(measured[0]) for one in measured]
+  header = ['', 'ms per step', 'time of a run', 'images/s', 'first step, s']
   lines = [
     [
-      str(row['runs']),
-      row['dtype'],
+      row['name'],
       results.significant(row['milliseconds_per_step']),
-      f'{row["time_relative"]:.2f}',
+      f'{one.milliseconds / measured[0].milliseconds:.2f}',
       results.significant(row['images_per_second']),
+      f'{row["first_step_seconds"]:.1f}',
     ]
-    for row in rows
+    for one, row in zip(measured, content['rows'], strict=True)
   ]
   print(results.table(header, lines))
-  content = {'machine': facts, 'settings': vars(args), 'rows': rows}
   results.write(args.output, content)
 
 
 def _arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser = results.make_parser(__doc__)
+  parser.add_argument(
+    '--members', type=int, default=4, help='one after another (4)'
   )
   parser.add_argument(
-    '--runs', default='2,4,8', help='that train together, by commas (2,4,8)'
+    '--device_counts',
+    type=results.numbers,
+    default=[2, 4],
+    help='of virtual devices, separated by commas (2,4)',
   )
   parser.add_argument(
-    '--dtypes', default='float32', help='float32, bfloat16 (float32)'
+    '--dtype', default='float32', help='float32, bfloat16 (float32)'
   )
-  parser.add_argument('--batch_size', type=int, default=64, help='(64)')
   rounds.add_flags(parser, num_rounds=5, seconds=2.0)
-  parser.add_argument(
-    '--quick',
-    action='store_true',
-    help='a tiny network, batch 8, one short round: whether it runs at all',
+  # For the processes that this one starts.
+  parser.add_argument('--serve', action='store_true', help=argparse.SUPPRESS)
+  return results.parse(
+    parser, members=2, device_counts=[2], rounds=1, seconds=0.02
   )
-  args = parser.parse_args()
-  args.dtypes = args.dtypes.split(',')
-  if args.quick:
-    results.compile_quickly()
-    args.runs, args.batch_size = '2', 8
-    args.rounds, args.seconds = 1, 0.02
-  return args
 
 
-def _counts(args: argparse.Namespace) -> list[int]:
-  """Numbers of runs; the first is one, that the others are compared with."""
-  return [1, *map(int, args.runs.split(','))]
-
-
-def _contender(
-  args: argparse.Namespace, count: int, dtype: str
-) -> rounds.Contender:
-  """So many runs of different β, as a sweep trains them."""
-  max_steps = jax_vae.steps_per_dispatch()
-  configs = [celeba.get_config() for _ in range(count)]
+def _configs(args: argparse.Namespace, count: int) -> list:
+  configs = [jax_vae.make_config(args.quick) for _ in range(count)]
   for index, config in enumerate(configs):
     config.objective.beta = 0.25 * 2**index
-    config.model.dtype = dtype
-    config.train.batch_size = args.batch_size
-    if args.quick:
-      config.data.image_size = 16
-      config.model.hidden_channels = (4, 8)
-  pixels = jax_vae.random_images(configs[0], args.batch_size, max_steps)
-  split = splits.DeviceSplit(splits.ArraySplit(pixels))
-  data = splits.DataSet(split, split, split)
-  if count == 1:
-    trainer = SingleRun(configs[0], data)
-  else:
-    trainer = Population(configs, data)
+    config.model.dtype = args.dtype
+  return configs
+
+
+def _alone(args: argparse.Namespace) -> rounds.Contender:
+  (config,) = _configs(args, 1)
+  return jax_vae.training('one run', config)
+
+
+def _in_turn(args: argparse.Namespace) -> rounds.Contender:
+  """Members that take turns, one for each call; the first call has them all.
+
+  The seconds of its first step are those of the members after the first.
+  """
+  max_steps = jax_vae.steps_per_dispatch()
+  configs = _configs(args, args.members)
+  data = jax_vae.make_data(configs[0], max_steps)
+  first, *others = (
+    jax_vae.dispatches(Population([config], data), max_steps)
+    for config in configs
+  )
+  start = time.perf_counter()
+  first(1)
+  print(
+    f'in turn: first step of the first member {time.perf_counter() - start:.1f}'
+    ' s',
+    file=sys.stderr,
+  )
+  members = [first, *others]
 
   def run(num_steps):
-    while num_steps:
-      # An epoch of the images is one dispatch.
-      (chunk,) = trainer.train_chunks(0, 0, max_steps)
-      chunk.num_batches = min(num_steps, chunk.num_batches)
-      metrics = trainer.train(chunk)
-      num_steps -= chunk.num_batches
-    jax.block_until_ready(metrics)
+    members.append(members.pop(0))
+    members[0](num_steps)
 
-  return rounds.Contender(str(count), args.batch_size * count, dtype, run)
+  batch_size = configs[0].train.batch_size
+  return rounds.Contender(
+    f'in turn, {args.members}', batch_size, args.dtype, run
+  )
 
 
-def _row(
-  measured: rounds.Measured, one: rounds.Measured, batch_size: int
-) -> dict[str, object]:
-  """What the table and the JSON say of a contender."""
-  count = measured.batch_size // batch_size
-  return {
-    'runs': count,
-    **dataclasses.asdict(measured),
-    'milliseconds_per_step': measured.milliseconds,
-    'images_per_second': measured.images_per_second,
-    'time_relative': count / rounds.speedup(measured, one),
-  }
+def _together(args: argparse.Namespace, count: int) -> rounds.Contender:
+  max_steps = jax_vae.steps_per_dispatch()
+  configs = _configs(args, count)
+  population = Population(configs, jax_vae.make_data(configs[0], max_steps))
+  return rounds.Contender(
+    f'{count} devices',
+    count * configs[0].train.batch_size,
+    args.dtype,
+    jax_vae.dispatches(population, max_steps),
+  )
+
+
+def _virtual(
+  args: argparse.Namespace, count: int
+) -> contextlib.AbstractContextManager[rounds.Contender]:
+  flags = os.environ.get('XLA_FLAGS', '')
+  flags += f' --xla_force_host_platform_device_count={count}'
+  batch_size = jax_vae.make_config(args.quick).train.batch_size
+  return rounds.in_process(
+    f'{count} devices',
+    count * batch_size,
+    args.dtype,
+    ['--quick'] * args.quick + [f'--dtype={args.dtype}'],
+    {'XLA_FLAGS': flags},
+  )
 
 
 if __name__ == '__main__':

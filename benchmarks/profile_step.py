@@ -1,11 +1,11 @@
-"""The kernels of a training step, by the time that they take.
+"""The kernels of a training step, by their time.
 
   python benchmarks/profile_step.py --output=profile.json
 
-One dispatch of the network of configs/celeba.py is traced by `jax.profiler`,
-compiled before. The trace is reduced to a table of the kernels and, of the
-largest batch, kept beside the JSON as .xplane.pb, which `xprof` shows. While a
-trace is taken XLA sends a GPU its kernels one by one, not as graphs.
+`jax.profiler` traces one compiled dispatch of the network of configs/celeba.py.
+The trace is reduced to a table of the kernels and, of the largest batch, kept
+beside the JSON as .xplane.pb, for `xprof`. In a trace XLA sends a GPU its
+kernels one by one, not as graphs.
 """
 
 import argparse
@@ -21,75 +21,55 @@ import jax
 
 from benchmarks import jax_vae
 from benchmarks import results
-from configs import celeba
-from vae import splits
 
-# What encloses other operations of the same line.
+# Operations that enclose others of the same line.
 _ENCLOSING = ('while', 'call', 'conditional')
-# A larger trace is not kept.
+
+# Larger traces are not kept.
 _MAX_BYTES = 16_000_000
 
 
 def main() -> None:
   """Profiles each batch size; prints tables, and writes JSON."""
   args = _arguments()
-  results.check_devices()
-  profiles = {}
+  content = results.begin(args) | {'profiles': {}}
   with tempfile.TemporaryDirectory(prefix='profile_step_') as folder:
-    for batch_size in args.batch_sizes:
+    for batch_size in sorted(args.batch_sizes):
       path = _trace(args, batch_size, f'{folder}/{batch_size}')
       profile = jax.profiler.ProfileData.from_file(str(path))
-      profiles[batch_size] = summarize(profile, args.steps, args.rows)
-    facts = results.machine()
-    content = {'machine': facts, 'settings': vars(args), 'profiles': profiles}
-    print(results.describe(facts), tables(content), sep='\n\n')
+      summary = summarize(profile, args.steps, args.rows)
+      content['profiles'][batch_size] = summary
+      print(_table(batch_size, args.dtype, summary))
     results.write(args.output, content)
     if args.output and path.stat().st_size < _MAX_BYTES:
       shutil.copy(path, pathlib.Path(args.output).with_suffix('.xplane.pb'))
 
 
 def _arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = results.make_parser(__doc__)
   parser.add_argument(
     '--batch_sizes',
-    type=lambda text: sorted(int(number) for number in text.split(',')),
+    type=results.numbers,
     default=[64, 1024],
     help='separated by commas (64,1024)',
   )
   parser.add_argument(
     '--dtype', default='bfloat16', help='float32, bfloat16 (bfloat16)'
   )
-  parser.add_argument('--steps', type=int, default=10, help='to trace (10)')
+  parser.add_argument('--steps', type=int, default=10, help='in a trace (10)')
   parser.add_argument('--rows', type=int, default=25, help='of a table (25)')
-  parser.add_argument('--output', help='JSON file for the tables')
-  parser.add_argument(
-    '--quick',
-    action='store_true',
-    help='a tiny network, batch 8, two steps: whether it runs at all',
-  )
-  args = parser.parse_args()
-  if args.quick:
-    results.compile_quickly()
-    args.batch_sizes, args.steps = [8], 2
-  return args
+  return results.parse(parser, batch_sizes=[8], steps=2)
 
 
 def _trace(
   args: argparse.Namespace, batch_size: int, folder: str
 ) -> pathlib.Path:
-  """Traces one dispatch; returns the trace's file."""
-  config = celeba.get_config()
+  """Traces one dispatch; returns the path of the trace."""
+  config = jax_vae.make_config(args.quick)
   config.model.dtype = args.dtype
-  if args.quick:
-    config.data.image_size = 16
-    config.model.hidden_channels = (4, 8)
-  pixels = jax_vae.random_images(config, batch_size, args.steps)
-  split = splits.DeviceSplit(splits.ArraySplit(pixels))
-  contender = jax_vae.training_steps('', config, split, batch_size, args.steps)
-  # The first compiles; a second shows that no more is compiled.
-  for _ in range(2):
+  config.train.batch_size = batch_size
+  contender = jax_vae.training('', config, args.steps)
+  for _ in range(2):  # The first compiles.
     contender.run(args.steps)
   with jax.profiler.trace(folder):
     contender.run(args.steps)
@@ -100,18 +80,18 @@ def _trace(
 def summarize(
   profile: jax.profiler.ProfileData, num_steps: int, num_rows: int
 ) -> dict[str, object]:
-  """What a trace says of the device's kernels.
+  """Sums a trace by the device's kernels.
 
   Args:
     profile: of training steps alone.
-    num_steps: how many.
-    num_rows: kernels to keep.
+    num_steps: in the trace.
+    num_rows: kernels to keep, the longest.
 
   Returns:
     `milliseconds_per_step`, from the first kernel's start to the last one's
     end; `busy`, the share of it in which a kernel runs; `num_kernels` of a
-    step; and `kernels`, those that take longest, with the HLO operation that
-    each is of, milliseconds and calls per step, and share of all kernels' time.
+    step; and `kernels`, each with its HLO operation, milliseconds and calls per
+    step, and share of all kernels' time.
   """
   milliseconds, calls = collections.Counter(), collections.Counter()
   intervals = []
@@ -120,7 +100,7 @@ def summarize(
     calls[name, operation] += 1
     intervals.append((start, start + duration))
   if not intervals:
-    raise SystemExit('profile_step: the trace has no kernel of a device.')
+    sys.exit('error: the trace has no kernel of a device.')
   total = sum(milliseconds.values())
   start = min(start for start, _ in intervals)
   end = max(end for _, end in intervals)
@@ -142,13 +122,13 @@ def summarize(
 
 
 def _events(profile: jax.profiler.ProfileData):
-  """Name, HLO operation, start and duration in ns of each kernel."""
+  """Yields name, HLO operation, start and duration in ns of each kernel."""
   planes = [p for p in profile.planes if p.name.startswith('/device:')]
   planes = planes or [p for p in profile.planes if p.name == '/host:CPU']
   for plane in planes:
     lines = list(plane.lines)
-    # A GPU's kernels are on its streams, a TPU's operations on a line of that
-    # name; the other lines sum these up.
+    # A GPU's kernels are on its streams, a TPU's on a line of that name; other
+    # lines sum them up.
     own = [li for li in lines if li.name.startswith(('Stream', 'XLA Ops'))]
     for line in own or lines:
       for event in line.events:
@@ -169,28 +149,24 @@ def _covered(intervals: list[tuple[float, float]]) -> float:
   return covered
 
 
-def tables(content: dict[str, object]) -> str:
-  """Markdown of what was written as JSON, a table for each batch size."""
-  dtype, parts = content['settings']['dtype'], []
-  for batch_size, profile in content['profiles'].items():
-    header = ['kernel', 'of', 'ms per step', 'calls', 'share']
-    lines = [
-      [
-        # C++ names fill a line each.
-        f'`{row["kernel"][:60]}`',
-        row['operation'],
-        f'{row["milliseconds"]:.4f}',
-        f'{row["calls"]:g}',
-        f'{row["share"]:.1%}',
-      ]
-      for row in profile['kernels']
+def _table(batch_size: int, dtype: str, summary: dict[str, object]) -> str:
+  header = ['kernel', 'operation', 'ms per step', 'calls', 'share']
+  lines = [
+    [
+      # C++ names fill a line each.
+      f'`{row["kernel"][:60]}`',
+      row['operation'],
+      f'{row["milliseconds"]:.4f}',
+      f'{row["calls"]:g}',
+      f'{row["share"]:.1%}',
     ]
-    parts.append(
-      f'Batch {batch_size}, {dtype}: {profile["milliseconds_per_step"]:.3f} ms '
-      f'a step, of which kernels run for {profile["busy"]:.0%}, '
-      f'{profile["num_kernels"]:.0f} of them.\n\n{results.table(header, lines)}'
-    )
-  return '\n\n'.join(parts)
+    for row in summary['kernels']
+  ]
+  return (
+    f'Batch {batch_size}, {dtype}: {summary["milliseconds_per_step"]:.3f} ms '
+    f'per step; {summary["num_kernels"]:.0f} kernels run for '
+    f'{summary["busy"]:.0%} of it.\n\n{results.table(header, lines)}\n'
+  )
 
 
 if __name__ == '__main__':

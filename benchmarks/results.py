@@ -1,5 +1,6 @@
-"""What a benchmark leaves: Markdown tables, and JSON that says where it ran."""
+"""The frame of a benchmark: its flags, the machine, tables and JSON."""
 
+import argparse
 from collections.abc import Sequence
 import datetime
 import importlib.metadata
@@ -12,13 +13,13 @@ import sys
 
 import jax
 
-from vae import atomic_files
 from vae import devices
 from vae import paths
 from vae.errors import UserError
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch')
-# They change how fast a step is.
+
+# Variables that change how fast a step is.
 _VARIABLES = (
   'CUDA_VISIBLE_DEVICES',
   'GLIBC_TUNABLES',
@@ -28,15 +29,42 @@ _VARIABLES = (
 )
 
 
-def compile_quickly() -> None:
-  """Has XLA not optimise: for a try, before JAX has its devices."""
-  print('A try: these numbers mean nothing.')
-  flags = os.environ.get('XLA_FLAGS', '')
-  os.environ['XLA_FLAGS'] = f'{flags} --xla_backend_optimization_level=0'
+def make_parser(description: str) -> argparse.ArgumentParser:
+  """A parser with the flags that all benchmarks have."""
+  parser = argparse.ArgumentParser(
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('--output', help='JSON file for all measurements')
+  parser.add_argument(
+    '--quick',
+    action='store_true',
+    help='a try: a tiny network, one short round, no optimisation by XLA',
+  )
+  return parser
+
+
+def parse(parser: argparse.ArgumentParser, **quick) -> argparse.Namespace:
+  """Parses the command line; with `--quick` flags have the values of `quick`.
+
+  Call it before JAX has its devices.
+  """
+  args = parser.parse_args()
+  if args.quick:
+    print('A try: these numbers mean nothing.')
+    flags = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = f'{flags} --xla_backend_optimization_level=0'
+    vars(args).update(quick)
+  return args
+
+
+def numbers(text: str) -> list[int]:
+  """The value of a flag: whole numbers, separated by commas."""
+  return [int(number) for number in text.split(',')]
 
 
 def check_devices() -> None:
-  """Ends the program if JAX lacks the platform that JAX_PLATFORMS names."""
+  """Exits with 2 if JAX lacks the platform that JAX_PLATFORMS names."""
   try:
     devices.check()
   except UserError as error:
@@ -44,8 +72,26 @@ def check_devices() -> None:
     sys.exit(2)
 
 
+def begin(args: argparse.Namespace) -> dict[str, object]:
+  """Prints the machine, with a warning if other work runs on it.
+
+  Returns:
+    The first items of the JSON: `machine` and `settings`.
+  """
+  facts = machine()
+  load = facts['load_average']
+  if load and load > 0.5:
+    print(
+      f'warning: the load average is {load:.1f}; speeds beside other work are '
+      'not comparable, and those of PyTorch suffer most.',
+      file=sys.stderr,
+    )
+  print(describe(facts), end='\n\n', flush=True)
+  return {'machine': facts, 'settings': vars(args)}
+
+
 def machine() -> dict[str, object]:
-  """Where and when, and with which versions."""
+  """Date, commit, versions, devices and processor."""
   check_devices()
   return {
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -54,11 +100,8 @@ def machine() -> dict[str, object]:
     **{package: _version(package) for package in _PACKAGES},
     'devices': [device.device_kind for device in jax.devices()],
     'cpu': _cpu(),
-    'cores': len(os.sched_getaffinity(0))
-    if hasattr(os, 'sched_getaffinity')
-    else os.cpu_count(),
-    # Of other work, if the benchmark has only begun.
-    'load_average': os.getloadavg()[0] if hasattr(os, 'getloadavg') else None,
+    'cores': os.cpu_count(),
+    'load_average': os.getloadavg()[0],
     'environment': {
       name: os.environ[name] for name in _VARIABLES if name in os.environ
     },
@@ -67,59 +110,44 @@ def machine() -> dict[str, object]:
 
 def describe(facts: dict[str, object]) -> str:
   """`machine` in a line."""
-  packages = (f'{name} {facts[name]}' for name in _PACKAGES if facts[name])
-  variables = facts['environment'].items()
   return ', '.join(
     [
       f'{len(facts["devices"])} × {facts["devices"][0]}',
       f'{facts["cpu"]} ({facts["cores"]} cores)',
       f'python {facts["python"]}',
-      *packages,
-      *(f'{name}={value}' for name, value in variables),
+      *(f'{name} {facts[name]}' for name in _PACKAGES if facts[name]),
+      *(f'{name}={value}' for name, value in facts['environment'].items()),
       f'commit {facts["commit"]}',
       str(facts['date']),
     ]
   )
 
 
-def warn_of_other_work(facts: dict[str, object]) -> None:
-  """Tells if the machine had other work when the benchmark began."""
-  load = facts['load_average']
-  if load and load > 0.5:
-    print(
-      f'The load average is {load:.1f}: with other work beside it nothing here '
-      'is comparable, and PyTorch, whose threads wait for each other, slows '
-      'down the most.',
-      file=sys.stderr,
-    )
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Rows of cells in Markdown; the first column to the left."""
+  """Rows of cells in Markdown, the first column to the left."""
   lines = [header, ('---', *['---:'] * (len(header) - 1)), *rows]
   return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
 
 
 def significant(number: float) -> str:
-  """Three digits or all before the point, thousands separated."""
+  """A number with three digits, or all digits before the point."""
   if abs(number) >= 100:
     return f'{number:,.0f}'
   return f'{number:.1f}' if abs(number) >= 10 else f'{number:.2f}'
 
 
 def save(path: str | None, content: dict[str, object]) -> None:
-  """Writes JSON if a path is given; again whenever there is more."""
+  """Writes JSON if a path is given; atomic, so it can be called repeatedly."""
   if path:
     text = json.dumps(content, indent=2) + '\n'
-    # Whoever is ended while it writes leaves what there was.
-    atomic_files.replace(paths.expand(path), text.encode())
+    paths.replace(paths.expand(path), text.encode())
 
 
 def write(path: str | None, content: dict[str, object]) -> None:
-  """Writes JSON if a path is given, and prints that."""
+  """Writes JSON if a path is given, and prints the path."""
   save(path, content)
   if path:
-    print(f'\n{path}: all rounds.')
+    print(f'\nAll measurements: {path}')
 
 
 def _version(package: str) -> str | None:
@@ -130,20 +158,20 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-  """The code's, with a + if it was changed since; None outside Git."""
+  """The commit, with a + if files differ from it; None outside Git."""
   git = ('git', '-C', str(pathlib.Path(__file__).parents[1]))
+  commands = (
+    (*git, 'rev-parse', '--short=12', 'HEAD'),
+    (*git, 'status', '--porcelain'),
+  )
   try:
-    commit = subprocess.check_output(
-      (*git, 'rev-parse', '--short=12', 'HEAD'),
-      stderr=subprocess.DEVNULL,
-      text=True,
-    ).strip()
-    changes = subprocess.check_output(
-      (*git, 'status', '--porcelain'), stderr=subprocess.DEVNULL, text=True
+    commit, changes = (
+      subprocess.check_output(c, stderr=subprocess.DEVNULL, text=True).strip()
+      for c in commands
     )
   except (OSError, subprocess.CalledProcessError):
     return None
-  return commit + '+' * bool(changes.strip())
+  return commit + '+' * bool(changes)
 
 
 def _cpu() -> str:

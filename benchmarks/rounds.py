@@ -1,8 +1,8 @@
-"""Measures contenders in turns, so that what drifts on a machine cancels.
+"""Measures contenders in turn, so that the drift of a machine cancels.
 
 In each round every contender runs for about the same time, and each round
-begins with another. Contenders are compared within a round; of the rounds the
-median counts.
+begins with another contender. Contenders are compared within a round; the
+median over the rounds counts.
 """
 
 import argparse
@@ -22,13 +22,13 @@ import numpy as np
 
 @dataclasses.dataclass
 class Contender:
-  """Training steps that can be run.
+  """Training steps to be measured.
 
   Attributes:
-    name: of a row in a table.
+    name: of its row in a table.
     batch_size: images in a step.
     dtype: of the activations.
-    run: makes so many training steps, and returns when they are done.
+    run: makes a number of training steps, and returns when they are done.
   """
 
   name: str
@@ -39,15 +39,15 @@ class Contender:
 
 @dataclasses.dataclass
 class Measured:
-  """What was measured of a contender.
+  """Measurements of a contender.
 
   Attributes:
     name: the contender's.
     batch_size: the contender's.
     dtype: the contender's.
-    first_step_seconds: the first step's, compilation included.
-    steps_per_round: how many steps it made in a round.
-    step_seconds: a step's in each round.
+    first_step_seconds: of the first step, compilation included.
+    steps_per_round: number of steps in a round.
+    step_seconds: per step, of each round.
   """
 
   name: str
@@ -59,36 +59,50 @@ class Measured:
 
   @property
   def milliseconds(self) -> float:
-    """A step's, median of the rounds."""
+    """Per step, median of the rounds."""
     return 1000 * float(np.median(self.step_seconds))
 
   @property
   def images_per_second(self) -> float:
     """Median of the rounds."""
-    return self.batch_size / float(np.median(self.step_seconds))
+    return 1000 * self.batch_size / self.milliseconds
+
+  def row(self, base: 'Measured') -> dict[str, object]:
+    """The contender's row of a table, as JSON."""
+    return {
+      **dataclasses.asdict(self),
+      'images_per_second': self.images_per_second,
+      'milliseconds_per_step': self.milliseconds,
+      'speedup': speedup(self, base),
+    }
 
 
 def add_flags(
   parser: argparse.ArgumentParser, num_rounds: int, seconds: float
 ) -> None:
-  """Adds those that say how long to measure, and where it goes."""
+  """Adds the flags of the rounds, with their defaults."""
   parser.add_argument(
-    '--rounds',
-    type=int,
-    default=num_rounds,
-    help=f'of which the median counts ({num_rounds})',
+    '--rounds', type=int, default=num_rounds, help=f'({num_rounds})'
   )
   parser.add_argument(
     '--seconds',
     type=float,
     default=seconds,
-    help=f'of each contender in each round, at least a step ({seconds:g})',
+    help=f'of a contender in a round, at least a step ({seconds:g})',
   )
-  parser.add_argument('--output', help='JSON file for all that was measured')
+
+
+def measure(
+  contenders: Sequence[Contender], args: argparse.Namespace
+) -> list[Measured]:
+  """Warms all contenders up, and measures them in turn."""
+  measured = [warm_up(contender, args.seconds) for contender in contenders]
+  alternate(contenders, measured, args.rounds)
+  return measured
 
 
 def warm_up(contender: Contender, seconds: float) -> Measured:
-  """Compiles a contender; finds out how many steps take so many seconds."""
+  """Compiles a contender, and counts its steps in a number of seconds."""
   first = _time(contender, 1)
   steps, elapsed = 1, _time(contender, 1)
   while elapsed < seconds / 2:
@@ -108,7 +122,7 @@ def alternate(
   measured: Sequence[Measured],
   num_rounds: int,
 ) -> None:
-  """Adds so many rounds to what `warm_up` returned for each contender."""
+  """Adds rounds to the results of `warm_up`, one for each contender."""
   pairs = list(zip(contenders, measured, strict=True))
   for index in range(num_rounds):
     first = index % len(pairs)
@@ -118,9 +132,8 @@ def alternate(
 
 
 def speedup(measured: Measured, other: Measured) -> float:
-  """How many times the other's images/s; median of the rounds' ratios."""
-  times = np.array(measured.step_seconds), np.array(other.step_seconds)
-  ratios = times[1] / times[0]
+  """Ratio of images/s to the other's, median over the rounds."""
+  ratios = np.divide(other.step_seconds, measured.step_seconds)
   return float(np.median(ratios)) * measured.batch_size / other.batch_size
 
 
@@ -129,23 +142,23 @@ def in_process(
   name: str,
   batch_size: int,
   dtype: str,
-  command: Sequence[str],
+  flags: Sequence[str],
   environment: Mapping[str, str],
 ) -> Iterator[Contender]:
-  """A contender that another process runs, which calls `serve`.
+  """A contender in a process of its own: this script, which calls `serve`.
 
   Args:
     name: the contender's.
     batch_size: the contender's.
     dtype: the contender's.
-    command: starts the process.
+    flags: of the script, beside `--serve`.
     environment: variables that the process has beside this one's.
 
   Raises:
     ChildProcessError: when it runs, if the process has ended.
   """
   with subprocess.Popen(
-    command,
+    [sys.executable, sys.argv[0], '--serve', *flags],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
@@ -162,7 +175,7 @@ def in_process(
       if not answers('done'):
         raise ChildProcessError(f'{name}: its process ended, see above.')
 
-    # It has compiled nothing yet; but it has started, and made its images.
+    # It has started and made its images, and compiled nothing yet.
     answers('ready')
     try:
       yield Contender(name, batch_size, dtype, run)
@@ -172,7 +185,7 @@ def in_process(
 
 
 def serve(contender: Contender) -> None:
-  """Makes as many steps as each line of the input says; answers when done."""
+  """Makes as many steps as each line of standard input has, and answers."""
   print('ready', flush=True)
   for line in sys.stdin:
     contender.run(int(line))

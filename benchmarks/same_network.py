@@ -1,11 +1,11 @@
-"""Shows that what is compared computes the same, before it is measured.
+"""Checks that contenders compute the same, before they are measured.
 
-For a stride of 2 and an even side Flax pads at the end and PyTorch, as it is
-customary there, at the beginning: output i sees the inputs 2i, 2i + 1, 2i + 2
-in the one, 2i - 1, 2i, 2i + 1 in the other. Counted from the other end of the
-image these are each other's. So PyTorch's network, with the convolutions'
-kernels turned by 180°, makes of turned images what ours makes of the images;
-the transposed convolutions turn by themselves.
+With a stride of 2 and an even side Flax pads at the end and PyTorch at the
+beginning: output i sees the inputs 2i, 2i + 1, 2i + 2 in the one and 2i - 1,
+2i, 2i + 1 in the other, which is the same counted from the other end of the
+image. So PyTorch's network, with the convolutions' kernels turned by 180°,
+makes of turned images what this codebase makes of the images; the transposed
+convolutions turn by themselves.
 """
 
 import jax
@@ -13,33 +13,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import jax_vae
-from vae import model as models
-from vae import objective as objectives
+from vae import models
+from vae import objectives
 
-# Largest differences: of the outputs, and relative ones of the loss and of each
-# parameter's gradient (Euclidean norms). They are float32's rounding, which
-# gradients amplify: where a rectifier's input comes out on the other side of
-# zero, its slope is another.
+# Largest differences: absolute of the outputs, relative of the loss and of each
+# parameter's gradient (Euclidean norms). They are float32's rounding; gradients
+# amplify it if a rectifier's input falls on the other side of zero.
 _OUTPUTS, _LOSS, _GRADIENTS = 1e-4, 1e-5, 0.03
 
 
 def check(config, with_torch: bool) -> dict[str, dict[str, float]]:
-  """Compares ours with plain Flax, and with PyTorch, on the same parameters.
+  """Compares this codebase with plain Flax and PyTorch, for equal parameters.
 
-  In float32 without TF32, while training (so BatchNorm takes the batch's
-  statistics), with z = mean: the outputs, the loss, and its gradient with
-  respect to every parameter. The biases before a BatchNorm are left out: their
-  gradient is zero, and rounding where it is computed.
+  In float32 without TF32, in training (BatchNorm takes the batch's statistics)
+  with z = mean: the outputs, the loss, and its gradient for each parameter. The
+  biases before a BatchNorm are left out, as their gradient is zero.
 
   Returns:
-    The differences, by what was compared with.
+    The differences, by the other's name.
 
   Raises:
-    SystemExit: if they are not the same network.
+    SystemExit: if the networks differ.
   """
   config = config.copy_and_resolve_references()
   config.model.dtype = 'float32'
-  images = jax_vae.random_images(config, 16, 1).astype(np.float32) / 255
+  images = jax_vae.random_images(config, 16).astype(np.float32) / 255
   with jax.default_matmul_precision('highest'):
     variables, ours = _ours(config, images)
     others = {'plain Flax': _plain(config, variables, images)}
@@ -58,25 +56,33 @@ def check(config, with_torch: bool) -> dict[str, dict[str, float]]:
       and values['loss'] < _LOSS
       and values['gradients'] < _GRADIENTS
     ):
-      raise SystemExit(f'{name}: not the same network.')
+      raise SystemExit(f'{name} computes another network.')
   return differences
 
 
 def _ours(config, images):
   model = models.from_config(config)
-  objective = objectives.from_config(config)
+  objective = objectives.from_config(config).replace(sample_posterior=False)
   variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+  batch = objectives.Batch(
+    images=images,
+    mask=jnp.ones(len(images), bool),
+    keys=None,
+    noise_keys=None,
+    epoch=0.0,
+    train=True,
+    num_train_examples=len(images),
+    axis_name=None,
+  )
 
   @jax.jit
   def run(params):
     def loss_fn(params):
       def terms(model):
-        # Twice, since the terms keep the outputs to themselves; XLA runs once.
-        values = objectives.terms(
-          model, objective, images, images, None, train=True
-        )
-        mean, _ = model.encode(images, train=True)
-        return values['loss'].mean(), model.decode_outputs(mean, train=True)
+        # Twice, as the objective does not return the outputs; XLA runs it once.
+        loss = objective(model, batch)['loss'].mean()
+        mean = model.encode(images, train=True).mean
+        return loss, model.decode(mean, train=True).mean
 
       return model.apply(
         {**variables, 'params': params}, method=terms, mutable='batch_stats'
@@ -95,10 +101,10 @@ def _plain(config, variables, images):
   @jax.jit
   def run(params):
     def loss_fn(params):
-      results, _ = model.apply(
+      found, _ = model.apply(
         {**variables, 'params': params}, images, epsilon, mutable='batch_stats'
       )
-      return jax_vae.plain_loss(config, images, *results), results[0]
+      return jax_vae.plain_loss(config, images, *found), found[0]
 
     return jax.value_and_grad(loss_fn, has_aux=True)(params)
 
@@ -121,7 +127,7 @@ def _torch(config, params, images):
     for values in (own, given)
   ]
   if shapes[0] != shapes[1]:
-    raise SystemExit('PyTorch: not the same parameters.')
+    raise SystemExit('PyTorch has other parameters.')
   with torch.no_grad():
     for name, value in given.items():
       own[name].copy_(torch.tensor(value))
@@ -137,7 +143,7 @@ def _torch(config, params, images):
 
 
 def to_torch(params) -> dict[str, np.ndarray]:
-  """Our parameters, or gradients, as those of the turned PyTorch network."""
+  """Parameters or gradients in the layout of the turned PyTorch network."""
   params = jax.device_get(params)
   encoder, decoder = params['encoder'], params['decoder']
   depth = sum(name.startswith('Conv_') for name in encoder)
@@ -182,7 +188,7 @@ def _start(size: int, channels: int) -> tuple[int, int, int]:
 
 
 def _turned(array: np.ndarray, start: tuple[int, int, int]) -> np.ndarray:
-  """The last axis, of pixels and channels, as that of a turned image."""
+  """Turns the images that the last axis, pixels and channels, holds."""
   images = array.reshape(*array.shape[:-1], *start)[..., ::-1, ::-1, :]
   return np.moveaxis(images, -1, -3).reshape(array.shape)
 

@@ -3,16 +3,16 @@
   python benchmarks/torch_training.py --config=configs/celeba.py \
     --config.data.dir=FOLDER --config.train.num_epochs=20 --seeds=0,1,2
 
-The network, the loss, the optimiser and the schedule are those of PyTorch-VAE;
-the images are the ones that `main.py` trains on with the same config. After
-each epoch it prints the validation loss in the article's units,
-MSE + kld_weight · KL with z drawn.
+Network, loss, optimiser and schedule are PyTorch-VAE's; the images are those of
+`main.py` with the same config. Each epoch prints the validation loss in the
+article's units, MSE + kld_weight · KL with z drawn.
 """
 
 import pathlib
 import sys
 
 from absl import flags
+import numpy as np
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -61,12 +61,13 @@ def main() -> None:
 
 
 def _as_tensor(split) -> torch.Tensor:
-  """All images of a split, [n, channels, height, width] in [0, 1]."""
-  return torch.from_numpy(split.images).permute(0, 3, 1, 2).float() / 255
+  """The images of a split, [n, channels, height, width] in [0, 1]."""
+  (images,) = split.batches(np.arange(split.num_examples), split.num_examples)
+  return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
 def _terms(model: nn.Module, images: torch.Tensor):
-  """The mean squared error and the KL in nats per image, of a batch."""
+  """Mean squared error and KL in nats per image of a batch."""
   outputs, mean, logvar = model(images)
   kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean()
   return F.mse_loss(outputs, images), kl

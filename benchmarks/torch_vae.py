@@ -1,30 +1,30 @@
-"""The same network and training step in PyTorch, to be measured against.
+"""Contenders in PyTorch: the same network and training step.
 
-Written as the article's own base does it (convolutions padded by one on both
-sides, transposed convolutions with output padding), with the same parameters,
-and with each of PyTorch's ways to go faster.
+The network is PyTorch-VAE's (convolutions padded by one on both sides,
+transposed convolutions with output padding), with the same parameters as this
+codebase's. A variant is a list of words:
 
-A variant is named by what it uses:
-  eager: PyTorch as installed; nothing else is named with it.
-  TF32: matrix products in TF32. (cuDNN's convolutions are by default.)
-  bf16: autocast to bfloat16, in which also convolutions are.
-  channels-last: images and kernels in that memory layout.
-  compiled: `torch.compile` of all that gives the loss, and so of its gradient.
-  reduce-overhead: with CUDA graphs as `torch.compile` makes them.
-  max-autotune: with kernels chosen by trying them; takes minutes.
-  graph: the whole step, optimiser included, as one captured CUDA graph.
-All but eager have the fused Adam and, on a GPU, cuDNN choose its algorithms by
-trying them.
+  eager            PyTorch as installed, without any other word
+  TF32             matrix products in TF32 (cuDNN's convolutions are anyhow)
+  bf16             autocast to bfloat16, convolutions too
+  channels-last    images and kernels in that memory layout
+  compiled         `torch.compile` of the loss, and so of its gradient
+  reduce-overhead  with the CUDA graphs of `torch.compile`
+  max-autotune     with kernels chosen by trying them, which takes minutes
+  graph            the whole step, optimiser included, as one CUDA graph
+
+All but eager have the fused Adam and, on a GPU, let cuDNN choose its algorithms
+by trying them.
 """
 
 from collections.abc import Callable
 import math
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks import jax_vae
 from benchmarks import rounds
 
 WORDS = (
@@ -95,7 +95,7 @@ def _block(conv):
 
 
 def model_from_config(config) -> VAE:
-  """The network that `config` describes."""
+  """The network of a config."""
   return VAE(
     config.data.image_size,
     config.data.channels,
@@ -121,25 +121,22 @@ def set_precision(matmul: bool, convolutions: bool, autotune: bool) -> None:
   torch.backends.cudnn.benchmark = autotune
 
 
-def contender(
-  variant: str, device: str, config, pixels: np.ndarray, num_batches: int
-) -> rounds.Contender:
-  """A variant's training steps, on batches that are on the device.
+def contender(variant: str, device: str, config) -> rounds.Contender:
+  """The training step of a variant.
 
   Args:
     variant: words of `WORDS`.
     device: 'cpu' or 'cuda'.
     config: of the run.
-    pixels: uint8 [num_batches · batch_size, height, width, channels].
-    num_batches: that it goes through.
   """
   words = variant.split()
   step = _make_step(words, device, config)
-  # As channels-last the images lie as they are; else they are laid out anew
-  # here, and not at each step.
+  count = jax_vae.NUM_BATCHES * config.train.batch_size
+  pixels = torch.from_numpy(jax_vae.random_images(config, count)).to(device)
+  # Laid out once, and not at each step.
   batches = [
     batch.permute(0, 3, 1, 2).contiguous(memory_format=_memory_format(words))
-    for batch in torch.from_numpy(pixels).to(device).chunk(num_batches)
+    for batch in pixels.chunk(jax_vae.NUM_BATCHES)
   ]
   if 'graph' in words:
     _set_switches(words)
@@ -148,7 +145,7 @@ def contender(
   def run(num_steps):
     _set_switches(words)
     for index in range(num_steps):
-      step(batches[index % num_batches])
+      step(batches[index % len(batches)])
     if device == 'cuda':
       torch.cuda.synchronize()
 
@@ -163,24 +160,24 @@ def _memory_format(words: list[str]) -> torch.memory_format:
 
 
 def _set_switches(words: list[str]) -> None:
-  # They are the process's, and each variant finds those of the one before.
+  # They belong to the process, so the variant before has set its own.
   set_precision('TF32' in words, convolutions=True, autotune=words != ['eager'])
 
 
 def _make_step(
   words: list[str], device: str, config
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-  """A function that makes one update, and returns the loss, on the device."""
+  """A function of a batch that makes an update and returns the loss."""
   model = model_from_config(config)
   model = model.to(device, memory_format=_memory_format(words))
   optimizer = torch.optim.Adam(
     model.parameters(),
     config.optimizer.learning_rate,
-    # None: as installed, which is for each on a GPU and one by one on a CPU.
+    # None: PyTorch's default.
     fused=None if words == ['eager'] else True,
     capturable='graph' in words,
   )
-  # Made here, and not at each step, since they make PyTorch compile anew.
+  # Read once: as a config's values they would be compiled at each step.
   bf16, flip = 'bf16' in words, config.train.flip
   sigma, beta = config.model.sigma, config.objective.beta
 
@@ -194,13 +191,13 @@ def _make_step(
     return loss_fn(images, *results, sigma, beta)
 
   if 'compiled' in words:
-    # `max-autotune` alone would add CUDA graphs, which have words of their own.
+    # `max-autotune` alone would add CUDA graphs, which have their own words.
     mode = 'default'
     if 'max-autotune' in words:
       mode = 'max-autotune-no-cudagraphs'
     if 'reduce-overhead' in words:
       mode = 'reduce-overhead'
-    # A batch size for itself, as XLA has it: no code for all of them.
+    # Code for one batch size, as XLA's.
     loss_of = torch.compile(loss_of, mode=mode, dynamic=False)
 
   def step(pixels):
@@ -218,10 +215,10 @@ def _make_step(
 def _captured(
   step: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-  """The step as a CUDA graph, which is replayed on a copy of the images."""
+  """The step as a CUDA graph, replayed on a copy of the images."""
   static = example.clone()
-  # What is compiled or chosen by trying must be so before the capture; as the
-  # manual has it, on a stream of its own.
+  # Compilation and the choice of kernels come before the capture, on a stream
+  # of their own (PyTorch's manual).
   stream = torch.cuda.Stream()
   stream.wait_stream(torch.cuda.current_stream())
   with torch.cuda.stream(stream):
@@ -241,10 +238,10 @@ def _captured(
 
 
 def release() -> None:
-  """Forgets what was compiled, and gives memory back.
+  """Drops compiled code and cached memory.
 
-  Else variants of another batch size count against the number of times that
-  PyTorch compiles the same lines before it silently stops.
+  PyTorch silently stops compiling the same lines after a number of times, and
+  each batch size counts.
   """
   torch.compiler.reset()
   if torch.cuda.is_available():

@@ -1,12 +1,12 @@
-"""What XLA makes of the programs for TPUs, compiled where there is none.
+"""The programs as XLA compiles them for TPUs, without any TPU.
 
   make libtpu    # the compiler, 700 MB, once
   python benchmarks/tpu_compile.py --output=tpu_compile.json
 
 The programs of configs/celeba.py, as train.py, evaluate.py, generate.py and
 sweep.py run them, are compiled for whole slices of TPUs. Nothing is run: the
-numbers are XLA's own count of operations, bytes and memory, and its estimate
-of cycles.
+numbers are XLA's count of operations, bytes and memory, and its estimate of
+cycles.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import contextlib
 import importlib.util
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -31,24 +30,21 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 
+from benchmarks import jax_vae
 from benchmarks import results
-from configs import celeba
-from evaluation import per_image
-from vae import devices
-from vae import model as models
+from evaluation import bounds
+from vae import loading
 from vae import numerics
-from vae import optimizers
 from vae import population
 from vae import randomness
-from vae import tiles
-from vae import trained
-from vae import training
+from vae import splits
+from vae import steps
 
 PROGRAMS = ('train', 'eval', 'bound', 'sample', 'population')
 
-# What Cloud calls a slice: its chips as libtpu calls them, and how they are
-# shared out. A v5e slice of more than 8 chips has 4 on each host, a v4 too; the
-# two cores of a v4 or v5p chip are one device.
+# Cloud's name of a slice: libtpu's name of its chips, and their division. A v5e
+# slice of more than 8 chips has 4 on each host, a v4 too; the two cores of a v4
+# or v5p chip are one device.
 SLICES = {
   'v5e-1': ('v5e:1x1', {'chips_per_host_bounds': (1, 1, 1)}),
   'v5e-8': ('v5e:2x4', {'chips_per_host_bounds': (2, 4, 1)}),
@@ -58,8 +54,8 @@ SLICES = {
   'v6e-1': ('v6e:1x1', {'chips_per_host_bounds': (1, 1, 1)}),
 }
 
-# Where `make libtpu` puts it: beside the environment, where JAX would take each
-# start for one on a TPU.
+# The result of `make libtpu`. Within the environment it would have JAX look for
+# a TPU at each start.
 _LIBRARY = pathlib.Path(__file__).parents[1] / '.libtpu/libtpu/libtpu.so'
 
 # libtpu looks for the TPU that it is on, and for other processes that hold it.
@@ -83,31 +79,24 @@ def main() -> None:
   args = _arguments()
   if not has_libtpu():
     print(
-      'error: there is no libtpu to compile with; run make libtpu (700 MB), or '
-      'set TPU_LIBRARY_PATH.',
+      'error: libtpu, which compiles for TPUs, is not installed; run make '
+      'libtpu (700 MB), or set TPU_LIBRARY_PATH.',
       file=sys.stderr,
     )
     sys.exit(2)
   prepare()
-  facts = results.machine()
-  print(results.describe(facts), flush=True)
-  content = {'machine': facts, 'settings': vars(args), 'rows': []}
+  content = results.begin(args) | {'rows': []}
   for name, program, dtype, batch_size in itertools.product(
     args.slices, args.programs, args.dtypes, args.batch_sizes
   ):
+    config = jax_vae.make_config(args.quick)
+    config.model.dtype = dtype
     tpus, start = slice_of(name), time.monotonic()
-    facts['libtpu'] = ' '.join(tpus[0].client.platform_version.split())
-    compiled = lower(
-      program,
-      tpus,
-      _config(args, dtype),
-      batch_size,
-      args.num_images,
-      args.members,
-    ).compile()
+    compiled = lower(program, tpus, config, batch_size, args.num_images)
+    compiled = compiled.compile()
     row = {
       'slice': name,
-      'device': tpus[0].device_kind,
+      'libtpu': ' '.join(tpus[0].client.platform_version.split()),
       'chips': len(tpus),
       'hosts': len({tpu.process_index for tpu in tpus}),
       'program': program,
@@ -117,67 +106,47 @@ def main() -> None:
       **describe(compiled),
     }
     content['rows'].append(row)
-    print(table([row]).splitlines()[-1], flush=True)
-    if args.output:  # A program takes minutes, and what there is counts.
-      pathlib.Path(args.output).write_text(json.dumps(content, indent=2))
+    # A program takes minutes; an interruption keeps the others.
+    results.save(args.output, content)
+    print(_table([row]).splitlines()[-1], flush=True)
     if args.hlo:
       file = f'{name}_{program}_{dtype}_{batch_size}.txt'
       pathlib.Path(args.hlo, file).write_text(compiled.as_text())
   print()
-  print(table(content['rows']))
+  print(_table(content['rows']))
   results.write(args.output, content)
 
 
 def _arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = results.make_parser(__doc__)
+  for flag, default, description in (
+    ('--slices', 'v5e-1,v5e-8,v5e-32,v4-64', ', '.join(SLICES)),
+    ('--programs', ','.join(PROGRAMS), ', '.join(PROGRAMS)),
+    ('--dtypes', 'float32', 'float32, bfloat16'),
+  ):
+    parser.add_argument(
+      flag,
+      type=lambda text: text.split(','),
+      default=default.split(','),
+      help=f'separated by commas, of {description} ({default})',
+    )
   parser.add_argument(
-    '--slices',
-    default='v5e-1,v5e-8,v5e-32,v4-64',
-    help=f'by commas, of {", ".join(SLICES)}',
-  )
-  parser.add_argument(
-    '--programs', default=','.join(PROGRAMS), help='by commas (all)'
-  )
-  parser.add_argument(
-    '--dtypes', default='float32', help='float32, bfloat16 (float32)'
-  )
-  parser.add_argument(
-    '--batch_sizes', default='64', help='images for each chip (64)'
+    '--batch_sizes',
+    type=results.numbers,
+    default=[64],
+    help='images for each chip, separated by commas (64)',
   )
   parser.add_argument(
     '--num_images', type=int, default=162_770, help='on each chip (162770)'
   )
-  parser.add_argument(
-    '--members', type=int, default=4, help='of a population, on each chip (4)'
-  )
   parser.add_argument('--hlo', help='a folder for the compiled programs')
-  parser.add_argument('--output', help='a file for the numbers, JSON')
-  parser.add_argument(
-    '--quick',
-    action='store_true',
-    help='a tiny network, one program: whether it runs at all',
+  args = results.parse(
+    parser, slices=['v5e-1'], programs=['sample'], num_images=100
   )
-  args = parser.parse_args()
-  if args.quick:
-    args.slices, args.programs, args.num_images = 'v5e-1', 'sample', 100
-  for name in ('slices', 'programs', 'dtypes', 'batch_sizes'):
-    setattr(args, name, getattr(args, name).split(','))
-  args.batch_sizes = list(map(int, args.batch_sizes))
   for name, known in (('slices', SLICES), ('programs', PROGRAMS)):
     for unknown in set(getattr(args, name)) - set(known):
-      parser.error(f'--{name}: there is no {unknown}; there are {[*known]}')
+      parser.error(f'--{name} has {unknown}; it takes {", ".join(known)}.')
   return args
-
-
-def _config(args: argparse.Namespace, dtype: str):
-  config = celeba.get_config()
-  config.model.dtype = dtype
-  if args.quick:
-    config.data.image_size = 16
-    config.model.hidden_channels = (4, 8)
-  return config
 
 
 def has_libtpu() -> bool:
@@ -211,33 +180,29 @@ def lower(
   config,
   batch_size: int,
   num_images: int,
-  members: int,
 ) -> jax.stages.Lowered:
-  """A program as it would be handed to the compiler on these TPUs.
+  """A program as the compiler gets it on these TPUs.
 
   Args:
     program: one of `PROGRAMS`. `train`, `eval` and `population` find their
       images on the devices.
-    tpus: that share the batches, or the members.
+    tpus: that share the batches; `population` has a member on each.
     config: complete and valid.
-    batch_size: images for each device; of a population, for each member.
+    batch_size: images for each device.
     num_images: in the data set.
-    members: of a population, on each device.
   """
-  with _as_if_on(tpus):
-    arguments = _Arguments(tpus, config, batch_size, num_images)
-    if program in ('bound', 'sample'):
-      with numerics.precise(config.model.dtype):
-        return _lower_measurement(program, arguments)
-    with numerics.fixed(config.model.dtype):
-      if program == 'population':
-        return _lower_population(arguments, members)
-      return _lower_training(program, arguments)
+  is_measurement = program in ('bound', 'sample')
+  switches = numerics.precise if is_measurement else numerics.fixed
+  config = config.copy_and_resolve_references()
+  is_shared = program != 'population'
+  config.train.batch_size = batch_size * (len(tpus) if is_shared else 1)
+  with _as_if_on(tpus), switches(config.model.dtype):
+    return _LOWER[program](tpus, config, batch_size, num_images)
 
 
 @contextlib.contextmanager
 def _as_if_on(tpus: Sequence[jax.Device]) -> Iterator[None]:
-  """A context in which the library believes that these are its devices."""
+  """A context in which these are the devices of the library."""
   pmap = jax.pmap
 
   def on_tpus(function, **options):
@@ -250,104 +215,114 @@ def _as_if_on(tpus: Sequence[jax.Device]) -> Iterator[None]:
     yield
 
 
-class _Arguments:
-  """Shapes of what the programs are given."""
+# The library caches its compiled steps; `__wrapped__` makes new ones, for the
+# devices at hand.
 
-  def __init__(self, tpus, config, batch_size, num_images):
-    self.tpus, self.config, self.batch_size = tpus, config, batch_size
-    self.model = models.from_config(config)
-    self.optimizer = optimizers.from_config(
-      config, max(1, num_images // (batch_size * len(tpus)))
-    )
-    self.state = training.abstract_state(self.model, self.optimizer)
-    self.settings = jax.tree.map(
-      lambda leaf: _shape(jnp.shape(leaf), jnp.result_type(leaf)),
-      training.settings_from_config(config, self.model),
-    )
-    self.key = jax.eval_shape(lambda: randomness.train_key(0))
-    shape = tiles.shape_of(self.model.image_shape)
-    self.stored = _shape((num_images, *shape), 'u1')
-    self.integer = _shape((), 'i4')
 
-  def indices(self, *leading: int) -> jax.ShapeDtypeStruct:
-    """Of the images of a dispatch's batches."""
-    return _shape((*leading, 100, self.batch_size), 'i4')
+def _lower_train(tpus, config, batch_size, num_images):
+  program = steps.program_from_config(config, num_images)
+  return steps.make_train_steps.__wrapped__(program).lower(
+    *(steps.abstract_state(program), _settings(config), _key()),
+    *(_stored(program, num_images), _indices(len(tpus), batch_size)),
+    _shape((), 'i4'),
+  )
 
-  def images(self) -> jax.ShapeDtypeStruct:
-    """A batch for each device."""
-    shape = len(self.tpus), self.batch_size, *self.model.image_shape
-    return _shape(shape, 'u1')
+
+def _lower_eval(tpus, config, batch_size, num_images):
+  program = steps.program_from_config(config, num_images)
+  return steps.make_eval_steps.__wrapped__(program).lower(
+    *(steps.abstract_state(program).variables, _settings(config), _key()),
+    *(_stored(program, num_images), _indices(len(tpus), batch_size)),
+    *[_shape((), 'i4')] * 3,
+  )
+
+
+def _lower_population(tpus, config, batch_size, num_images):
+  """Members of one seed, which share their batches."""
+  program = steps.program_from_config(config, num_images, axis_name=None)
+  state = steps.abstract_state(program)
+  mask = {'padding': {'mask': _shape((config.model.latent_dim,), 'f4')}}
+  state = state.replace(collections=state.collections | mask)
+  state, settings = jax.tree.map(
+    lambda s: _shape((len(tpus), *s.shape), s.dtype),
+    (state, _settings(config)),
+  )
+  train_steps = population._over_members.__wrapped__(
+    steps.train_loop, program, (0, 0, None, None, None, None), len(tpus)
+  )
+  return train_steps.lower(
+    *(state, settings, _key(), _stored(program, num_images)),
+    *(_indices(batch_size), _shape((), 'i4')),
+  )
+
+
+def _lower_bound(tpus, config, batch_size, num_images):
+  program = steps.program_from_config(config, num_images, axis_name=None)
+  model = program.model
+  images = _shape((len(tpus), batch_size, *model.image_shape), 'u1')
+  return bounds.make_bound_step.__wrapped__(model).lower(
+    *(steps.abstract_state(program).variables, _key(), images),
+    *(_shape((), 'i4'), _shape((), 'i4')),
+    _shape((), steps.float_dtype(model)),
+  )
+
+
+def _lower_sample(tpus, config, batch_size, num_images):
+  program = steps.program_from_config(config, num_images, axis_name=None)
+  on_first = jax.sharding.SingleDeviceSharding(tpus[0])
+  variables, z = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=on_first),
+    (
+      steps.abstract_state(program).variables,
+      _shape((batch_size, config.model.latent_dim), jnp.float32),
+    ),
+  )
+  return loading._decode.lower(program.model, variables, z)
+
+
+_LOWER = {
+  'train': _lower_train,
+  'eval': _lower_eval,
+  'bound': _lower_bound,
+  'sample': _lower_sample,
+  'population': _lower_population,
+}
 
 
 def _shape(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
-# The library's makers of programs remember these; here each has other devices.
-
-
-def _lower_training(program: str, a: _Arguments) -> jax.stages.Lowered:
-  model = a.model.clone(axis_name=devices.AXIS)
-  batches = a.indices(len(a.tpus))
-  if program == 'train':
-    steps = training.make_train_steps.__wrapped__(
-      model, a.optimizer, a.config.train.flip
-    )
-    return steps.lower(a.state, a.settings, a.key, a.stored, batches, a.integer)
-  steps = training.make_eval_steps.__wrapped__(model)
-  return steps.lower(
-    *(a.state.variables, a.settings, a.key, a.stored, batches),
-    *(a.integer, a.integer, a.integer),
+def _settings(config):
+  return jax.tree.map(
+    lambda leaf: _shape(jnp.shape(leaf), jnp.result_type(leaf)),
+    steps.settings_from_config(config),
   )
 
 
-def _lower_measurement(program: str, a: _Arguments) -> jax.stages.Lowered:
-  if program == 'bound':
-    step = per_image.make_bound_step.__wrapped__(a.model)
-    sigma = _shape((), training.float_dtype(a.model))
-    return step.lower(
-      *(a.state.variables, a.key, a.images()),
-      *(a.integer, a.integer, sigma),
-    )
-  on_first = jax.sharding.SingleDeviceSharding(a.tpus[0])
-  variables, z = jax.tree.map(
-    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=on_first),
-    (
-      a.state.variables,
-      _shape((a.batch_size, a.model.latent_dim), jnp.float32),
-    ),
-  )
-  return trained._apply.lower(a.model, 'decode', variables, z)
+def _key() -> jax.ShapeDtypeStruct:
+  return jax.eval_shape(lambda: randomness.train_key(0))
 
 
-def _lower_population(a: _Arguments, members: int) -> jax.stages.Lowered:
-  """Members of one seed, that share their batches."""
+def _stored(program: steps.Program, num_images: int) -> jax.ShapeDtypeStruct:
+  shape = splits.tiled_shape(program.model.image_shape)
+  return _shape((num_images, *shape), 'u1')
 
-  def of_each(tree):
-    return jax.tree.map(
-      lambda s: _shape((len(a.tpus), members, *s.shape), s.dtype), tree
-    )
 
-  steps = population._make_train_steps.__wrapped__(
-    a.model, True, len(a.tpus), a.optimizer, a.config.train.flip, False
-  )
-  settings = a.settings.replace(
-    latent_mask=_shape((a.model.latent_dim,), jnp.float32)
-  )
-  state = of_each(a.state.replace(step=None)).replace(step=a.state.step)
-  return steps.lower(
-    state, of_each(settings), a.key, a.stored, a.indices(), a.integer
-  )
+def _indices(*batches: int) -> jax.ShapeDtypeStruct:
+  """The images of a dispatch of 100 batches, [..., 100, batch_size]."""
+  *leading, batch_size = batches
+  return _shape((*leading, 100, batch_size), 'i4')
 
 
 def describe(compiled: jax.stages.Compiled) -> dict[str, object]:
-  """What the compiler says of a program, for each device.
+  """The compiler's numbers of a program, for each device.
 
   Returns:
     `gigaflop` and `gigabytes` (read and written, the fast memory on the chip
     included), the loop's body counted once; `megacycles`, estimated, of the
     body alone; `arguments`, `temporary` and `aliased` memory, MB;
-    `collectives`, the bytes of each; and how many `host_transfers` there are.
+    `collectives`, the bytes of each; and the number of `host_transfers`.
   """
   text = compiled.as_text()
   cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
@@ -366,7 +341,7 @@ def describe(compiled: jax.stages.Compiled) -> dict[str, object]:
 
 
 def collective_bytes(text: str) -> dict[str, list[int]]:
-  """Bytes of each collective operation of a compiled program, by its name."""
+  """Bytes of each collective operation of a compiled program, by name."""
   found = collections.defaultdict(list)
   for shapes, name in re.findall(
     rf'= (\(.*?\)|\S+) ({_COLLECTIVES})(?:-start)?\(', text
@@ -376,7 +351,7 @@ def collective_bytes(text: str) -> dict[str, list[int]]:
 
 
 def _bytes_of(shapes: str) -> int:
-  """Of arrays as XLA writes their shapes: `(f32[32]{0}, u8[2,3]{1,0})`."""
+  """Bytes of arrays in XLA's notation, `(f32[32]{0}, u8[2,3]{1,0})`."""
   return sum(
     _BYTES[dtype] * math.prod(map(int, filter(None, sides.split(','))))
     for dtype, sides in re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', shapes)
@@ -384,7 +359,7 @@ def _bytes_of(shapes: str) -> int:
 
 
 def _cycles(text: str) -> int:
-  """Estimated cycles of the longest loop's body, or of all without a loop."""
+  """Estimated cycles of the longest loop's body, or of the whole program."""
   estimates = {}
   for block in text.split('\n}\n'):
     name = re.search(r'^(?:ENTRY )?%([\w.-]+) \(', block, re.MULTILINE)
@@ -394,44 +369,30 @@ def _cycles(text: str) -> int:
   return max(estimates[name] for name in bodies or estimates)
 
 
-def table(rows: Sequence[dict[str, object]]) -> str:
-  """What `describe` found, in Markdown."""
+def _table(rows: Sequence[dict[str, object]]) -> str:
+  columns = {
+    'GFLOP': 'gigaflop',
+    'GB': 'gigabytes',
+    'Mcycles': 'megacycles',
+    'arguments, MB': 'arguments_megabytes',
+    'temporary, MB': 'temporary_megabytes',
+    'aliased, MB': 'aliased_megabytes',
+  }
   lines = []
   for row in rows:
     collectives = [
       f'{len(sizes)} {name} ({sum(sizes) / 1e3:,.0f} kB)'
       for name, sizes in row['collectives'].items()
     ]
-    numbers = [
-      row[name]
-      for name in (
-        'gigaflop',
-        'gigabytes',
-        'megacycles',
-        'arguments_megabytes',
-        'temporary_megabytes',
-        'aliased_megabytes',
-      )
-    ]
     lines.append(
       [
         f'{row["slice"]}: {row["program"]}, {row["dtype"]}',
         str(row['batch_size_per_chip']),
-        *map(results.significant, numbers),
+        *(results.significant(row[name]) for name in columns.values()),
         ', '.join(collectives) or 'none',
       ]
     )
-  header = [
-    'program',
-    'images a chip',
-    'GFLOP',
-    'GB',
-    'Mcycles',
-    'arguments, MB',
-    'temporary, MB',
-    'aliased, MB',
-    'collectives',
-  ]
+  header = ['program', 'images a chip', *columns, 'collectives']
   return results.table(header, lines)
 
 

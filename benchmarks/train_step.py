@@ -1,18 +1,17 @@
-"""Images a second of the training step, beside plain Flax and PyTorch.
+"""Images per second of the training step, beside plain Flax and PyTorch.
 
   python benchmarks/train_step.py --output=train_step.json
 
-The network is that of configs/celeba.py, the images are on the device, and all
-take turns in one process (rounds.py). First it is shown that they compute the
-same (same_network.py). On a GPU it is also told how close each comes to what
-the memory allows (bandwidth.py).
+The network is that of configs/celeba.py, the images are on the device, and the
+contenders take turns in one process (rounds.py), after a check that they
+compute the same (same_network.py). On a GPU the table has their share of the
+memory's bound (bandwidth.py), too.
 
 float32 is that of each framework's default matrix products: on a GPU JAX uses
-TF32 for it, and PyTorch where a variant says so, and for convolutions.
+TF32 for it; PyTorch does in convolutions, and in variants that name it.
 """
 
 import argparse
-import dataclasses
 import gc
 import os
 import pathlib
@@ -30,8 +29,6 @@ from benchmarks import jax_vae
 from benchmarks import results
 from benchmarks import rounds
 from benchmarks import same_network
-from configs import celeba
-from vae import splits
 
 try:
   from benchmarks import torch_vae
@@ -49,28 +46,20 @@ def main() -> None:
   results.check_devices()
   on_gpu = jax.default_backend() == 'gpu'
   _check(args, on_gpu)
-  config = celeba.get_config()
-  if args.quick:
-    config.data.image_size = 16
-    config.model.latent_dim = 4
-    config.model.hidden_channels = (4, 8)
-  facts = results.machine()
-  results.warn_of_other_work(facts)
-  print(results.describe(facts), end='\n\n', flush=True)
+  config = jax_vae.make_config(args.quick)
+  content = results.begin(args)
   differences = same_network.check(config, with_torch=not args.without_torch)
   copied = 2**20 if args.quick else 2**30 if on_gpu else 2**28
   bytes_per_second = bandwidth.copy_bandwidth(copied)
   print(f'Memory is copied at {bytes_per_second / 1e9:,.1f} GB/s.', flush=True)
-
-  content = {
-    'machine': facts,
-    'settings': vars(args),
+  content |= {
     'differences': differences,
     'copy_bytes_per_second': bytes_per_second,
     'batch_sizes': {},
   }
   for batch_size in args.batch_sizes:
-    measured, failures = _measure(args, config, batch_size, on_gpu)
+    config.train.batch_size = batch_size
+    measured, failures = _measure(args, config, on_gpu)
     # The next batch size needs the memory.
     gc.collect()
     if not args.without_torch:
@@ -89,94 +78,76 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = results.make_parser(__doc__)
   parser.add_argument(
     '--batch_sizes',
-    type=lambda text: [int(number) for number in text.split(',')],
+    type=results.numbers,
     default=[64, 256, 1024],
     help='separated by commas (64,256,1024)',
   )
   rounds.add_flags(parser, num_rounds=7, seconds=2.0)
   parser.add_argument(
-    '--without_torch', action='store_true', help='only plain Flax beside it'
+    '--without_torch', action='store_true', help='leave PyTorch out'
   )
   parser.add_argument(
-    '--without_plain', action='store_true', help='only PyTorch beside it'
+    '--without_plain', action='store_true', help='leave plain Flax out'
   )
   parser.add_argument(
     '--torch_variants',
     type=lambda text: text.split(','),
-    help='separated by commas, each of words of torch_vae.py: '
-    '"compiled,TF32 channels-last max-autotune compiled" (those of the '
-    'platform)',
+    help='separated by commas, each of words of torch_vae.py, such as '
+    '"eager,TF32 channels-last compiled" (those of the platform)',
   )
-  parser.add_argument(
-    '--quick',
-    action='store_true',
-    help='a tiny network, batch 8, one short round: whether it runs at all',
+  return results.parse(
+    parser,
+    batch_sizes=[8],
+    rounds=1,
+    seconds=0.02,
+    torch_variants=['eager', 'channels-last'],
   )
-  args = parser.parse_args()
-  if args.quick:
-    results.compile_quickly()
-    args.batch_sizes, args.rounds, args.seconds = [8], 1, 0.02
-    args.torch_variants = args.torch_variants or ['eager', 'channels-last']
-  return args
 
 
 def _check(args: argparse.Namespace, on_gpu: bool) -> None:
-  """Ends with a line that says what to do, if something is missing."""
+  """Exits with 2 and a line on standard error if something is missing."""
   message = None
   if jax.local_device_count() != 1:
     message = (
-      f'JAX sees {jax.local_device_count()} devices, and PyTorch is to have as '
-      'many: choose one, as with CUDA_VISIBLE_DEVICES=0.'
+      f'JAX has {jax.local_device_count()} devices, PyTorch uses one; choose '
+      'one, as with CUDA_VISIBLE_DEVICES=0.'
     )
   elif not args.without_torch:
+    words = {w for v in args.torch_variants or () for w in v.split()}
     if torch_vae is None:
       message = (
-        'There is no PyTorch: pip install -r benchmarks/requirements.txt, or '
-        '--without_torch.'
+        'PyTorch is not installed; pip install -r benchmarks/requirements.txt, '
+        'or add --without_torch.'
       )
     elif on_gpu and not torch_vae.torch.cuda.is_available():
       message = (
-        'PyTorch does not see the GPU: install its CUDA build, or '
-        'JAX_PLATFORMS=cpu, or --without_torch.'
+        'PyTorch does not see the GPU; install its CUDA build, or set '
+        'JAX_PLATFORMS=cpu, or add --without_torch.'
       )
-    elif unknown := {
-      word
-      for variant in args.torch_variants or ()
-      for word in variant.split()
-      if word not in torch_vae.WORDS
-    }:
+    elif unknown := words - set(torch_vae.WORDS):
       message = (
-        f'--torch_variants: no {", ".join(sorted(unknown))}; there are '
+        f'--torch_variants has {", ".join(sorted(unknown))}; its words are '
         f'{", ".join(torch_vae.WORDS)}.'
       )
   if message:
-    print(message, file=sys.stderr)
+    print(f'error: {message}', file=sys.stderr)
     sys.exit(2)
 
 
 def _measure(
-  args: argparse.Namespace, config, batch_size: int, on_gpu: bool
+  args: argparse.Namespace, config, on_gpu: bool
 ) -> tuple[list[rounds.Measured], dict[str, str]]:
-  """All contenders at a batch size; and why those failed that did."""
-  max_steps = jax_vae.steps_per_dispatch()
-  pixels = jax_vae.random_images(config, batch_size, max_steps)
-  split = splits.DeviceSplit(splits.ArraySplit(pixels))
-  pixels = pixels[: jax_vae.NUM_BATCHES * batch_size]
+  """All contenders at a batch size, and the errors of those that failed."""
   contenders, measured, failures = [], [], {}
 
   def enter(contender):
     measured.append(rounds.warm_up(contender, args.seconds))
     contenders.append(contender)
-    print(
-      f'{contender.name}: compiled after '
-      f'{measured[-1].first_step_seconds:.1f} s.',
-      file=sys.stderr,
-    )
+    seconds = measured[-1].first_step_seconds
+    print(f'{contender.name}: first step {seconds:.1f} s', file=sys.stderr)
 
   for dtype in ('float32', 'bfloat16') if on_gpu else ('float32',):
     typed = config.copy_and_resolve_references()
@@ -184,23 +155,16 @@ def _measure(
     label = dtype
     if on_gpu and dtype == 'float32':
       label = 'float32 at default precision (TF32)'
-    name = f'{_OURS}, {label}'
-    enter(jax_vae.training_steps(name, typed, split, batch_size, max_steps))
+    enter(jax_vae.training(f'{_OURS}, {label}', typed))
     if not args.without_plain:
-      enter(
-        jax_vae.plain_steps(f'plain Flax, {label}', typed, pixels, batch_size)
-      )
+      enter(jax_vae.plain(f'plain Flax, {label}', typed))
   if not args.without_torch:
     device = 'cuda' if on_gpu else 'cpu'
     default = torch_vae.GPU_VARIANTS if on_gpu else torch_vae.CPU_VARIANTS
     for variant in args.torch_variants or default:
-      # The others go on without one that has no compiler, say.
+      # A variant may lack its compiler; the others are measured all the same.
       try:
-        enter(
-          torch_vae.contender(
-            variant, device, config, pixels, jax_vae.NUM_BATCHES
-          )
-        )
+        enter(torch_vae.contender(variant, device, config))
       except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         failures[f'PyTorch, {variant}'] = lines[0]
@@ -211,15 +175,15 @@ def _measure(
 def _row(
   config,
   measured: rounds.Measured,
-  everyone: list[rounds.Measured],
+  others: list[rounds.Measured],
   bytes_per_second: float,
 ) -> dict[str, object]:
-  """What the table and the JSON say of a contender."""
-  row = dataclasses.asdict(measured)
-  row['images_per_second'] = measured.images_per_second
+  """A contender's row of the table, as JSON."""
+  row = measured.row(measured)
+  del row['speedup']
   row['speedup_of'] = {
     ours.name: rounds.speedup(ours, measured)
-    for ours in everyone
+    for ours in others
     if ours.name.startswith(_OURS)
   }
   row['of_bandwidth_bound'] = {}
@@ -236,17 +200,16 @@ def _table(rows: list[dict[str, object]], on_gpu: bool) -> str:
   ours = list(rows[0]['speedup_of'])
   header = ['', 'images/s', 'ms per step', 'first step, s']
   header += [
-    f'{name.removeprefix(_OURS + ", ")} here: times as fast' for name in ours
+    f'times as fast: {name.removeprefix(_OURS + ", ")} here' for name in ours
   ]
   if on_gpu:
     header += ['of the bandwidth bound', 'of it, all fused']
   lines = []
   for row in rows:
-    images_per_second = row['images_per_second']
     cells = [
       row['name'],
-      results.significant(images_per_second),
-      results.significant(1000 * row['batch_size'] / images_per_second),
+      results.significant(row['images_per_second']),
+      results.significant(row['milliseconds_per_step']),
       f'{row["first_step_seconds"]:.1f}',
       *(f'{row["speedup_of"][name]:.2f}' for name in ours),
     ]

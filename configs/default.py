@@ -15,15 +15,23 @@ def get_config() -> ml_collections.ConfigDict:
   config.seed = 0
 
   config.data = data = ml_collections.ConfigDict()
-  # celeba | cartoon_faces | folder.
+  # celeba | cartoon_faces | folder | tfds | a module of your own that has
+  # find(data) (data/__init__.py).
   data.source = 'cartoon_faces'
   # celeba: the folder of the official archive or of Kaggle's, or TFDS's data
   # directory (gs:// too). folder: any folder of images; train, val and test in
-  # it are its splits. cartoon_faces: TFDS's data directory. Empty: TFDS's
+  # it are its splits. cartoon_faces, tfds: TFDS's data directory. Empty: TFDS's
   # default directory.
   data.dir = ''
+  # tfds: the data set, such as mnist or imagenet_resized/64x64.
+  data.name = ''
+  # tfds: a split expression for each split, such as train[:90%]. Empty: the
+  # data set's own split of this name.
+  data.train = ''
+  data.validation = ''
+  data.test = ''
   # Side of the central square that is cut out of the original image. 0: 148 of
-  # celeba and cartoon_faces, the largest square of a folder's images.
+  # celeba and cartoon_faces, else the largest square.
   data.crop_size = 0
   # Side that it is resized to.
   data.image_size = 64

@@ -1,29 +1,28 @@
-"""CelebA in a folder, as the official or Kaggle's archive unpacks.
+"""CelebA: the official or Kaggle's archive, unpacked, or TFDS's celeb_a.
 
-The images are files; a list says which are train, validation and test, and
-another one, which may be missing, which attributes each face has.
+In a folder the images are files; a list has the split of each, and another
+list, which may be missing, the attributes of each face.
 """
 
 from collections.abc import Iterator
 import functools
-import io
 
 from etils import epath
 import numpy as np
 
+from data import tfds
 from data.encoded import EncodedSplit
 from data.encoded import FileSplit
 from data.encoded import is_hidden
 from data.encoded import some
 from data.encoded import SPLITS
+from data.folder import existing_folder
 from runs import progress
-from vae import ordinary_files
 from vae.errors import shown
 from vae.errors import UserError
 from vae.splits import Labels
 
-# Where the archives put the images and the lists, relative to the folder that
-# they are unpacked in.
+# Places of the images and the lists, relative to the unpacked archive.
 _IMAGES = (
   'img_align_celeba/img_align_celeba',
   'img_align_celeba',
@@ -34,194 +33,135 @@ _PARTITIONS = (
   'list_eval_partition.csv',
   'Eval/list_eval_partition.txt',
 )
-_ATTRIBUTES = ('list_attr_celeba.txt', 'list_attr_celeba.csv')
+_ATTRIBUTES = tuple(
+  f'{folder}list_attr_celeba.{suffix}'
+  for folder in ('', 'Anno/', 'Eval/')
+  for suffix in ('txt', 'csv')
+)
 
-_CSV_HEADER = ['image_id', 'partition']
-
-# How lists of attributes say no and yes, and the class of each.
+# Classes of an attribute's values: no and yes.
 _CLASSES = {'-1': 0, '0': 0, '1': 1}
 
+_HOW_TO_GET_CELEBA = (
+  'Get CelebA from Kaggle (kaggle datasets download -d '
+  'jessicali9530/celeba-dataset && unzip -q celeba-dataset.zip -d celeba) and '
+  'name the folder with --config.data.dir=celeba. --config=configs/faces.py '
+  'needs no download.'
+)
 
-def find(folder: epath.Path) -> dict[str, EncodedSplit] | None:
-  """The splits of the CelebA in a folder, or None if it is not there.
+
+def find(data) -> dict[str, EncodedSplit]:
+  """Finds CelebA in `data.dir`, or has TFDS download it.
 
   Raises:
-    UserError: what is missing, or wrong with the list of the splits.
+    UserError: if it is not there, or a list is damaged.
   """
-  images = [folder / d for d in _IMAGES if (folder / d).is_dir()]
+  if data.dir:
+    folder = existing_folder(data.dir)
+    for images in (folder / place for place in _IMAGES):
+      if images.is_dir():
+        return _find_files(folder, images)
+  try:
+    return tfds.make_splits(tfds.prepare('celeb_a', data.dir))
+  except UserError as error:
+    raise UserError(f'{error} {_HOW_TO_GET_CELEBA}') from error
+
+
+def _find_files(
+  folder: epath.Path, images: epath.Path
+) -> dict[str, EncodedSplit]:
   partitions = [folder / f for f in _PARTITIONS if (folder / f).exists()]
-  if not images:
-    return None
   if not partitions:
     raise UserError(
       f'{shown(folder)} holds the images of CelebA but no '
-      'list_eval_partition.txt or .csv, which says what is train, validation '
-      'and test; get it from the same place, or split at random with '
-      '--config.data.source=folder.'
+      'list_eval_partition.txt or .csv with their splits; get it from the same '
+      'place, or split at random with --config.data.source=folder.'
     )
-  files = _list_images(images[0], partitions[0])
+  files = _read_partition(partitions[0])
+  # One listing is much faster than asking for each of 202,599 files.
+  present = {path.name for path in images.iterdir()}
+  listed = [name for names in files.values() for name in names]
+  if missing := [name for name in listed if name not in present]:
+    raise UserError(
+      f'{shown(partitions[0])} names {len(missing)} files that are not in '
+      f'{shown(images)}: {some(missing)}.'
+    )
+  left_out = [n for n in sorted(present - set(listed)) if not is_hidden(n)]
+  if left_out:
+    progress.say(
+      f'left out of {shown(images)}: files that {partitions[0].name} does not '
+      f'name: {len(left_out):,} ({some(left_out)})'
+    )
   return {
     split: FileSplit(
-      images[0],
-      names,
-      functools.partial(_find_attributes, folder, partitions[0].parent, names),
+      images, names, functools.partial(_find_attributes, folder, names)
     )
     for split, names in files.items()
   }
 
 
-def _list_images(
-  images: epath.Path, partition: epath.Path
-) -> dict[str, list[str]]:
-  """File names by split, all of which exist; prints what is not listed."""
-  files = _read_partition(partition)
-  # One listing is much faster than asking for each of 202,599 files.
-  present = {path.name for path in images.iterdir()}
-  missing = [
-    name for names in files.values() for name in names if name not in present
-  ]
-  if missing:
-    raise UserError(
-      f'{shown(partition)} names {len(missing)} files that are not in '
-      f'{shown(images)}: '
-      f'{some(missing)}.'
-    )
-  listed = {name for names in files.values() for name in names}
-  left_out = [name for name in sorted(present - listed) if not is_hidden(name)]
-  if left_out:
-    progress.say(
-      f'left out of {shown(images)}: files that {partition.name} does not '
-      f'name: {len(left_out):,} ({some(left_out)})'
-    )
-  return files
-
-
 def _read_partition(path: epath.Path) -> dict[str, list[str]]:
-  """File names by split, of the official list or Kaggle's .csv."""
-  files = {split: [] for split in SPLITS}
-  lines = {}
+  """File names by split."""
+  files, seen = {split: [] for split in SPLITS}, set()
   for number, row in _read_rows(path):
-    if row == _CSV_HEADER:
+    if row == ['image_id', 'partition']:
       continue
-    if len(row) != 2 or row[1] not in ('0', '1', '2') or not _is_name(row[0]):
+    # An image of two splits would be trained on and tested with.
+    valid = len(row) == 2 and row[1] in ('0', '1', '2') and '/' not in row[0]
+    if not valid or row[0] in seen:
       raise UserError(
         f"{shown(path)}, line {number}: '{shown(' '.join(row), 80)}'; it must "
-        'be a file name and 0 (train), 1 (validation) or 2 (test).'
+        'be a file name that is in no line before, and 0 (train), 1 '
+        '(validation) or 2 (test).'
       )
-    name = row[0]
-    _check_new(name, lines, path, number)
-    files[SPLITS[int(row[1])]].append(name)
-  if not lines:
-    raise UserError(f'{shown(path)} names no images; get the list anew.')
+    seen.add(row[0])
+    files[SPLITS[int(row[1])]].append(row[0])
   return files
 
 
-def _is_name(name: str) -> bool:
-  """Whether it names a file in a folder, and does not lead out of it."""
-  return name not in ('', '.', '..') and not set(name) & set('/\\\0')
-
-
-def _check_new(
-  name: str, lines: dict[str, int], path: epath.Path, number: int
-) -> None:
-  """Enters the line that names an image, which must be the only one.
-
-  An image of two splits would be trained on and tested with.
-  """
-  first = lines.setdefault(name, number)
-  if first != number:
-    raise UserError(
-      f'{shown(path)}, line {number}: {shown(name, 80)} is in line {first} '
-      'too; leave each image in one line.'
-    )
-
-
-def _find_attributes(
-  folder: epath.Path, beside: epath.Path, images: list[str]
-) -> Labels | None:
-  """The attributes of these images, or None if there is no list of them."""
-  for place in (beside, folder, folder / 'Anno'):
-    for name in _ATTRIBUTES:
-      if (place / name).exists():
-        return _read_attributes(place / name, images)
-  return None
-
-
-def _read_attributes(path: epath.Path, images: list[str]) -> Labels:
-  """Reads the official list of attributes or Kaggle's .csv.
-
-  Args:
-    path: of the list.
-    images: file names.
-
-  Returns:
-    The attributes, 0 (no) or 1 (yes), in the order of `images`.
-
-  Raises:
-    UserError: the line, or the images, with which something is wrong.
-  """
-  rows = _read_rows(path)
-  names = _read_attribute_names(path, rows)
-  values, lines = {}, {}
+def _find_attributes(folder: epath.Path, images: list[str]) -> Labels | None:
+  """Reads the attributes, 0 (no) or 1 (yes), in the order of `images`."""
+  lists = [folder / f for f in _ATTRIBUTES if (folder / f).exists()]
+  if not lists:
+    return None
+  path, values = lists[0], {}
+  rows = list(_read_rows(path))
+  if path.suffix == '.csv':
+    head, rows = rows[:1], rows[1:]
+    names = head[0][1][1:] if head else []
+  else:  # The number of images comes first.
+    head, rows = rows[:2], rows[2:]
+    names = head[1][1] if head[1:] else []
   for number, row in rows:
-    # Bytes, since a list has eight million values.
-    try:
-      classes = bytes(map(_CLASSES.__getitem__, row[1:]))
+    try:  # Bytes, since a list has eight million values.
+      values[row[0]] = bytes(map(_CLASSES.__getitem__, row[1:]))
     except KeyError:
-      classes = b''
-    if len(classes) != len(names):
+      values[row[0]] = b''
+    if len(values[row[0]]) != len(names):
       raise UserError(
-        f'{shown(path)}, line {number}: it must be a file name and -1, 0 '
-        f'or 1 for each of {len(names)} attributes; get the list anew.'
+        f'{shown(path)}, line {number}: it must be a file name and -1, 0 or 1 '
+        f'for each of {len(names)} attributes; get the list again.'
       )
-    _check_new(row[0], lines, path, number)
-    values[row[0]] = classes
-  missing = [image for image in images if image not in values]
-  if missing:
+  if missing := [image for image in images if image not in values]:
     raise UserError(
       f'{shown(path)} lacks the attributes of {len(missing)} images: '
-      f'{some(missing)}; get the list anew.'
+      f'{some(missing)}; get the list again.'
     )
   table = np.frombuffer(b''.join(map(values.get, images)), np.uint8)
-  return Labels(names, table.reshape(-1, len(names)).astype(np.int32))
-
-
-def _read_attribute_names(
-  path: epath.Path, rows: Iterator[tuple[int, list[str]]]
-) -> tuple[str, ...]:
-  """Takes the head of a list off its rows."""
-  _, head = next(rows, (1, ['']))
-  if path.suffix == '.csv':
-    names = head[1:] if head[0] == 'image_id' else []
-    wanted = 'line 1 must be image_id and the names of the attributes'
-  else:
-    counts = len(head) == 1 and head[0].isdecimal() and head[0].isascii()
-    names = next(rows, (2, []))[1] if counts else []
-    wanted = (
-      'line 1 must be the number of images, line 2 the names of the attributes'
-    )
-  if not names or len(set(names)) != len(names):
-    raise UserError(f'{shown(path)}: {wanted}, each once; get the list anew.')
-  return tuple(names)
+  return Labels(tuple(names), table.reshape(len(images), -1).astype(np.int32))
 
 
 def _read_rows(path: epath.Path) -> Iterator[tuple[int, list[str]]]:
   """Line numbers, from 1, and cells of a .csv's or a text's lines."""
   try:
-    text = ordinary_files.read(path).decode('utf-8-sig')
-  except OSError as error:
+    text = path.read_bytes().decode('utf-8-sig')
+  except (OSError, UnicodeDecodeError) as error:
+    reason = getattr(error, 'strerror', None) or error
     raise UserError(
-      f'{shown(path)} cannot be read ({error.strerror or error}).'
-    ) from error
-  except UnicodeDecodeError as error:
-    raise UserError(
-      f'{shown(path)} is no text in UTF-8 ({error.reason} at byte '
-      f'{error.start:,}); save it as such, or get the list anew.'
+      f'{shown(path)} cannot be read ({shown(reason)}); get the list again.'
     ) from error
   separator = ',' if path.suffix == '.csv' else None
-  # Ends lines where editors do, be they of Unix, Windows or an old Mac.
-  lines = io.StringIO(text, newline=None)
-  for number, line in enumerate(lines, start=1):
-    row = [cell.strip(' \t"\n') for cell in line.split(separator)]
+  for number, line in enumerate(text.splitlines(), start=1):
+    row = [cell.strip(' \t"') for cell in line.split(separator)]
     if any(row):
       yield number, row

@@ -1,127 +1,200 @@
-"""Images that the user names, as the model takes them.
+"""Image files to pixels: decoded, cut to a central square and resized."""
 
-Here too are decoded those images of a data set that are no plain JPEG or PNG.
-"""
-
-import contextlib
+import dataclasses
 import io
-import warnings
 
 from etils import epath
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
+import tensorflow as tf
 
-from vae import ordinary_files
 from vae.errors import shown
 from vae.errors import UserError
 
-# That an image may have, 8,192 × 8,192: some of a few bytes claim to have
-# billions, and several are decoded at a time.
-MAX_PIXELS = 1 << 26
+# Version of `Crop.decode`: raised when it makes other pixels, so that decoded
+# images on disk are not taken for them.
+DECODING = 4
 
-# Passes over the image that a JPEG may consist of, of which a progressive one
-# has about ten: each takes time, and but a few bytes.
-MAX_SCANS = 64
-SCAN = b'\xff\xda'
-
-# Pillow knows others, and for one of them it starts a PostScript interpreter.
+# Pillow knows other formats, and starts a PostScript interpreter for one.
 _FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF')
 
-# Of files of these formats, in lower case.
+# Suffixes of these formats' files, in lower case.
 SUFFIXES = (
   *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.gif', '.webp'),
   *('.bmp', '.tif', '.tiff'),
 )
 
-# What it has to say comes as exceptions.
-warnings.filterwarnings('ignore', module=r'PIL\.')
+_PNG = b'\x89PNG\r\n\x1a\n'
+
+# Marks of a camera's orientation, which TensorFlow's decoders ignore.
+_MAY_BE_TURNED = r'\C*(Exif\x00|eXIf|tiff:Orientation)\C*'
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+  """The way from an image to an example.
+
+  Attributes:
+    crop_size: side of the central square that is cut out; the largest square
+      if the image is smaller or this is 0.
+    image_size: side that the square is resized to, bilinear, antialiased.
+    channels: 3 or 1.
+  """
+
+  crop_size: int
+  image_size: int
+  channels: int
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(height, width, channels) of an example."""
+    return (self.image_size, self.image_size, self.channels)
+
+  def decode(self, image: tf.Tensor) -> tf.Tensor:
+    """Makes an example, uint8 [image_size, image_size, channels].
+
+    Args:
+      image: bytes of an image file, or pixels, uint8 [height, width, channels].
+    """
+    if image.dtype == tf.string:
+      image = self._decode_file(image)
+    else:
+      image = self._cut(self._convert(image))
+    image = tf.image.resize(
+      image, (self.image_size, self.image_size), antialias=True
+    )
+    image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+    return tf.ensure_shape(image, self.image_shape)
+
+  def _decode_file(self, encoded):
+    turned = tf.strings.regex_full_match(encoded, _MAY_BE_TURNED)
+    is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
+    return tf.cond(
+      tf.io.is_jpeg(encoded) & ~turned,
+      lambda: self._decode_jpeg(encoded),
+      lambda: tf.cond(
+        is_png & ~turned,
+        lambda: self._cut(self._convert(tf.io.decode_png(encoded, channels=3))),
+        lambda: self._cut(self._decode_other(encoded)),
+      ),
+    )
+
+  def _decode_jpeg(self, encoded):
+    shape = tf.io.extract_jpeg_shape(encoded)
+
+    def decode(channels):  # Only the part that is used.
+      return tf.io.decode_and_crop_jpeg(
+        encoded,
+        self._window(shape[0], shape[1]),
+        channels=channels,
+        dct_method='INTEGER_ACCURATE',
+      )
+
+    if self.channels == 3:
+      return decode(3)
+    # The decoder cannot make grey of CMYK.
+    return tf.cond(
+      shape[2] == 4,
+      lambda: tf.image.rgb_to_grayscale(decode(3)),
+      lambda: decode(1),
+    )
+
+  def _decode_other(self, encoded):
+    def by_pillow(content):
+      # Outside a graph it comes in an array.
+      image = _open(np.asarray(content, object).item())
+      image = image.convert('RGB' if self.channels == 3 else 'L')
+      return np.asarray(image).reshape(image.height, image.width, -1)
+
+    image = tf.numpy_function(by_pillow, [encoded], tf.uint8)
+    return tf.ensure_shape(image, (None, None, self.channels))
+
+  def _convert(self, pixels):
+    if pixels.shape[-1] == self.channels:
+      return pixels
+    if self.channels == 3:
+      return tf.image.grayscale_to_rgb(pixels)
+    return tf.image.rgb_to_grayscale(pixels)
+
+  def _cut(self, pixels):
+    shape = tf.shape(pixels)
+    top, left, height, width = self._window(shape[0], shape[1])
+    return pixels[top : top + height, left : left + width]
+
+  def _window(self, height, width):
+    side = tf.minimum(height, width)
+    if self.crop_size:
+      side = tf.minimum(self.crop_size, side)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def _open(content: bytes) -> Image.Image:
+  """Decodes by Pillow: the first frame, upright.
+
+  Raises:
+    ValueError: why it cannot be decoded.
+  """
+  if not content:
+    raise ValueError('it is empty')
+  try:
+    image = Image.open(io.BytesIO(content), formats=_FORMATS)
+  except Image.UnidentifiedImageError:
+    raise ValueError(f'it is none of {", ".join(_FORMATS)}') from None
+  image = ImageOps.exif_transpose(image)
+  if image.mode.startswith(('I', 'F')):
+    raise ValueError(f'its pixels are of type {image.mode}, not of 8 bits')
+  return image
+
+
+def why_undecodable(content: bytes) -> str:
+  """The reason for which an image cannot be decoded, in words."""
+  try:
+    _open(content)
+  except Exception as error:
+    return shown(error)
+  return 'its data are damaged'
 
 
 def load(
   path: str, image_shape: tuple[int, int, int], crop_size: int | None = None
 ) -> np.ndarray:
-  """Reads an image file of any size, and says so where it is resized.
+  """Reads an image file of any size; prints how it is resized.
 
   Args:
     path: a JPEG, PNG, GIF, WebP, BMP or TIFF file.
-    image_shape: (height, width, channels) that the model wants, a square.
-    crop_size: side of the central square that is cut out; by default, and
-      where the image is smaller, its largest one.
+    image_shape: (height, width, channels) of the model, a square.
+    crop_size: side of the central square that is cut out; by default, and if
+      the image is smaller, its largest one.
 
   Returns:
-    uint8 [height, width, channels]; bilinear and antialiased.
+    uint8 [height, width, channels].
 
   Raises:
     UserError: if there is no such file, or it is not an image.
   """
-  height, width, channels = image_shape
   try:
-    content = ordinary_files.read(epath.Path(path).expanduser())
-    image = decode(content, channels)
-  except FileNotFoundError:
-    raise UserError(f'{shown(path)}: there is no such file.') from None
+    content = epath.Path(path).expanduser().read_bytes()
   except (OSError, RuntimeError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or error
-    raise UserError(
-      f'{shown(path)} cannot be read as an image ({reason}); name PNG, JPEG or '
-      'other image files.'
-    ) from error
-  if image.size != (width, height):
-    square = central_square(image, crop_size)
-    print(
-      f'{path}: {image.width}×{image.height}, cut to its central '
-      f'{square.width}×{square.height} and resized to {width}×{height}.'
-    )
-    image = square.resize((width, height), Image.Resampling.BILINEAR)
-  return np.asarray(image, np.uint8).reshape(image_shape)
-
-
-def decode(content: bytes, channels: int) -> Image.Image:
-  """The image in a file's bytes: its first frame, upright, without alpha.
-
-  Args:
-    content: of a JPEG, PNG, GIF, WebP, BMP or TIFF file.
-    channels: 3 or 1.
-
-  Raises:
-    ValueError: why it cannot be decoded, in a line.
-  """
+    if isinstance(error, FileNotFoundError):
+      reason = 'there is no such file'
+    raise UserError(f'{shown(path)} cannot be read: {reason}.') from error
+  _, size, channels = image_shape
+  crop = Crop(crop_size or 0, size, channels)
   try:
-    image = Image.open(io.BytesIO(content), formats=_FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-      raise ValueError(
-        f'it has {image.width:,}×{image.height:,} pixels, and the limit is '
-        f'{MAX_PIXELS:,}'
-      )
-    if image.format in ('JPEG', 'MPO') and content.count(SCAN) > MAX_SCANS:
-      raise ValueError(f'it has more than {MAX_SCANS} scans')
-    image.load()
-    # As a camera held it, unless what says so is damaged.
-    with contextlib.suppress(Exception):
-      ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith('I;16'):  # Which `convert` would cut off.
-      grey = np.asarray(image, np.float32) / 257
-      image = Image.fromarray(np.round(grey).astype(np.uint8))
-    if image.mode in ('I', 'F'):
-      raise ValueError('its pixels are numbers of no known range')
-    return image.convert('RGB' if channels == 3 else 'L')
-  except Image.UnidentifiedImageError:
-    formats = ', '.join(_FORMATS)
-    raise ValueError(f'it is none of {formats}') from None
-  except Image.DecompressionBombError:
-    raise ValueError(
-      f'it has more pixels than the limit of {MAX_PIXELS:,}'
-    ) from None
+    pixels = crop.decode(tf.constant(content)).numpy()
+    with Image.open(io.BytesIO(content)) as image:
+      width, height = image.size
   except Exception as error:  # Damaged bytes make decoders raise anything.
-    raise ValueError(shown(error) or type(error).__name__) from error
-
-
-def central_square(
-  image: Image.Image, crop_size: int | None = None
-) -> Image.Image:
-  """Cuts out the central square of this side, or the largest there is."""
-  side = min(image.size)
-  side = min(side, crop_size or side)
-  left, top = (image.width - side) // 2, (image.height - side) // 2
-  return image.crop((left, top, left + side, top + side))
+    raise UserError(
+      f'{shown(path)} cannot be read as an image ({why_undecodable(content)}); '
+      'name PNG, JPEG or other image files.'
+    ) from error
+  if (width, height) != (size, size):
+    side = min(width, height, crop_size or width)
+    print(
+      f'{path}: {width}×{height}, cut to its central {side}×{side} and resized '
+      f'to {size}×{size}.'
+    )
+  return pixels

@@ -1,11 +1,10 @@
 """The aggregate posterior q(z), the mean of q(z|x) over the images.
 
-What samples from the prior miss is the difference between q(z) and p(z): the
-holes in the latent space.
+Samples from the prior miss the difference between q(z) and p(z): the holes in
+the latent space. Codes are [num_images, latent_dim], all axes of z in one.
 """
 
 from collections.abc import Sequence
-import dataclasses
 import functools
 from typing import NamedTuple
 import warnings
@@ -20,91 +19,75 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
-from evaluation import posterior
+from evaluation.measure import mean_and_error
 
-# Draws of z for the expectations under q(z): so few at least, so many at most,
-# and in between what takes so many densities of one dimension.
-_MIN_DRAWS, _MAX_DRAWS = 2000, 20_000
+# Draws of z for the expectations under q(z): as many as so many densities of
+# one dimension allow, within these limits.
 _NUM_DENSITIES = 2**30
+_MIN_DRAWS, _MAX_DRAWS = 2000, 20_000
 
-# Floats that a block of the densities of all draws under all posteriors takes.
+# Floats in a block of the densities of all draws under all posteriors.
 _BLOCK_SIZE = 2**22
 
 # Numbers of Gaussians that a mixture may have.
 _COMPONENTS = (1, 2, 5, 10, 20)
 
-# A draw lies in a hole where it is farther from q(z) than this share of what
-# comes from q(z) itself.
+# A draw lies in a hole if it is farther from q(z) than this share of the draws
+# from q(z) itself.
 _QUANTILE = 0.95
 
 
-class Interval(NamedTuple):
-  """Bounds on a quantity, nats, and the standard error of each.
+def draw(codes: dict[str, np.ndarray], seed: int | Sequence[int]) -> np.ndarray:
+  """One draw of each image's posterior, [num_images, latent_dim].
 
-  The errors are those of the choice of images and of the draws of z.
+  Draws that are compared must not share their noise, and so the seed. Without
+  `logvar`, as of a posterior that is certain, it is the mean.
   """
+  if 'logvar' not in codes:
+    return codes['mean']
+  epsilon = np.random.default_rng(seed).standard_normal(codes['mean'].shape)
+  z = codes['mean'] + np.exp(0.5 * codes['logvar']) * epsilon
+  return z.astype(np.float32)
 
-  lower: float
-  upper: float
-  lower_error: float
-  upper_error: float
 
-
-@dataclasses.dataclass(frozen=True)
-class RateSplit:
+class RateSplit(NamedTuple):
   """The rate's parts, nats; see `split_rate`.
 
   Attributes:
-    mutual_information: I(x; z).
-    total_correlation: KL(q(z) ‖ Π_j q(z_j)); at least 0.
+    mutual_information: lower and upper bound on I(x; z), each with its error.
+    total_correlation: likewise on KL(q(z) ‖ Π_j q(z_j)); at least 0.
     dimension_kl: KL(q(z_j) ‖ N(0, 1)) of the images at hand, [latent_dim].
     dimension_kl_error: standard error of its sum.
   """
 
-  mutual_information: Interval
-  total_correlation: Interval
+  mutual_information: tuple[tuple[float, float], ...]
+  total_correlation: tuple[tuple[float, float], ...]
   dimension_kl: np.ndarray
   dimension_kl_error: float
 
 
-def draw(
-  mean: np.ndarray, logvar: np.ndarray, seed: int | Sequence[int]
-) -> np.ndarray:
-  """One draw of each image's posterior, [num_images, latent_dim].
-
-  Draws that are to be compared must not share their noise, and so the seed.
-  """
-  epsilon = np.random.default_rng(seed).standard_normal(mean.shape)
-  return (mean + np.exp(0.5 * logvar) * epsilon).astype(np.float32)
-
-
 def split_rate(
-  mean: np.ndarray, logvar: np.ndarray, seed: int | Sequence[int]
+  codes: dict[str, np.ndarray], seed: int | Sequence[int]
 ) -> RateSplit:
   """E_x KL(q(z|x) ‖ p(z)) = I(x; z) + TC(z) + Σ_j KL(q(z_j) ‖ p(z_j)).
 
   Hoffman & Johnson 2016; Chen et al. 2018, equation 2. All are of the
-  distribution that the images come from, whose q(z) is unknown. In expectation
+  distribution that the images come from; its q(z) is unknown. In expectation
   over images, the mixture of the posteriors of N of them is too dense at their
   own draws, and the mixture without each draw's own image is not dense enough
   (Poole et al. 2019, sections 2.1 and 2.4). The same holds for each q(z_j).
   With the one or the other in the place of q(z) and of q(z_j) come bounds on
   I(x; z), of which the rate is another upper one, and on the total correlation
-  rate - I(x; z) - Σ_j KL(q(z_j) ‖ p(z_j)).
-
-  The lower bound on I(x; z) is at most log N: if the rate is far above that, N
-  images leave the total correlation open.
-
-  Args:
-    mean: [num_images, latent_dim].
-    logvar: [num_images, latent_dim], log σ².
-    seed: of the draws.
+  rate - I(x; z) - Σ_j KL(q(z_j) ‖ p(z_j)). The lower bound on I(x; z) is at
+  most log N: if the rate is far above that, N images leave the total
+  correlation open. `codes` has `mean`, `logvar` and `kl` to N(0, I).
   """
+  mean, logvar = codes['mean'], codes['logvar']
   count, latent_dim = mean.shape
   affordable = _NUM_DENSITIES // (count * latent_dim)
   num_draws = int(np.clip(affordable, _MIN_DRAWS, _MAX_DRAWS))
   owners = np.arange(num_draws) * count // num_draws
-  z = draw(mean[owners], logvar[owners], seed)
+  z = draw({'mean': mean[owners], 'logvar': logvar[owners]}, seed)
   size = max(1, _BLOCK_SIZE // (count * latent_dim))
   densities = jax.device_get(_log_densities(mean, logvar, z, owners, size))
   own, joint, others, marginals, other_marginals, priors = (
@@ -117,28 +100,46 @@ def split_rate(
     sums = np.bincount(owners, values, minlength=count)
     return mean_and_error(sums[draws > 0] / draws[draws > 0])
 
-  information = estimate(own - joint)
-  rate = mean_and_error(posterior.kl(mean, logvar).sum(axis=1))
+  rate = mean_and_error(codes['kl'].astype(np.float64).sum(axis=1))
   correlation = estimate(others - marginals.sum(axis=1))
+  most_correlation = estimate(joint - other_marginals.sum(axis=1))
   dimension_kl = marginals - priors
   return RateSplit(
-    _interval(information, min(estimate(own - others), rate)),
-    _interval(
-      correlation if correlation[0] > 0 else (0.0, 0.0),
-      estimate(joint - other_marginals.sum(axis=1)),
-    ),
+    (estimate(own - joint), min(estimate(own - others), rate)),
+    (correlation if correlation[0] > 0 else (0.0, 0.0), most_correlation),
     dimension_kl.mean(axis=0),
     estimate(dimension_kl.sum(axis=1))[1],
   )
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-  """Mean of independent values, and its standard error."""
-  return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+@functools.partial(jax.jit, static_argnums=4)
+def _log_densities(mean, logvar, z, owners, block_size):
+  """The logarithms of six densities at each draw, nats.
 
+  Returns:
+    [num_draws] each: q(z|x) of the draw's own image, q(z), and q(z) without
+    that image; [num_draws, latent_dim] each: q(z_j), q(z_j) without that
+    image, p(z_j).
+  """
+  count, log_2pi = len(mean), jnp.log(2 * jnp.pi)
+  precision = jnp.exp(-logvar)
 
-def _interval(lower, upper):
-  return Interval(lower[0], upper[0], lower[1], upper[1])
+  def of_draw(args):
+    z, owner = args
+    each = -0.5 * (jnp.square(z - mean) * precision + logvar + log_2pi)
+    joint = each.sum(axis=1)
+    is_own = jnp.arange(count) == owner
+
+    def mixtures(values):  # With and without the draw's own image.
+      own = is_own.reshape(-1, *[1] * (values.ndim - 1))
+      others = logsumexp(jnp.where(own, -jnp.inf, values), axis=0)
+      all_of_them = logsumexp(values, axis=0) - jnp.log(count)
+      return all_of_them, others - jnp.log(count - 1)
+
+    prior = -0.5 * (jnp.square(z) + log_2pi)
+    return joint[owner], *mixtures(joint), *mixtures(each), prior
+
+  return lax.map(of_draw, (z, owners), batch_size=block_size)
 
 
 def gaussian_total_correlation(latents: np.ndarray) -> tuple[float, float]:
@@ -148,11 +149,8 @@ def gaussian_total_correlation(latents: np.ndarray) -> tuple[float, float]:
   large by about J (J - 1) / (4 N); exactly, for a Gaussian with any R, by
   ½ Σ_j [ψ((N - 1)/2) - ψ((N - j)/2)], j = 1 … J (Anderson 2003, section 7.5:
   the determinant of a Wishart matrix is a product of χ² variables). It is
-  subtracted. The standard error is the delta method's.
-
-  Args:
-    latents: draws from q(z), one for each image, [num_images, latent_dim],
-      more images than dimensions.
+  subtracted. The standard error is the delta method's. Of draws from q(z), one
+  for each image, [num_images, latent_dim], more images than dimensions.
   """
   count, latent_dim = latents.shape
   z = np.asarray(latents, np.float64)
@@ -166,61 +164,23 @@ def gaussian_total_correlation(latents: np.ndarray) -> tuple[float, float]:
   return float(value), error
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _log_densities(mean, logvar, z, owners, block_size):
-  """The logarithms of six densities at each draw, nats.
-
-  Returns:
-    [num_draws] each: q(z|x) of the draw's own image, q(z), and q(z) without
-    that image; [num_draws, latent_dim] each: q(z_j), q(z_j) without that
-    image, p(z_j).
-  """
-  count = mean.shape[0]
-  log_2pi = jnp.log(2 * jnp.pi)
-  precision = jnp.exp(-logvar)
-
-  def of_draw(args):
-    z, owner = args
-    each = -0.5 * (jnp.square(z - mean) * precision + logvar + log_2pi)
-    joint = each.sum(axis=1)
-    is_own = jnp.arange(count) == owner
-    return (
-      joint[owner],
-      logsumexp(joint) - jnp.log(count),
-      logsumexp(jnp.where(is_own, -jnp.inf, joint)) - jnp.log(count - 1),
-      logsumexp(each, axis=0) - jnp.log(count),
-      logsumexp(jnp.where(is_own[:, None], -jnp.inf, each), axis=0)
-      - jnp.log(count - 1),
-      -0.5 * (jnp.square(z) + log_2pi),
-    )
-
-  return lax.map(of_draw, (z, owners), batch_size=block_size)
-
-
 def shares_in_holes(
   latents: np.ndarray, *candidates: np.ndarray, seed: int | Sequence[int]
 ) -> np.ndarray:
   """The shares of candidates that lie in holes of the aggregate posterior.
 
   In each round a random half of the latents stands for q(z). Of the other half
-  one part says how far from it draws from q(z) itself lie: a candidate lies in
-  a hole if its nearest neighbour is farther away than that of 95 % of them.
-  The other part is the null, candidates that come from q(z); then the two
-  change places. The expected null is 0.05, or more if there are fewer than 80
-  images. (In the manner of the precision of Kynkäänniemi et al. 2019, in the
-  latent space.)
+  one part sets the distance of draws from q(z) itself: a candidate lies in a
+  hole if its nearest neighbour is farther away than that of 95 % of them. The
+  other part is the null, candidates that come from q(z); then the two change
+  places. The expected null is 0.05, or more if there are fewer than 80 images.
+  (In the manner of the precision of Kynkäänniemi et al. 2019, in the latent
+  space.) The deviation over rounds is about that of their mean over other
+  images (the half-sample jackknife).
 
-  The deviation over rounds is about that of their mean over other images (the
-  half-sample jackknife).
-
-  Args:
-    latents: draws from q(z), one for each image, [num_rounds, num_images,
-      latent_dim], at least 4 images.
-    *candidates: [num_rounds, n, latent_dim] each, such as draws from the prior.
-    seed: of the halves.
-
-  Returns:
-    [1 + number of candidates, num_rounds]: the null's, then each candidate's.
+  Of draws from q(z), one for each of at least 4 images, [num_rounds,
+  num_images, latent_dim], and candidates [num_rounds, n, latent_dim] each;
+  returns the null's shares and then each candidate's, [num_rounds] each.
   """
   generator = np.random.default_rng(seed)
   rounds = []
@@ -244,29 +204,25 @@ def fit_mixture(
 ) -> GaussianMixture:
   """A mixture of full Gaussians fitted to q(z), to sample from instead of p(z).
 
-  The cure for the holes of Ghosh et al. 2020, section 4.
-
-  Args:
-    latents: draws from q(z), [num_images, latent_dim], at least 3.
-    seed: of the fit's start.
-    num_components: at most num_images; by default what is most likely to have
-      made a tenth of the latents, after a fit to the others.
+  The cure for the holes of Ghosh et al. 2020, section 4, fitted to draws
+  [num_images, latent_dim] of at least 3 images. By default it has the number of
+  Gaussians under which a tenth of the draws is most likely, after a fit to the
+  others.
   """
   latents = np.random.default_rng(seed).permutation(latents.astype(np.float64))
+
+  def fit(latents, num_components):
+    # A little on the diagonal, for dimensions that few images fill.
+    mixture = GaussianMixture(num_components, reg_covar=1e-4, random_state=seed)
+    with warnings.catch_warnings():
+      # If the steps run out the fit is as good as it gets.
+      warnings.simplefilter('ignore', ConvergenceWarning)
+      return mixture.fit(latents)
+
   if num_components is None:
     tenth = np.arange(len(latents)) % 10 == 0
     possible = [n for n in _COMPONENTS if n <= np.sum(~tenth)]
     num_components = max(
-      possible,
-      key=lambda n: _fit(latents[~tenth], seed, n).score(latents[tenth]),
+      possible, key=lambda n: fit(latents[~tenth], n).score(latents[tenth])
     )
-  return _fit(latents, seed, num_components)
-
-
-def _fit(latents, seed, num_components):
-  # A little on the diagonal, for dimensions that few images fill.
-  mixture = GaussianMixture(num_components, reg_covar=1e-4, random_state=seed)
-  with warnings.catch_warnings():
-    # Where the steps run out the fit is as good as it gets.
-    warnings.simplefilter('ignore', ConvergenceWarning)
-    return mixture.fit(latents)
+  return fit(latents, num_components)

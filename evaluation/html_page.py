@@ -1,7 +1,7 @@
-"""A page of numbers and pictures that is one file and needs no network."""
+"""A page of numbers and pictures in one file, which needs no network."""
 
 import base64
-import html
+from html import escape
 import math
 
 from etils import epath
@@ -20,8 +20,8 @@ h2 { font-size: 18px; margin: 40px 0 12px; }
   padding: 10px 14px; margin: 0 0 16px; }
 .cards { display: grid; gap: 12px;
   grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); }
-.card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; }
-.card { overflow-wrap: anywhere; }
+.card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px;
+  overflow-wrap: anywhere; }
 .card b { display: block; font-size: 20px; font-weight: 600;
   font-variant-numeric: tabular-nums; }
 .card span, .faint, figcaption { color: var(--faint); font-size: 13px; }
@@ -51,68 +51,56 @@ class Page:
     self._in_figures = False
 
   def heading(self, text: str) -> None:
-    """A heading of a section."""
-    self._add(f'<h2>{html.escape(text)}</h2>')
+    """Adds the heading of a section."""
+    self._add(f'<h2>{escape(text)}</h2>')
 
   def banner(self, text: str) -> None:
-    """A sentence that is not to be missed."""
-    self._add(f'<p class="banner">{html.escape(text)}</p>')
+    """Adds a highlighted sentence."""
+    self._add(f'<p class="banner">{escape(text)}</p>')
 
   def text(self, text: str) -> None:
-    """A remark."""
-    self._add(f'<p class="faint">{html.escape(text)}</p>')
+    """Adds a remark."""
+    self._add(f'<p class="faint">{escape(text)}</p>')
 
   def cards(self, cards: list[tuple[str, str, str]]) -> None:
-    """Numbers in large figures: name, value and unit of each."""
-    if not cards:
-      return
-    self._add(
-      '<div class="cards">'
-      + ''.join(
-        f'<div class="card"><span>{html.escape(name)}</span>'
-        f'<b>{html.escape(value)}</b><span>{html.escape(unit)}</span></div>'
-        for name, value, unit in cards
-      )
-      + '</div>'
-    )
+    """Adds numbers in large figures: name, value and unit of each."""
+    card = '<div class="card"><span>{}</span><b>{}</b><span>{}</span></div>'
+    cards = [card.format(*map(escape, texts)) for texts in cards]
+    self._add(f'<div class="cards">{"".join(cards)}</div>')
 
   def table(self, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """A table of texts; where it is too wide, it scrolls by itself."""
+    """Adds a table of texts; if it is too wide, it scrolls by itself."""
 
     def row(tag, cells):
-      return ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)
+      cells = (f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)
+      return f'<tr>{"".join(cells)}</tr>\n'
 
-    body = ''.join(f'<tr>{row("td", cells)}</tr>\n' for cells in rows)
-    head = f'<tr>{row("th", header)}</tr>' if any(header) else ''
-    self._add(f'<div class="scroll"><table>{head}\n{body}</table></div>')
+    head = row('th', header) if any(header) else ''
+    body = ''.join(row('td', cells) for cells in rows)
+    self._add(f'<div class="scroll"><table>{head}{body}</table></div>')
 
   def figure(
     self, path: epath.Path, caption: str, width: int = 512, min_width: int = 0
   ) -> None:
-    """A PNG, which becomes part of the page; figures stand side by side.
+    """Embeds a PNG, so many pixels wide; figures stand side by side.
 
-    Args:
-      path: of the PNG.
-      caption: below it.
-      width: in pixels, where there is as much room.
-      min_width: in pixels; where there is less room, it scrolls by itself.
+    In less room it shrinks, and below `min_width` scrolls by itself.
     """
     data = base64.b64encode(path.read_bytes()).decode()
-    caption = html.escape(caption)
-    figure = (
+    caption = escape(caption)
+    if not self._in_figures:
+      self._add('<div class="figures">')
+      self._in_figures = True
+    self._parts.append(
       f'<figure style="width: {width}px"><div class="scroll">'
       f'<img style="min-width: {min_width}px" alt="{caption}" '
       f'src="data:image/png;base64,{data}"></div>'
       f'<figcaption>{caption}</figcaption></figure>'
     )
-    if not self._in_figures:
-      self._parts.append('<div class="figures">')
-      self._in_figures = True
-    self._parts.append(figure)
 
   def html(self) -> str:
     """The page."""
-    title = html.escape(self._title)
+    title = escape(self._title)
     self._add('')
     body = '\n'.join(self._parts)
     return (
@@ -130,7 +118,7 @@ class Page:
 
 
 def number(value: float) -> str:
-  """A number as it is read: `12`, `0.01234`, `45.31`, `-11,364.7`."""
+  """A number for a reader: `12`, `0.01234`, `45.31`, `-11,364.7`."""
   if not math.isfinite(value):
     return '–'
   if value == int(value) and abs(value) < 1e6:

@@ -1,53 +1,265 @@
-"""All measurements of a trained model on a split, by name and with units.
+"""Measure a trained model on a split.
 
-`evaluation/per_image.py` measures each image; here that becomes numbers about
-the split.
+Each group of metrics has an evaluator, a module with
+
+  evaluate(context: Context, results: Measurements) -> None
+
+which adds its metrics to the results, and optionally
+
+  check(context: Context) -> str | None
+
+which runs before any long work; it raises UserError for a mistake, and returns
+a reason if the group cannot be measured. `GROUPS` are modules of this package;
+any other name is a module on `sys.path`.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence
+import contextlib
 import dataclasses
 import functools
+import importlib
+import importlib.util
+import types
+from typing import Any
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from evaluation import codes
-from evaluation import inception_distances
-from evaluation import log_likelihood
-from evaluation import per_image
-from evaluation.measurements import Measurements
+from evaluation import reconstruction
 from runs.progress import track
 from vae import devices
 from vae import numerics
 from vae import randomness
 from vae import splits
+from vae import steps
+from vae.errors import UserError
 from vae.loading import TrainedVAE
 
-# What can be asked for.
 GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
 
-_THROUGH = 'of reconstructions through the posterior mean'
+# Number of images that probes and mixtures are fitted to; the customary one
+# (Locatello et al. 2019).
+MAX_FITTED = 10_000
 
-# Draws of z per image where many models are to be compared quickly.
+# Draws of z per image if many models are compared quickly.
 _DRAWS_OF_SUMMARY = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How to measure.
+  """Settings of a measurement.
 
   Attributes:
-    groups: of `GROUPS`.
+    groups: names of evaluators.
     num_importance_samples: K of the importance-weighted bound.
     batch_size: global.
     seed: of every random draw.
-    inception_variables: of the network behind FID, or None where its weights
-      cannot be had.
+    inception_weights: file behind FID; None for the cached or downloaded one.
+    required: raise UserError, not a note, for a group that cannot be measured.
   """
 
   groups: tuple[str, ...] = GROUPS
   num_importance_samples: int = 100
   batch_size: int = 256
   seed: int = 0
-  inception_variables: dict | None = None
+  inception_weights: str | None = None
+  required: bool = False
+
+
+class Null(NamedTuple):
+  """A metric's mean and deviation if there is nothing to find."""
+
+  value: float
+  deviation: float
+
+  @classmethod
+  def of(cls, values: Sequence[float]) -> 'Null':
+    """The null of at least two random repetitions, such as permutations."""
+    return cls(float(np.mean(values)), float(np.std(values, ddof=1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """A number, NaN if undefined, its unit and definition.
+
+  The standard error is over the choice of images, unless `about` names another.
+  """
+
+  value: float
+  unit: str
+  about: str
+  standard_error: float | None = None
+  null: Null | None = None
+
+
+@dataclasses.dataclass
+class Measurements:
+  """Metrics of a trained model on a split.
+
+  Attributes:
+    num_images: in the split.
+    metrics: by name, in reading order.
+    verdict: a sentence on the posterior.
+    dimensions: lists of one number for each latent dimension.
+    labels: metrics of each label.
+    notes: what was not measured, and why.
+  """
+
+  num_images: int
+  metrics: dict[str, Metric] = dataclasses.field(default_factory=dict)
+  verdict: str = ''
+  dimensions: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+  labels: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+  notes: list[str] = dataclasses.field(default_factory=list)
+
+  def number(
+    self, name: str, value: float, unit: str, about: str, error=None, null=None
+  ) -> None:
+    """Adds a number, with its standard error and null if it has them."""
+    self.metrics[name] = Metric(float(value), unit, about, error, null)
+
+  def mean(self, name: str, values: np.ndarray, unit: str, about: str) -> None:
+    """Adds the mean of [num_images] values, with its standard error."""
+    mean, error = mean_and_error(values)
+    self.number(name, mean, unit, about, error)
+
+  def interval(self, name: str, lower, upper, unit: str, about: str) -> None:
+    """Adds bounds on a number, each a value and its error: two metrics."""
+    for end, (value, error) in (('lower', lower), ('upper', upper)):
+      self.number(f'{name}_{end}_bound', value, unit, about, error)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+  """Mean and standard error of independent values [n], in float64."""
+  values = values.astype(np.float64)
+  error = values.std(ddof=1) / np.sqrt(len(values))
+  return float(values.mean()), float(error)
+
+
+class Context:
+  """Model, data and passes over it, shared by the evaluators of a measurement.
+
+  Attributes:
+    trained: the model.
+    split: the measured one, `split_name` of `data` (None in a summary).
+    fitted_name: the split that probes are fitted to.
+    settings: of the measurement.
+    draws_z: whether z is drawn from q(z|x), or is its mean.
+    variables: of the model, on all local devices.
+  """
+
+  def __init__(
+    self,
+    trained: TrainedVAE,
+    split: splits.Split,
+    settings: Settings,
+    data: splits.DataSet | None = None,
+    split_name: str = '',
+  ):
+    self.trained, self.split, self.settings = trained, split, settings
+    self.data, self.split_name = data, split_name
+    self.fitted_name = 'validation' if split_name == 'train' else 'train'
+    self.draws_z = trained.config.objective.get('sample_posterior', True)
+    self.variables = devices.replicate(trained.variables)
+
+  @functools.cached_property
+  def images(self) -> dict[str, np.ndarray]:
+    """`reconstruction.make_step` of each image, [num_images, …]."""
+    label = 'encoding and decoding'
+    return self.measure_images(reconstruction.NUM_DRAWS, label)
+
+  def measure_images(
+    self, num_draws: int, label: str = ''
+  ) -> dict[str, np.ndarray]:
+    """The same, with so many draws of z; progress lines begin with `label`."""
+    step = reconstruction.make_step(
+      self.trained.model, num_draws if self.draws_z else 0
+    )
+    key = randomness.measure_key(self.settings.seed)
+    return self.over_split(functools.partial(step, self.variables, key), label)
+
+  @functools.cached_property
+  def fitted(self) -> dict[str, np.ndarray]:
+    """`encode` of another split than the measured."""
+    split = getattr(self.data, self.fitted_name)
+    return encode(self.trained, split, self.settings.batch_size)
+
+  def over_split(
+    self,
+    step: Callable[[jax.Array, int], Any],
+    label: str = '',
+    split: splits.Split | None = None,
+    batch_size: int | None = None,
+  ) -> Any:
+    """Applies a step to every image, in order, on all local devices.
+
+    Args:
+      step: a function of images [devices, per_device_batch, height, width,
+        channels] and the position of the first, that returns a tree of arrays
+        [devices, per_device_batch, …].
+      label: of the progress lines; empty for no lines.
+      split: by default the measured one.
+      batch_size: global, at most; by default that of the settings.
+
+    Returns:
+      The tree of NumPy arrays [num_images, …].
+    """
+    split, size = split or self.split, batch_size or self.settings.batch_size
+    topology = devices.Topology(jax.local_device_count())
+    collected, running = [], None
+    with contextlib.ExitStack() as stack:
+      report = lambda done: None
+      if label:
+        report = stack.enter_context(track(label, split.num_examples))
+      for images, start in splits.eval_batches(split, size, topology):
+        ahead = step(images, start)
+        # One batch behind, so that the device always has its next one.
+        if running is not None:
+          collected.append(jax.device_get(running))
+          report(start)
+        running = ahead
+      collected.append(jax.device_get(running))
+      report(split.num_examples)
+
+    def join(*parts):
+      rows = [part.reshape(-1, *part.shape[2:]) for part in parts]
+      return np.concatenate(rows)[: split.num_examples]
+
+    return jax.tree.map(join, *collected)
+
+
+def encode(
+  trained: TrainedVAE, split: splits.Split, batch_size: int = 256
+) -> dict[str, np.ndarray]:
+  """`reconstruction.codes` of at most 10,000 images, and their `positions`."""
+  positions = splits.spread(split.num_examples, MAX_FITTED)
+  parts, done = [], 0
+  with track('encoding', len(positions)) as report:
+    for batch in split.batches(positions, batch_size):
+      encoded = trained.encode(batch)
+      parts.append(reconstruction.codes(encoded, trained.prior))
+      done += len(batch)
+      report(done)
+  codes = jax.tree.map(lambda *a: np.concatenate(a), *parts)
+  return codes | {'positions': positions}
+
+
+def find(name: str) -> types.ModuleType:
+  """The evaluator of a name; raises UserError if there is none."""
+  path = f'evaluation.{name}' if name in GROUPS else name
+  try:
+    found = importlib.util.find_spec(path)
+  except (ImportError, ValueError):
+    found = None
+  module = found and importlib.import_module(path)
+  if not hasattr(module, 'evaluate'):
+    raise UserError(
+      f'--metrics: there is no {name}; there are {", ".join(GROUPS)}, and '
+      'modules on PYTHONPATH that have evaluate(context, results).'
+    )
+  return module
 
 
 def measure(
@@ -59,143 +271,56 @@ def measure(
 ) -> Measurements:
   """Measures a model on every image of a split, each once.
 
-  Args:
-    trained: the model.
-    data: the train split is used too: to fit what needs fitting.
-    split_name: `train`, `validation` or `test`.
-    settings: what to measure, and how.
-    results: to be filled, so that what is known shows before all is.
+  `results` are filled in place, so that a failure leaves what was measured.
+
+  Raises:
+    UserError: if a group is unknown, or required and cannot be measured.
   """
-  if results is None:
-    results = Measurements(getattr(data, split_name).num_examples)
-  with numerics.precise(trained.model.dtype):
-    _measure(trained, data, split_name, settings, results)
+  split = getattr(data, split_name)
+  context = Context(trained, split, settings, data, split_name)
+  if split.num_examples < 2:
+    raise UserError(
+      f'the {split_name} split has one image; what varies over images needs at '
+      'least 2. Choose another --split.'
+    )
+  results = results or Measurements(split.num_examples)
+  if not context.draws_z:
+    results.notes.append(
+      'z is the mean (sample_posterior=False): a plain autoencoder has no '
+      'rate and no bound.'
+    )
+  evaluators = []
+  for name in settings.groups:
+    evaluator = find(name)
+    reason = evaluator.check(context) if hasattr(evaluator, 'check') else None
+    if reason and settings.required:
+      raise UserError(f'--metrics={name}: {reason}')
+    if reason:
+      results.notes.append(f'{name}: {reason}')
+    else:
+      evaluators.append(evaluator)
+  with numerics.precise(steps.float_dtype(trained.model)):
+    for evaluator in evaluators:
+      evaluator.evaluate(context, results)
   return results
 
 
 def summarise(
   trained: TrainedVAE, split: splits.Split, settings: Settings
 ) -> Measurements:
-  """Measures what a single pass over a split tells.
+  """Measures rate, distortion, ELBO, MSE and active dimensions in one pass.
 
-  Args:
-    trained: the model.
-    split: to be gone through, each image once.
-    settings: batch size and seed count here; the groups do not.
-
-  Returns:
-    Rate, distortion, ELBO and what follows from them at the optimal σ, and
-    which dimensions are active. Without sampling (a plain autoencoder) they
-    mean little, as in training.
+  With few draws of z; batch size and seed of the settings count, its groups do
+  not. Without sampling (a plain autoencoder) the bounds mean little.
   """
+  from evaluation import bounds
+  from evaluation import posterior
+
+  context = Context(trained, split, settings)
   results = Measurements(split.num_examples)
-  with numerics.precise(trained.model.dtype):
-    values = _measure_images(
-      trained, split, settings, lambda done: None, _DRAWS_OF_SUMMARY
-    )
-  log_likelihood.add_elbo(results, trained, split, values)
-  _add_mse(results, values)
-  codes.add_dimensions(results, values, draws_z=True)
+  with numerics.precise(steps.float_dtype(trained.model)):
+    values = context.measure_images(_DRAWS_OF_SUMMARY)
+    bounds.add_elbo(results, context, values)
+    reconstruction.add_mse(results, values)
+    posterior.add_dimensions(results, values, draws_z=True)
   return results
-
-
-def fitted_split(split_name: str) -> str:
-  """The split that readers of codes are fitted to, to be tested on another."""
-  return 'validation' if split_name == 'train' else 'train'
-
-
-def _measure(trained, data, split_name, settings, results):
-  split = getattr(data, split_name)
-  draws_z = trained.config.objective.sample_posterior
-  if not draws_z:
-    results.notes.append(
-      'z is the mean (sample_posterior=False): a plain autoencoder has no '
-      'rate and no bound.'
-    )
-  if set(settings.groups) - {'fid'}:
-    with track('encoding and decoding', split.num_examples) as tell:
-      values = _measure_images(trained, split, settings, tell)
-  if 'bounds' in settings.groups and draws_z:
-    sigma = log_likelihood.add_elbo(results, trained, split, values)
-    log_likelihood.add_importance_weighted(
-      results,
-      trained,
-      split,
-      sigma,
-      settings.num_importance_samples,
-      settings.batch_size,
-      settings.seed,
-    )
-    log_likelihood.add_pixel_gaussian(
-      results, data.train, split, settings.batch_size
-    )
-  if 'reconstruction' in settings.groups:
-    _add_reconstruction(results, values)
-  if {'posterior', 'labels'} & set(settings.groups):
-    fitted_name = fitted_split(split_name)
-    other = getattr(data, fitted_name)
-    positions = splits.spread(other.num_examples, codes.MAX_FITTED)
-    fitted = _encode(trained, other, positions, settings)
-    if 'posterior' in settings.groups:
-      codes.add_posterior(results, values, fitted, settings.seed, draws_z)
-    if 'labels' in settings.groups:
-      codes.add_labels(
-        results,
-        (fitted[0], other.labels(), positions),
-        (values['mean'], split.labels()),
-        fitted_name,
-        settings.seed,
-      )
-  if 'fid' in settings.groups and settings.inception_variables is not None:
-    inception_distances.add(
-      results,
-      trained,
-      split,
-      settings.inception_variables,
-      settings.batch_size,
-      settings.seed,
-    )
-
-
-def _measure_images(
-  trained, split, settings, tell, num_draws=per_image.NUM_DRAWS
-):
-  """`per_image.make_measure_step` over the split."""
-  step = per_image.make_measure_step(
-    trained.model, trained.config.objective.sample_posterior, num_draws
-  )
-  variables = devices.replicate(trained.variables)
-  key = randomness.measure_key(settings.seed)
-  return per_image.over_split(
-    functools.partial(step, variables, key), split, settings.batch_size, tell
-  )
-
-
-def _encode(trained, split, positions, settings):
-  """Mean and logvar of the images at these positions."""
-  parts = []
-  with track('encoding images to fit to', len(positions)) as tell:
-    for batch in split.batches(positions, settings.batch_size):
-      posterior = trained.encode(batch)
-      parts.append((posterior.mean, posterior.logvar))
-      tell(sum(len(mean) for mean, _ in parts))
-  return tuple(map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _add_mse(results, values):
-  results.mean(
-    'mse_of_mean',
-    values['mse'],
-    'mean over pixels',
-    f'{_THROUGH}, clipped to [0, 1]; val/mse of training has z drawn and '
-    'nothing clipped',
-  )
-
-
-def _add_reconstruction(results, values):
-  _add_mse(results, values)
-  results.mean('psnr', values['psnr'], 'dB', _THROUGH)
-  if 'ssim' in values:
-    results.mean('ssim', values['ssim'], 'at most 1', _THROUGH)
-  else:
-    results.notes.append('ssim: the images are smaller than its window.')

@@ -1,10 +1,7 @@
-"""What `evaluate.py` leaves: metrics.json, figures, and a page with both."""
+"""The files of an evaluation: metrics.json, figures, and a page of both."""
 
-import contextlib
-import dataclasses
 import json
 import math
-import os
 import tempfile
 
 from etils import epath
@@ -13,10 +10,9 @@ import numpy as np
 from evaluation import html_page
 from evaluation import plots
 from evaluation import posterior
-from evaluation.measurements import Measurements
+from evaluation.measure import Measurements
 from vae import figures
 from vae import paths
-from vae import walks
 from vae.loading import TrainedVAE
 
 METRICS = 'metrics.json'
@@ -28,7 +24,7 @@ _DIMENSIONS = 10
 _STEPS = 11
 _REACH = 3.0
 
-# Of the page: what is told in large figures.
+# In large figures at the top of the page.
 _HEADLINES = (
   'elbo',
   'rate',
@@ -48,41 +44,28 @@ def write(
   originals: np.ndarray,
   validation_path: np.ndarray,
 ) -> None:
-  """Writes everything aside first, so that a failure leaves the old as it was.
+  """Writes everything aside first, so that a failure leaves the old files.
 
   Args:
-    folder: is made, if it is not there.
-    facts: what was measured: run, checkpoint, split.
+    folder: exists.
+    facts: run, checkpoint and split of the measurement.
     results: the numbers.
     trained: the model, for its pictures.
     originals: images of the split, uint8 [n, height, width, channels].
     validation_path: (rate, distortion) of the run's validations, [n, 2].
   """
-  with contextlib.ExitStack() as stack:
-    if paths.is_remote(folder):
-      temporary = tempfile.TemporaryDirectory()
-      aside = epath.Path(stack.enter_context(temporary))
-    else:
-      aside = folder / f'.partial.{os.getpid()}'
-      aside.mkdir(parents=True)
+  # Renamed if both are on one disk, so that no file is ever half there.
+  near = None if paths.is_remote(folder) else folder
+  with tempfile.TemporaryDirectory(dir=near, prefix='.partial') as aside:
+    aside = epath.Path(aside)
     captions = _draw(aside, facts, results, trained, originals, validation_path)
-    (aside / METRICS).write_text(_json(facts, results))
+    (aside / METRICS).write_text(as_json(facts, results))
     (aside / PAGE).write_text(_page(aside, facts, results, captions))
-    if paths.is_remote(folder):
+    if near is None:
       paths.copy(aside, folder)
-      return
-    for path in aside.iterdir():
-      path.replace(folder / path.name)
-    aside.rmdir()
-
-
-def write_partial(
-  folder: epath.Path, facts: dict[str, object], results: Measurements
-) -> epath.Path:
-  """Writes what is known of an evaluation that did not come to its end."""
-  path = folder / 'metrics.partial.json'
-  path.write_text(_json(facts, results))
-  return path
+    else:
+      for path in aside.iterdir():
+        path.replace(folder / path.name)
 
 
 def as_text(results: Measurements) -> str:
@@ -99,8 +82,8 @@ def as_text(results: Measurements) -> str:
   return '\n'.join(lines)
 
 
-def _json(facts: dict[str, object], results: Measurements) -> str:
-  """As JSON knows neither NaN nor infinity, these become null."""
+def as_json(facts: dict[str, object], results: Measurements) -> str:
+  """The numbers as JSON, which has neither NaN nor infinity: they are null."""
 
   def plain(value):
     if isinstance(value, dict):
@@ -113,12 +96,14 @@ def _json(facts: dict[str, object], results: Measurements) -> str:
 
   metrics = {}
   for name, metric in results.metrics.items():
-    metrics[name] = {'value': metric.value, 'unit': metric.unit}
-    if metric.standard_error is not None:
-      metrics[name]['standard_error'] = metric.standard_error
-    if metric.null is not None:
-      metrics[name]['null'] = dataclasses.asdict(metric.null)
-    metrics[name]['about'] = metric.about
+    error, null = metric.standard_error, metric.null
+    metrics[name] = {
+      'value': metric.value,
+      'unit': metric.unit,
+      **({} if error is None else {'standard_error': error}),
+      **({} if null is None else {'null': null._asdict()}),
+      'about': metric.about,
+    }
   content = {
     **facts,
     'verdict': results.verdict,
@@ -133,48 +118,52 @@ def _json(facts: dict[str, object], results: Measurements) -> str:
 def _draw(folder, facts, results, trained, originals, validation_path):
   """Draws the figures; returns their captions by file name."""
   captions = {}
+
+  def save(images, columns, name, caption):
+    grid = figures.image_grid(images, columns)
+    figures.save_png(grid, folder / name)
+    captions[name] = caption
+
   spread = np.array(results.dimensions.get('mean_variance', ()))
   kl = np.array(results.dimensions.get('kl', ()))
   if len(kl):
-    active = spread > posterior.ACTIVE_VARIANCE
-    plots.kl_per_dimension(kl, active, folder / 'kl_per_dimension.png')
-    captions['kl_per_dimension.png'] = (
+    active, name = spread > posterior.ACTIVE_VARIANCE, 'kl_per_dimension.png'
+    plots.kl_per_dimension(kl, active, folder / name)
+    captions[name] = (
       'KL of each latent dimension, mean over the images. Faint: not active.'
     )
   if 'elbo' in results.metrics:
-    plots.rate_distortion(
-      results.metrics['rate'].value,
-      results.metrics['distortion'].value,
-      validation_path,
-      f'step {facts["step"]:,}, {facts["split"]}',
-      folder / 'rate_distortion.png',
+    point = (results.metrics[k].value for k in ('rate', 'distortion'))
+    label = f'step {facts["step"]:,}, {facts["split"]}'
+    name = 'rate_distortion.png'
+    plots.rate_distortion(*point, validation_path, label, folder / name)
+    captions[name] = (
+      'Rate and distortion: this checkpoint, and the way of training to it.'
     )
-    captions['rate_distortion.png'] = (
-      'Rate and distortion: this checkpoint, and the way that training took.'
-    )
-  grid = figures.side_by_side(originals, trained.reconstruct(originals))
-  figures.save_png(
-    figures.image_grid(grid, _SIDE), folder / 'reconstructions.png'
+  save(
+    figures.side_by_side(originals, trained.reconstruct(originals)),
+    _SIDE,
+    'reconstructions.png',
+    'Images of the split, each with its reconstruction on its right.',
   )
-  captions['reconstructions.png'] = (
-    'Images of the split, each with its reconstruction on its right.'
+  save(
+    trained.sample(_SIDE**2, facts['seed']),
+    _SIDE,
+    'samples.png',
+    'Samples: z from the prior, decoded.',
   )
-  samples = trained.sample(_SIDE**2, facts['seed'])
-  figures.save_png(figures.image_grid(samples, _SIDE), folder / 'samples.png')
-  captions['samples.png'] = 'Samples: z from the prior, decoded.'
   if len(spread):
-    order = posterior.most_informative(kl if len(kl) else spread)
-    paths = walks.traverse(
-      np.zeros(len(spread)), order[:_DIMENSIONS], _REACH, _STEPS
-    )
-    images = trained.decode(paths.reshape(-1, len(spread)))
-    figures.save_png(
-      figures.image_grid(images, _STEPS), folder / 'traversals.png'
-    )
-    captions['traversals.png'] = (
-      f'What the dimensions do: the {len(paths)} that carry the most, a row '
-      f'each, from {-_REACH:g} to {_REACH:g}; the others are 0. From the top: '
-      f'{", ".join(map(str, order[:_DIMENSIONS]))}.'
+    order = posterior.most_informative(kl if len(kl) else spread)[:_DIMENSIONS]
+    center = np.ravel(trained.prior.mean)
+    values = figures.prior_values(trained.prior, _REACH, _STEPS)
+    z = figures.traverse(center, order, values)
+    save(
+      trained.decode(z.reshape(-1, *trained.latent_shape)),
+      _STEPS,
+      'traversals.png',
+      f'The {len(order)} dimensions that carry the most, a row each, from '
+      f"{-_REACH:g} to {_REACH:g} of the prior's standard deviations; the "
+      f'others are at its mean. From the top: {", ".join(map(str, order))}.',
     )
   return captions
 
@@ -187,56 +176,42 @@ def _page(folder, facts, results, captions) -> str:
   if results.verdict:
     page.banner(results.verdict)
   rows = _rows(results)
-  page.cards(
-    [
-      (name, value, unit)
-      for headline in _HEADLINES
-      for name, value, _, unit, _ in rows
-      if name == headline
-    ]
-  )
+  by_name = {name: (name, value, unit) for name, value, _, unit, _ in rows}
+  page.cards([by_name[name] for name in _HEADLINES if name in by_name])
   page.heading('Figures')
   for name, caption in captions.items():
     page.figure(folder / name, caption)
   page.heading('Numbers')
-  page.table(
-    ('', 'value', 'null', 'unit', ''),
-    # Lines do not break around ±.
-    [
-      [
-        cell.replace(' ± ', '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}')
-        for cell in row
-      ]
-      for row in rows
-    ],
-  )
+  # Lines of the table do not break around ±.
+  unbroken = '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}'
+  rows = [[cell.replace(' ± ', unbroken) for cell in row] for row in rows]
+  page.table(('', 'value', 'null', 'unit', ''), rows)
   page.text(
-    '± is the standard error over the choice of images, unless the row says of '
-    'what. The null is the value if there is nothing to find, with its '
+    '± is the standard error over the choice of images, unless the row names '
+    'another. The null is the value if there is nothing to find, with its '
     'standard deviation over random repetitions.'
   )
   for note in results.notes:
     page.text(f'Not measured: {note}')
+  number = html_page.number
   if results.labels:
     page.heading('Labels')
-    columns = list(next(iter(results.labels.values())))
+    columns = [
+      c.replace('_null', ', null') for c in [*results.labels.values()][0]
+    ]
     page.table(
-      ('label', *(column.replace('_null', ', null') for column in columns)),
+      ('label', *columns),
       [
-        (name, *(html_page.number(numbers[column]) for column in columns))
+        (name, *map(number, numbers.values()))
         for name, numbers in results.labels.items()
       ],
     )
   if results.dimensions:
     page.heading('Latent dimensions')
+    columns = zip(*results.dimensions.values(), strict=True)
     page.table(
       ('dimension', *results.dimensions),
-      [
-        (str(index), *map(html_page.number, row))
-        for index, row in enumerate(
-          zip(*results.dimensions.values(), strict=True)
-        )
-      ],
+      [(str(i), *map(number, row)) for i, row in enumerate(columns)],
     )
   page.heading('Measured')
   page.table(('', ''), [(name, str(value)) for name, value in facts.items()])
@@ -255,9 +230,7 @@ def _rows(results: Measurements) -> list[tuple[str, str, str, str, str]]:
       value += f' to {_number(upper.value, upper.standard_error)}'
     elif name.endswith('_upper_bound'):
       continue
-    null = ''
-    if metric.null:
-      null = _number(metric.null.value, metric.null.deviation)
+    null = _number(*metric.null) if metric.null else ''
     rows.append((name, value, null, metric.unit, metric.about))
   return rows
 
@@ -272,5 +245,5 @@ def _number(value: float, error: float | None) -> str:
   of_value = 5 - math.floor(math.log10(max(abs(value), 1e-9)))
   digits = max(0, min(of_error, of_value))
   rounded = f'{error:.{digits}f}'
-  shown = f'{value:,.{digits}f}'
-  return f'{shown} ± {rounded}' if float(rounded) else shown
+  value = f'{value:,.{digits}f}'
+  return f'{value} ± {rounded}' if float(rounded) else value

@@ -1,4 +1,4 @@
-"""Charts of what was measured, as PNG."""
+"""Charts of measurements, as PNG."""
 
 import functools
 import io
@@ -12,14 +12,9 @@ from matplotlib.text import Text
 import numpy as np
 
 from evaluation import posterior
-from vae.errors import shown as shown_text
+from vae.errors import shown
 
-_INK = '#1f2430'
-_ACCENT = '#2f6fbb'
-_FAINT = '#b9c2cf'
-
-# The one that matplotlib brings.
-_FONT = 'DejaVu Sans'
+_INK, _ACCENT, _FAINT = '#1f2430', '#2f6fbb', '#b9c2cf'
 
 # More colours cannot be distinguished, nor longer names read.
 _MOST_CLASSES = 20
@@ -32,13 +27,7 @@ _NOT_GREY = ('#1f2430', '#005f73')
 def kl_per_dimension(
   kl: np.ndarray, active: np.ndarray, path: epath.Path
 ) -> None:
-  """Bars of the KL of each dimension, the most informative first.
-
-  Args:
-    kl: [latent_dim], nats.
-    active: bool [latent_dim]; the others are drawn faint.
-    path: of the PNG.
-  """
+  """Bars of the KL [latent_dim], largest first; inactive ones are faint."""
   order = posterior.most_informative(kl)
   figure, axes = new_axes(width=8, height=3.2)
   kl_bars(axes, kl[order], active[order], width=0.85)
@@ -47,10 +36,8 @@ def kl_per_dimension(
   axes.margins(x=0.01)
   if len(kl) <= 40:
     axes.set_xticks(np.arange(len(kl)), order, fontsize=7)
-  axes.set_title(
-    f'{kl.sum():.1f} nats in {active.sum()} of {len(kl)} dimensions',
-    loc='left',
-  )
+  title = f'{kl.sum():.1f} nats in {active.sum()} of {len(kl)} dimensions'
+  axes.set_title(title, loc='left')
   save(figure, path)
 
 
@@ -63,28 +50,17 @@ def rate_distortion(
 ) -> None:
   """The measured point, and the way of the validation through training.
 
-  Args:
-    rate: nats per image.
-    distortion: nats per image.
-    history: (rate, distortion) of each validation, in order, [n, 2].
-    label: what the point is.
-    path: of the PNG.
+  All in nats per image; `history` is (rate, distortion) of each validation, in
+  order, [n, 2].
   """
   figure, axes = new_axes(width=5.6, height=4.4)
   if len(history):
-    axes.plot(
-      *history.T, '.-', color=_FAINT, label='validation, epoch by epoch'
-    )
+    way = 'validation, epoch by epoch'
+    axes.plot(*history.T, '.-', color=_FAINT, label=way)
   axes.plot(rate, distortion, 'o', color=_ACCENT, markersize=9, label=label)
-  # Where the sum is the same, so is the ELBO.
-  axes.axline(
-    (rate, distortion),
-    slope=-1,
-    color=_INK,
-    linewidth=0.8,
-    linestyle=':',
-    label=f'ELBO of {-rate - distortion:,.1f} nats',
-  )
+  elbo = f'ELBO of {-rate - distortion:,.1f} nats'
+  line = dict(color=_INK, linewidth=0.8, linestyle=':')
+  axes.axline((rate, distortion), slope=-1, label=elbo, **line)
   axes.set_xlabel('rate, nats per image')
   axes.set_ylabel('distortion, nats per image')
   axes.margins(0.12)
@@ -94,7 +70,7 @@ def rate_distortion(
 
 def latent_scatter(
   means: np.ndarray, labels: np.ndarray, names: list[str], path: epath.Path
-) -> dict[int, str]:
+) -> None:
   """Posterior means in the plane, coloured by label.
 
   Of more than twenty classes, the twenty with the most images have a colour and
@@ -102,69 +78,48 @@ def latent_scatter(
 
   Args:
     means: [num_images, 2].
-    labels: class indices, int [num_images].
+    labels: indices into `names`, int [num_images].
     names: of the classes.
     path: of the PNG.
-
-  Returns:
-    The names of the classes that are in the legend as `class INDEX`, because no
-    font has their characters.
   """
   longest = min(max(map(len, names)), _MOST_LETTERS)
   figure, axes = new_axes(width=6 + 0.05 * longest, height=5.4)
   counts = np.bincount(labels, minlength=len(names))
-  shown = np.sort(np.argsort(-counts, kind='stable')[:_MOST_CLASSES])
-  others = ~np.isin(labels, shown)
-  dots = {'linestyle': 'none', 'marker': '.', 'markersize': 3}
-  grey = axes.plot(*means[others].T, color=_FAINT, alpha=0.7, **dots)
-  palette = matplotlib.color_sequences['tab10' if len(shown) <= 10 else 'tab20']
-  if len(shown) > 10:
-    palette[14:16] = _NOT_GREY
-  handles, texts, unnamed = [], [], {}
-  for place, index in enumerate(shown):
-    handles += axes.plot(
-      *means[labels == index].T, color=palette[place], alpha=0.7, **dots
-    )
-    if _fonts(names[index]) is None:
-      unnamed[int(index)] = names[index]
-      texts.append(f'class {index}')
-    else:
-      texts.append(readable(names[index]))
-  if len(shown) < len(names):
+  largest = np.sort(np.argsort(-counts, kind='stable')[:_MOST_CLASSES])
+  others = ~np.isin(labels, largest)
+  dots = {'linestyle': 'none', 'marker': '.', 'markersize': 3, 'alpha': 0.7}
+  grey = axes.plot(*means[others].T, color=_FAINT, **dots)
+  name = 'tab10' if len(largest) <= 10 else 'tab20'
+  palette = matplotlib.color_sequences[name]
+  palette[14:16] = _NOT_GREY[: len(palette[14:16])]
+  handles, texts = [], []
+  for color, index in zip(palette, largest, strict=False):
+    handles += axes.plot(*means[labels == index].T, color=color, **dots)
+    texts.append(readable(names[index]))
+  if len(largest) < len(names):
     handles += grey
-    texts.append(f'and {len(names) - len(shown)} more')
+    texts.append(f'and {len(names) - len(largest)} more')
   axes.set_xlabel('z₀')
   axes.set_ylabel('z₁')
   axes.set_aspect('equal', 'datalim')
   if len(names) > 1:
-    figure.legend(
-      handles,
-      texts,
-      frameon=False,
-      fontsize=8,
-      markerscale=4,
-      loc='outside right upper',
-    )
+    style_of = dict(frameon=False, fontsize=8, markerscale=4)
+    figure.legend(handles, texts, loc='outside right upper', **style_of)
   save(figure, path)
-  return unnamed
 
 
 def readable(text: str) -> str:
-  """A user's text for a chart: in one line, not too long, and without boxes."""
-  text = shown_text(text, _MOST_LETTERS)
-  return ascii(text)[1:-1] if _fonts(text) is None else text
+  """A user's text for a chart: one short line, escaped if not in the font."""
+  text = shown(text, _MOST_LETTERS)
+  missing = {ord(c) for c in text} - _characters()
+  return ascii(text)[1:-1] if missing else text
 
 
-def draw_as_written(figure: Figure) -> None:
-  """Sets all texts of a chart in fonts that have their characters.
-
-  And takes none for a formula, as matplotlib does what is between dollar signs.
-  """
-  for text in figure.findobj(Text):
-    text.set_parse_math(False)
-    fonts = _fonts(text.get_text())
-    if fonts and len(fonts) > 1:
-      text.set_fontfamily(fonts)
+@functools.cache
+def _characters() -> frozenset[int]:
+  """The characters of the font that matplotlib brings."""
+  path = font_manager.findfont('DejaVu Sans')
+  return frozenset(font_manager.get_font(path).get_charmap())
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -177,7 +132,7 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def style(axes: Axes) -> None:
-  """What all charts have in common."""
+  """Sets the style of all charts."""
   axes.spines[['top', 'right']].set_visible(False)
   axes.tick_params(colors=_INK)
 
@@ -185,16 +140,15 @@ def style(axes: Axes) -> None:
 def kl_bars(
   axes: Axes, kl: np.ndarray, active: np.ndarray, width: float
 ) -> None:
-  """Draws a bar for each dimension, in the order given.
-
-  Args:
-    axes: to draw on.
-    kl: [latent_dim], nats.
-    active: bool [latent_dim]; the others are drawn faint.
-    width: of a bar; 1 leaves no gaps.
-  """
+  """Draws a bar for each dimension; `width` 1 leaves no gaps."""
   colors = np.where(active, _ACCENT, _FAINT)
   axes.bar(np.arange(len(kl)), kl, color=colors, width=width)
+
+
+def draw_as_written(figure: Figure) -> None:
+  """Keeps matplotlib from taking text between dollar signs for a formula."""
+  for text in figure.findobj(Text):
+    text.set_parse_math(False)
 
 
 def save(figure: Figure, path: epath.Path) -> None:
@@ -204,28 +158,3 @@ def save(figure: Figure, path: epath.Path) -> None:
   figure.savefig(buffer, format='png', dpi=150)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(buffer.getvalue())
-
-
-@functools.lru_cache(maxsize=256)
-def _fonts(text: str) -> list[str] | None:
-  """Families that have all characters of a text.
-
-  Returns:
-    Matplotlib's own, and another that is installed if it is needed; None if
-    there is none that has the rest.
-  """
-  missing = {ord(c) for c in text if c.isprintable()} - _characters(
-    font_manager.findfont(_FONT)
-  )
-  if not missing:
-    return [_FONT]
-  for font in font_manager.fontManager.ttflist:
-    # It has a box for each character there is.
-    if 'Last Resort' not in font.name and missing <= _characters(font.fname):
-      return [_FONT, font.name]
-  return None
-
-
-@functools.lru_cache(maxsize=256)
-def _characters(path: str) -> frozenset[int]:
-  return frozenset(font_manager.get_font(path).get_charmap())

@@ -1,15 +1,14 @@
-"""What surrounds a run: command line, schema, workdir, progress, processes.
+"""A run's surroundings: command line, schema, workdir, progress, processes.
 
-Modules that import TensorFlow import this package first: TensorFlow reads its
-environment once, when it is imported.
+Modules that import TensorFlow import this package first, since TensorFlow reads
+its environment when it is imported.
 """
 
 import os
 
-# Errors come as exceptions too, so the log of TensorFlow's C++ side is off. JAX
-# sets this to 1 when it is imported, so 1 counts as unset.
+# TensorFlow's errors come as exceptions too, so its C++ log is off. JAX sets
+# this to 1 when it is imported, so 1 counts as unset.
 if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-# Processors with AVX-512 or AMX have oneDNN on, which logs at any level. Images
-# are decoded and resized without it.
+# oneDNN logs at any level, and decoding images does not need it.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')

@@ -1,19 +1,16 @@
-"""How the scripts meet the command line: flags, and errors in one line."""
+"""Flags, config files, and errors in one line."""
 
 from collections.abc import Callable
-from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import hashlib
-import itertools
 import os
 import pathlib
 import platform
 import re
-import signal
+import runpy
 import sys
-import sysconfig
-import threading
 import traceback
 import warnings
 
@@ -21,13 +18,17 @@ from absl import app
 from absl import flags
 from absl import logging
 import jax
+import ml_collections
 from ml_collections import config_flags
 
-from runs.stop_signals import TerminatedError
+from runs import memory
+from runs import processes
+from runs import schema
 from vae import paths
+from vae.errors import shown
 from vae.errors import UserError
 
-_SCRIPTS = str(pathlib.Path(__file__).resolve().parent.parent)
+_SCRIPTS = pathlib.Path(__file__).resolve().parent.parent
 
 WORKDIR = flags.DEFINE_string(
   'workdir',
@@ -44,57 +45,73 @@ def run(
 ) -> None:
   """Parses the flags and runs `main`.
 
-  A user's mistake, in the flags or a `UserError`, is told in one line on
-  standard error, with exit status 2 and no traceback.
+  A user's mistake, in the flags or a `UserError`, ends in one line on standard
+  error and exit status 2, Ctrl-C in 130, SIGTERM in 0.
 
   Args:
-    main: to be run.
-    commands: words of which the command line must have one, which `main`
-      gets; by default it has flags alone.
-    on_interrupt: what to say after Ctrl-C.
+    main: called with the command, if there are any.
+    commands: accepted first words of the command line.
+    on_interrupt: message after Ctrl-C.
   """
 
-  def guarded(argv):
-    # absl's default shows the libraries' running commentary.
+  def parse(argv):
+    with _errors_in_one_line(on_interrupt):
+      # A default of the flag itself would be loaded by an import.
+      if 'config' in flags.FLAGS and not any(
+        re.match('--?config(=|$)', flag) for flag in argv
+      ):
+        argv = [argv[0], f'--config={config_path()}', *argv[1:]]
+      return flags.FLAGS(argv)
+
+  def checked(argv):
+    # absl's default shows the libraries' own logs.
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)
-    words, choices = argv[1:], ', '.join(commands)
-    if commands and not words:
-      _fail(f'say what to do: one of {choices} (--help lists the flags).')
-    if commands and words[0] not in commands:
-      _fail(f'{words[0]!r} is none of {choices}.')
-    if len(words) > bool(commands):
-      _fail(f'{words[-1]!r} is not a flag; flags look like --name=value.')
-    try:
+    words = argv[1:]
+    with _errors_in_one_line(on_interrupt):
+      if commands and (not words or words[0] not in commands):
+        raise UserError(
+          f'the command is {" ".join(words[:1]) or "missing"}; it must be one '
+          f'of {", ".join(commands)} (--help lists the flags).'
+        )
+      if len(words) > bool(commands):
+        raise UserError(f'{words[-1]!r} is not a flag, which is --name=value.')
       main(*words)
-    except UserError as error:
-      _fail(str(error))
-    except KeyboardInterrupt:
-      _leave(on_interrupt, 130)
-    except TerminatedError:
-      _leave(on_interrupt.replace('interrupted', 'terminated'), 0)
-    try:
-      sys.stdout.flush()
-    except OSError:
-      # It would fail again when the program ends, and be taken for a failure.
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-  _mind_destructors()
   _keep_compiled_programs()
-  for name in ('stdout', 'stderr'):
-    if getattr(sys, name) is None:  # As after `2>&-`.
-      setattr(sys, name, open(os.devnull, 'w'))
-    # σ and ‖ are not in every encoding.
-    getattr(sys, name).reconfigure(errors='replace')
-  app.run(guarded, flags_parser=_parse)
+  app.run(checked, flags_parser=parse)
 
 
-def _leave(message: str, status: int) -> None:
-  """Ends the process; what was to be saved is saved by now.
+@contextlib.contextmanager
+def _errors_in_one_line(on_interrupt: str) -> Iterator[None]:
+  """Ends the process after a user's mistake, or a signal.
 
-  A proper exit can crash while the device still computes.
+  At once: a proper exit can crash while a device still computes, and waits for
+  minutes for other processes of the run. All that was to be saved is saved.
   """
-  for stream, text in ((sys.stderr, f'\n{message}\n'), (sys.stdout, '')):
+  try:
+    yield
+    return
+  except UserError as error:
+    message, status = str(error), 2
+  except flags.Error as error:
+    message, status = f'{error} (--help lists the flags)', 2
+  except KeyboardInterrupt:
+    message, status = on_interrupt, 130
+  except processes.TerminatedError:
+    message, status = on_interrupt.replace('interrupted', 'terminated'), 0
+  except Exception as error:
+    config = flags.FLAGS['config'].value if 'config' in flags.FLAGS else None
+    message = memory.explain(error, config) or processes.explain(error)
+    if not message and not jax.distributed.is_initialized():
+      raise
+    message, status = message or traceback.format_exc(), 2 if message else 1
+  if status == 2:
+    message = f'error: {shown(" ".join(message.split()), 2000)}'
+  else:
+    message = f'\n{message}'
+  # Ctrl-C may also have ended the readers of these, as in `2>&1 | tee log`.
+  for stream, text in ((sys.stdout, ''), (sys.stderr, f'{message}\n')):
     with contextlib.suppress(OSError):
       stream.write(text)
       stream.flush()
@@ -102,235 +119,100 @@ def _leave(message: str, status: int) -> None:
 
 
 def _keep_compiled_programs() -> None:
-  """Has JAX keep what it compiles between runs, unless told where, or not to.
+  """Sets JAX's cache of compiled programs, unless the user has chosen one.
 
-  `JAX_COMPILATION_CACHE_DIR` is JAX's own name of the place, and
-  `JAX_ENABLE_COMPILATION_CACHE=0` its switch.
+  `JAX_COMPILATION_CACHE_DIR` chooses another, and
+  `JAX_ENABLE_COMPILATION_CACHE=0` has no cache.
   """
-  # What a kill or a full disk cut short is compiled anew.
+  # After a kill or on a full disk a program is compiled again.
   warnings.filterwarnings(
     'ignore', 'Error (reading|writing) persistent compilation cache entry'
   )
   if jax.config.jax_compilation_cache_dir is not None:
     return
-  # A home may be shared by machines with other processors, whose programs
-  # would not run here.
-  try:
-    about = pathlib.Path('/proc/cpuinfo').read_text()
-    about = '\n'.join(sorted(set(re.findall(r'(?:model name|flags).*', about))))
-  except OSError:
-    about = ' '.join(platform.uname())
+  # Machines with other processors may share a home, and cannot run each
+  # other's programs.
+  about = platform.machine()
+  with contextlib.suppress(OSError):
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+    about += '\n'.join(sorted(set(re.findall('(?:model name|flags).*', text))))
   processor = hashlib.sha256(about.encode()).hexdigest()[:16]
   folder = os.path.expanduser(f'~/.cache/vae/jax/{processor}')
-  with contextlib.suppress(OSError):  # It only saves time.
+  with contextlib.suppress(OSError):
     os.makedirs(folder, exist_ok=True)
     if os.access(folder, os.W_OK):
       jax.config.update('jax_compilation_cache_dir', folder)
 
 
-def _mind_destructors() -> None:
-  """Makes a signal count that falls into a destructor, where Python drops it.
-
-  And keeps quiet where TensorStore tells an event loop that Orbax has closed
-  how a write ended: that it failed is told already.
-  """
-  report = sys.unraisablehook
-  numbers = {
-    KeyboardInterrupt: signal.SIGINT,
-    TerminatedError: signal.SIGTERM,
-  }
-
-  def hook(unraisable):
-    if unraisable.exc_type in numbers:
-      # Not at once, which would be within the destructor again.
-      main_thread = threading.main_thread().ident
-      again = (main_thread, numbers[unraisable.exc_type])
-      threading.Timer(0.1, signal.pthread_kill, again).start()
-    elif str(unraisable.exc_value) != 'Event loop is closed':
-      report(unraisable)
-
-  sys.unraisablehook = hook
-
-
 def define_config(default: str) -> None:
-  """Defines `--config`, a config file, and its overrides.
+  """Defines `--config`, a config file, and the flags that override it.
 
   Args:
-    default: the file that is used where the flag is not given, relative to
-      the scripts.
+    default: file that is used without the flag, relative to the scripts.
   """
-  # A default that is known to the flag itself would be loaded, overrides and
-  # all, while the script is still being imported.
   config_flags.DEFINE_config_file(
     'config',
     None,
     f'The experiment; configs/ has several. By default {default}. '
     'FILE:ARGUMENT calls get_config(ARGUMENT) in FILE.',
-    # It fails where a value is still to be given, and does not say which.
     lock_config=False,
   )
-  global _default_config
-  _default_config = os.path.join(_SCRIPTS, default)
+  flags.FLAGS['config'].parser = _ConfigFile(str(_SCRIPTS / default))
 
 
 def config_path() -> str:
-  """The file that `--config=FILE[:ARGUMENT]` names.
+  """Path of the config file in use."""
+  return flags.FLAGS['config'].parser.path
 
-  Raises:
-    UserError: if there is no such file, or it could not open another.
+
+class _ConfigFile(flags.ArgumentParser):
+  """Loads a config file, completes it, and checks which keys are overridden.
+
+  Attributes:
+    path: of the file.
   """
-  path, *_ = config_flags.get_config_filename(flags.FLAGS['config']).split(':')
-  if not os.path.isfile(path):
-    raise UserError(
-      f'--config={path}: there is no such file in {os.getcwd()} or {_SCRIPTS}; '
-      f'{_SCRIPTS}/configs has the configs.'
-    )
-  try:
-    # Where the config could not open a file, ml_collections keeps that to
-    # itself until the config is looked at.
-    getattr(flags.FLAGS.config, 'seed', None)
-  except OSError as error:
-    raise UserError(
-      f'--config={path} cannot be loaded: {error.__cause__ or error}'
-    ) from error
-  except Exception:  # It has no such thing, as whoever checks it will say.
-    pass
-  return path
+
+  def __init__(self, path: str):
+    self.path = path
+
+  def parse(self, value: str) -> ml_collections.ConfigDict:
+    """The config of FILE or FILE:ARGUMENT.
+
+    A FILE that is not in the current folder may be beside the scripts.
+
+    Raises:
+      UserError: if it cannot be loaded, or an overridden key is unknown.
+    """
+    path, *argument = value.split(':', 1)
+    self.path = str(paths.expand(path))
+    if not os.path.exists(self.path) and (_SCRIPTS / self.path).is_file():
+      self.path = str(_SCRIPTS / self.path)
+    if not os.path.isfile(self.path):
+      raise UserError(
+        f'--config={path}: there is no such file in {os.getcwd()} or '
+        f'{_SCRIPTS}; {_SCRIPTS}/configs has the configs.'
+      )
+    try:
+      config = runpy.run_path(self.path)['get_config'](*argument)
+    except (Exception, SystemExit) as error:
+      raise UserError(
+        f'--config cannot be loaded: {_place(error, self.path)}'
+      ) from error
+    flag_of = re.compile(r'(--?(?:no)?config\.([^=]*))=?(.*)')
+    overrides = list(filter(None, map(flag_of.fullmatch, sys.argv)))
+    # Which keys there are depends on the model and the objective.
+    named = {match[2]: match[3] for match in overrides if match[3]}
+    schema.complete(config, named)
+    for match in overrides:
+      schema.check_known(match[1], match[2], schema.flatten(config))
+    return config
 
 
-_default_config = None
-
-
-def _find_config(argv: list[str]) -> list[str]:
-  """Has `--config` name a file that is there, if one is meant.
-
-  `~` is expanded, and configs/ is found from any folder. Without the flag the
-  default is added.
-  """
-  argv, given = argv.copy(), False
-  for i, arg in enumerate(argv[1:], start=1):
-    flag, equals, value = arg.partition('=')
-    if flag not in ('--config', '-config'):
-      continue
-    given = True
-    if equals:
-      argv[i] = f'{flag}={_locate(value)}'
-    elif i + 1 < len(argv):
-      argv[i + 1] = _locate(argv[i + 1])
-  if _default_config is not None and not given:
-    argv.insert(1, f'--config={_default_config}')
-  return argv
-
-
-def _locate(config: str) -> str:
-  """FILE[:ARGUMENT], with the FILE beside the scripts if it is not here."""
-  file, *argument = config.split(':', 1)
-  path = paths.expand(file)
-  beside = os.path.join(_SCRIPTS, path)
-  if not os.path.exists(path) and os.path.isfile(beside):
-    path = beside
-  return ':'.join([str(path), *argument])
-
-
-def _parse(argv: list[str]) -> list[str]:
-  argv = _find_config(argv)
-  # ml_collections' own remarks on a config come beside the error in it.
-  logging.set_verbosity(logging.ERROR)
-  try:
-    return flags.FLAGS(argv)
-  except KeyboardInterrupt:
-    print('\ninterrupted.', file=sys.stderr)
-    sys.exit(130)
-  except BaseException as error:
-    # Configs are programs, which may fail in any way, and may end this one.
-    raised = _raised_by_config(error)
-    if raised is not None:
-      trace = ''.join(traceback.format_exception(raised))
-      _fail(f'--config cannot be loaded: {_brief(trace)}')
-    if isinstance(error, BrokenPipeError):
-      os._exit(1)  # `--help | head` has seen enough.
-    if isinstance(error, SystemExit):
-      raise  # --help is one.
-    message = str(error)
-    if isinstance(error, flags.Error) and 'Traceback' not in message:
-      _fail(f'{_brief(message)} (--help lists the flags)')
-    trace = ''.join(traceback.format_exception(error))
-    _fail(
-      _about_missing_key(error, argv)
-      or f'--config cannot be loaded: {_brief(trace)}'
-    )
-
-
-def _raised_by_config(error: BaseException) -> BaseException | None:
-  """What the user's own code raised, where the libraries made this of it."""
-  while error is not None:
-    frames = traceback.extract_tb(error.__traceback__)
-    if _own(frame.filename for frame in frames):
-      return error
-    error = error.__context__
-  return None
-
-
-def _about_missing_key(error: Exception, argv: list[str]) -> str | None:
-  """What to say where ml_collections refuses to override an unknown key."""
-  if not isinstance(error, (AttributeError, KeyError)) or not error.args:
-    return None
-  inner = error.args[0]
-  text = inner.args[0] if isinstance(inner, KeyError) else inner
-  # The key, and perhaps on a second line what was meant.
-  key, _, hint = str(text).partition('\n')
-  for flag in argv:
-    if key.strip("'") in flag.split('=')[0].split('.'):
-      return f'{flag}: there is no such key in the config. {hint}'.rstrip()
-  return None
-
-
-def _brief(error: str) -> str:
-  """An error's message in one line; of a traceback, what and where it was."""
-  _, traced, trace = error.rpartition('Traceback')
-  if not traced and '  File "' not in error:
-    return ' '.join(error.split())
-  places = re.findall(r'File "([^"]+)", line (\d+)', error)
-  files = _own(file for file, _ in places)
-  own = [place for place in places if place[0] in files]
-  # After the frames, which are indented.
-  lines = (trace or error).splitlines()[1 if traced else 0 :]
-  what = itertools.dropwhile(lambda line: line[:1] in ('', ' '), lines)
-  what = ' '.join(' '.join(what).split())
-  return ', line '.join(own[-1]) + f': {what}' if own else what
-
-
-_STDLIB = sysconfig.get_path('stdlib')
-
-
-def _own(files: Iterable[str]) -> set[str]:
-  """Those that are the user's own code, not a library that it ran into."""
-  return {
-    file
-    for file in files
-    if not file.startswith((_STDLIB, __file__, '<'))
-    and 'site-packages' not in file
-  }
-
-
-# Characters of an error, some of which may be a file's.
-_MAX_ERROR = 2000
-
-
-def first_line(error: Exception) -> str:
-  """What an error says, in one line of no great length."""
-  text = str(error).strip() or type(error).__name__
-  return ' '.join(text.split('\n')[0].split())[:300]
-
-
-def _fail(message: str) -> None:
-  # In one line, whatever names and values are quoted in it.
-  message = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-  if len(message) > _MAX_ERROR:
-    half = _MAX_ERROR // 2
-    message = f'{message[:half]} … {message[-half:]}'
-  print(f'error: {message}', file=sys.stderr, flush=True)
-  if jax.distributed.is_initialized():
-    # A proper exit would wait, for minutes, for processes that go on.
-    os._exit(2)
-  sys.exit(2)
+def _place(error: BaseException, path: str) -> str:
+  """An error of a config file, after the line of the file that it came from."""
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if frame.filename == path]
+  if isinstance(error, SyntaxError):
+    path, lines = error.filename, [error.lineno]
+  where = f'{path}, line {lines[-1]}' if lines else path
+  return f'{where}: {traceback.format_exception_only(error)[-1].strip()}'

@@ -1,7 +1,6 @@
-"""What memory there is, and whether a run can do with it."""
+"""Free memory, and runs that do not fit into it."""
 
 import contextlib
-import math
 import pathlib
 
 from etils import epath
@@ -10,118 +9,104 @@ import ml_collections
 import psutil
 
 from vae import devices
-from vae import footprint
+from vae import steps
 from vae.errors import UserError
 
-# Where Linux tells containers and services their limits, and a process which
-# of them it is in.
+# The limits of containers and services on Linux, and the process's own group.
 _CGROUPS = epath.Path('/sys/fs/cgroup')
 _OWN_CGROUP = epath.Path('/proc/self/cgroup')
 
-# What a cgroup counts as used, and the kernel gives back when it is asked for
-# more: the files that were read, above all.
+# Memory that a cgroup counts as used and the kernel frees on demand: mostly
+# cached files.
 _RECLAIMABLE = ('inactive_file', 'active_file', 'slab_reclaimable')
 
 
 def free() -> int:
-  """Bytes that this process may still take: of the machine, and its cgroups."""
-  available = psutil.virtual_memory().available
-  return max(0, min([available, *map(_left_in, _cgroups())]))
-
-
-def _cgroups() -> list[epath.Path]:
-  """The process's own, and all that this one lies in, up to the root."""
-  names = ()
-  with contextlib.suppress(OSError, ValueError):
-    for line in _OWN_CGROUP.read_text().splitlines():
-      if line.startswith('0::/'):
-        names = pathlib.PurePosixPath(line.removeprefix('0::/')).parts
-  return [_CGROUPS.joinpath(*names[:i]) for i in range(len(names) + 1)]
-
-
-def _left_in(cgroup: epath.Path) -> float:
-  """Bytes until a cgroup's limit; without one, or a cgroup, infinitely many."""
-  try:
-    limit = int((cgroup / 'runs.memory.max').read_text())
-    used = int((cgroup / 'runs.memory.current').read_text())
-  except (OSError, ValueError):  # 'max' is no number.
-    return math.inf
-  with contextlib.suppress(OSError, ValueError):
-    lines = (cgroup / 'runs.memory.stat').read_text().splitlines()
-    stat = dict(line.split(maxsplit=1) for line in lines)
-    used -= sum(int(stat.get(name, 0)) for name in _RECLAIMABLE)
-  return limit - used
+  """Free bytes of this machine, within the limits of the process's cgroups."""
+  free_bytes, names = psutil.virtual_memory().available, ()
+  with contextlib.suppress(OSError):
+    path = _OWN_CGROUP.read_text().strip().rpartition('0::/')[2]
+    names = pathlib.PurePosixPath(path).parts
+  for end in range(len(names) + 1):
+    group = _CGROUPS.joinpath(*names[:end])
+    # There may be no such group here, or no limit: 'max' is not a number.
+    with contextlib.suppress(OSError, ValueError):
+      limit = int((group / 'memory.max').read_text())
+      used = int((group / 'memory.current').read_text())
+      words = (group / 'memory.stat').read_text().split()
+      stat = dict(zip(words[::2], words[1::2], strict=True))
+      used -= sum(int(stat.get(name, 0)) for name in _RECLAIMABLE)
+      free_bytes = min(free_bytes, limit - used)
+  return max(free_bytes, 0)
 
 
 def check(config: ml_collections.ConfigDict, num_devices: int) -> None:
-  """Checks, before anything is made, that a run is not too large.
+  """Refuses a run that cannot fit, by the shapes of its arrays alone.
 
-  What passes may still be, as the least that is needed is compared; what does
-  not pass is hopeless.
+  The least that is needed are the state and, at different times, a copy of it
+  for a checkpoint and the reconstructions of a batch.
 
   Args:
-    config: valid by itself.
-    num_devices: that share a batch.
+    config: valid.
+    num_devices: number of devices that share a batch.
 
   Raises:
-    UserError: names the keys that make it too large, and the bytes.
+    UserError: if that exceeds the free memory of a device.
   """
-  available, where = _free_on_each_device(num_devices)
-
-  def compare(num_bytes: int, what: str, advice: str) -> None:
-    if num_bytes > available:
-      raise UserError(
-        f'{what} take at least {_gigabytes(num_bytes)} of memory, and {where} '
-        f'has {_gigabytes(available)} free; {advice}.'
-      )
-
-  size, latent_dim = config.data.image_size, config.model.latent_dim
-  shape = (
-    f'config.model.latent_dim={latent_dim}, config.model.hidden_channels='
-    f'{tuple(config.model.hidden_channels)}, config.model.decoder_channels='
-    f'{tuple(config.model.decoder_channels)} and config.data.image_size={size}'
+  size, channels = config.data.image_size, config.data.channels
+  samples = config.objective.get('num_samples', 1)
+  batch = -(-config.train.batch_size // num_devices) * samples * size**2
+  itemsize = jax.numpy.dtype(config.model.get('dtype', 'float32')).itemsize
+  state = _state(config)
+  state_bytes = sum(
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
   )
-  # With the copy that goes into a checkpoint.
-  state = footprint.state_bytes(config)
-  compare(
-    2 * state,
-    f'{shape} make {footprint.num_parameters(config):,} parameters, which '
-    "with Adam's moments and a copy to be saved",
-    'lower one of them',
-  )
-  compare(
-    state + footprint.drawing_bytes(config),
-    f'{shape} make pictures of which the {footprint.NUM_SAMPLES_DRAWN} of a '
-    'validation',
-    'lower one of the last three',
-  )
-  for key, num_bytes in (
-    ('train', footprint.training_bytes),
-    ('eval', footprint.evaluation_bytes),
-  ):
-    batch_size = config[key].batch_size
-    # Batches of evaluation are rounded down, but for an image on each device.
-    per_device = max(batch_size // num_devices, 1)
-    compare(
-      state + num_bytes(config, per_device),
-      f'config.{key}.batch_size={batch_size} on {num_devices} devices and '
-      f'config.objective.num_samples={config.objective.num_samples}, with '
-      f'{shape},',
-      'lower one of them',
+  needed = state_bytes + max(state_bytes, batch * channels * itemsize)
+  if needed > (available := _free_on_device(num_devices)):
+    raise UserError(
+      f'config.model has {steps.num_parameters(state):,} parameters, and with '
+      f'config.train.batch_size={config.train.batch_size}, num_samples='
+      f'{samples} and config.data.image_size={size} training needs at least '
+      f'{_gigabytes(needed)}; each device has {_gigabytes(available)} free. '
+      'Lower one of them.'
     )
 
 
-def _free_on_each_device(num_devices: int) -> tuple[float, str]:
-  """Bytes, and what has them; the same in all processes."""
-  available, where = devices.free_memory(), 'each device'
-  if available is None:
-    # A CPU's devices share the host's, those that are used.
-    num_devices = min(num_devices, jax.local_device_count())
-    available = free() // num_devices
-    where = 'this machine'
-    if num_devices > 1:
-      where += f' for each of its {num_devices} devices'
-  return devices.least_of_all(available), where
+def explain(
+  error: BaseException, config: ml_collections.ConfigDict | None = None
+) -> str | None:
+  """A message for the user if memory ran out, else None.
+
+  Args:
+    error: an exception of any kind.
+    config: of the run in training, if any.
+  """
+  reason = ' '.join(str(error).split())[:200]
+  if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in reason:
+    return None
+  message = (
+    f'out of memory ({reason or "MemoryError"}); each device has '
+    f'{_gigabytes(_free_on_device(1))} free'
+  )
+  if config is None:
+    return f'{message}. Lower the batch size or the number of images.'
+  return (
+    f'{message}, and the model {steps.num_parameters(_state(config)):,} '
+    f'parameters. Lower config.train.batch_size={config.train.batch_size}, '
+    f'config.eval.batch_size={config.eval.batch_size} or the sizes in '
+    'config.model, or set config.data.cache=none.'
+  )
+
+
+def _state(config: ml_collections.ConfigDict) -> steps.TrainState:
+  program = steps.program_from_config(config, config.train.batch_size)
+  return steps.abstract_state(program)
+
+
+def _free_on_device(num_devices: int) -> int:
+  """Free bytes of each device; a CPU's devices share those of the host."""
+  num_devices = min(num_devices, jax.local_device_count())
+  return devices.free_memory() or free() // num_devices
 
 
 def _gigabytes(num_bytes: float) -> str:

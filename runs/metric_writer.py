@@ -16,8 +16,6 @@ import numpy as np
 import tensorflow as tf
 
 from runs import progress
-from vae import atomic_files
-from vae import mirror
 from vae import paths
 from vae.errors import UserError
 
@@ -54,7 +52,7 @@ class MetricWriter(progress.Writer):
   def __init__(self, workdir: epath.Path):
     self._workdir, self._mirror = workdir, None
     if paths.is_remote(workdir):
-      self._mirror = mirror.Mirror(workdir, progress.warn)
+      self._mirror = paths.Mirror(workdir, progress.warn)
       self.folder = self._mirror.folder
       if (workdir / FILENAME).exists():
         content = (workdir / FILENAME).read_bytes()
@@ -85,7 +83,7 @@ class MetricWriter(progress.Writer):
     ]
     text = ''.join(json.dumps(row) + '\n' for row in kept)
     try:
-      atomic_files.replace(self._path, text.encode())
+      paths.replace(self._path, text.encode())
       if self._mirror is not None:
         self._mirror.copy()
     except OSError as error:

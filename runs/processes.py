@@ -1,43 +1,45 @@
-"""The processes that train one model together, and what becomes of them."""
+"""The processes of a run: how they join, identify each other, and stop.
 
-from collections.abc import Iterator
+Schedulers send SIGTERM before they take a machine away. SIGUSR1, which Slurm
+sends early (`--signal=USR1@120`), and SIGHUP, of a closed terminal, count as
+SIGTERM.
+"""
+
 from collections.abc import Mapping
 import contextlib
-import ctypes
 import functools
+import hashlib
 import json
 import os
 import signal
 import socket
-import traceback
+import sys
+import time
 from typing import Any
 import uuid
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import psutil
 
-from runs import command_line
 from vae import devices
 from vae.errors import UserError
 
-# After which a process that says nothing, not even that it ended, is given up.
+# A process without a heartbeat for this long is taken for dead.
 _HEARTBEAT_SECONDS = 30
 
-# For so long those that are done wait for the first, which may be waiting for
-# a disk to take the last checkpoint.
+# Finished processes wait this long for the first, which may wait for a disk to
+# take the last checkpoint.
 _SHUTDOWN_SECONDS = 900
 
-# Bytes of a config that is told to all, as JSON.
-_MAX_CONFIG = 1 << 16
-
-# In which processes may differ: where each has its data.
+# Settings that may differ between processes: paths on each host.
 _OWN_KEYS = frozenset({'data.dir', 'data.decoded_dir'})
 
-_LOST = (
-  'the processes of this run can no longer work together ({reason}). Start all '
-  'of them again: they go on from the last checkpoint.'
+_ON_FIRST = (
+  b'\nFinishing the steps in flight, then saving; Ctrl-C again stops at once.\n'
 )
+_ON_SECOND = b'\nStopped without saving.\n'
 
 
 def join(
@@ -45,13 +47,13 @@ def join(
   num_processes: int | None,
   process_id: int | None,
 ) -> None:
-  """Connects this process with the others, so that JAX sees all devices.
+  """Connects the processes of a run, so that JAX sees all of their devices.
 
   Args:
-    coordinator_address: HOST:PORT of the first process; where it is None, as
-      the others, the TPU pod or Slurm says it.
-    num_processes: of the run.
-    process_id: of this one, from 0.
+    coordinator_address: HOST:PORT of the first process; a TPU pod and Slurm
+      provide this and the other two if they are None.
+    num_processes: number of processes.
+    process_id: index of this process, from 0.
 
   Raises:
     UserError: if they cannot be connected.
@@ -67,74 +69,37 @@ def join(
   except (ValueError, RuntimeError) as error:
     raise UserError(
       f'--distributed: {error} On a TPU pod and under Slurm the flag suffices; '
-      'elsewhere give --coordinator_address, --num_processes and --process_id '
-      'too.'
+      'elsewhere add --coordinator_address, --num_processes and --process_id.'
     ) from error
-  _end_in_a_sentence()
 
 
 def check_same(config: Mapping[str, object]) -> None:
-  """Checks that all processes of the run were given the same config.
-
-  Else they would train different models, or wait for each other for ever.
-
-  Args:
-    config: flat.
+  """Checks that all processes of the run have the same config, but for paths.
 
   Raises:
-    UserError: in all of them, if they were not.
+    UserError: in all of them, if they differ.
   """
-  own = {k: v for k, v in config.items() if k not in _OWN_KEYS}
-  own = json.loads(json.dumps(own))
-  text = json.dumps(own).encode()[:_MAX_CONFIG]
-  told = np.frombuffer(text.ljust(_MAX_CONFIG), np.uint8)
-  if devices.all_have(told):
-    return
-  first = devices.as_first_process(told).tobytes().decode(errors='replace')
-  with contextlib.suppress(ValueError):
-    first = json.loads(first)
-    for key in sorted(own.keys() | first.keys()):
-      if own.get(key) != first.get(key):
-        raise UserError(
-          f'config.{key} is {own.get(key)!r}, and in the first process of this '
-          f'run {first.get(key)!r}; start all with the same command.'
-        )
-  raise UserError(
-    'another process of this run was given another config; start all with the '
-    'same command.'
+  shared = {k: v for k, v in config.items() if k not in _OWN_KEYS}
+  digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).digest()
+  if not devices.all_have(np.frombuffer(digest, np.uint8)):
+    raise UserError(
+      'the processes of this run have different configs; start all with the '
+      'same command.'
+    )
+
+
+def explain(error: BaseException) -> str | None:
+  """A message for the user if another process of the run failed, else None."""
+  if not (
+    jax.distributed.is_initialized()
+    and isinstance(error, jax.errors.JaxRuntimeError)
+  ):
+    return None
+  return (
+    'the processes of this run can no longer work together '
+    f'({" ".join(str(error).split())[:300]}). Start all of them again: they go '
+    'on from the last checkpoint.'
   )
-
-
-@contextlib.contextmanager
-def working_together() -> Iterator[None]:
-  """Turns what is seen of another process's death into a clear message.
-
-  What goes wrong in one of several processes ends it at once: a proper exit
-  would wait, for minutes, for those that go on.
-
-  Raises:
-    UserError: where the devices fail.
-  """
-  try:
-    yield
-  except jax.errors.JaxRuntimeError as error:
-    reason = command_line.first_line(error)
-    if 'RESOURCE_EXHAUSTED' in reason:
-      raise UserError(
-        f'the memory of the devices does not suffice ({reason}); lower '
-        'config.train.batch_size, config.eval.batch_size or the size of the '
-        'model.'
-      ) from error
-    if jax.process_count() == 1:
-      raise
-    raise UserError(_LOST.format(reason=reason)) from error
-  except UserError:
-    raise
-  except Exception:
-    if not jax.distributed.is_initialized():
-      raise
-    traceback.print_exc()
-    os._exit(1)
 
 
 @functools.cache
@@ -151,7 +116,7 @@ def this_one() -> dict[str, object]:
 
 @functools.cache
 def this_machine() -> str:
-  """What processes that see each other have in common, and others have not.
+  """An identifier that processes share if they see each other's ids.
 
   Containers may share a host's name, and not its processes.
   """
@@ -174,25 +139,73 @@ def is_alive(other: Mapping[str, Any]) -> bool:
     return False
 
 
-def _end_in_a_sentence() -> None:
-  """Has the last word where JAX's own service ends this process.
+class TerminatedError(BaseException):
+  """SIGTERM or a signal that counts as it; as KeyboardInterrupt for Ctrl-C."""
 
-  It aborts, from a thread of its own, when the first process is gone or one
-  has been silent for too long; Python's handlers do not run then.
+
+class StopSignals:
+  """A context in which signals ask training to stop.
+
+  Before the first call a signal ends the program at once, as nothing can be
+  lost. From then on calls return whether to stop. All processes of a run must
+  call it at the same places, and get the same answer: a signal to one of them
+  stops all. A second Ctrl-C ends the process without saving.
+
+  Attributes:
+    received: the signal that this process got, if any.
   """
 
-  def say_and_leave(number: int) -> None:
-    del number
-    message = _LOST.format(
-      reason='another ended or does not answer, if nothing else is said above'
-    )
-    os.write(2, f'error: {message}\n'.encode())
-    os._exit(2)
+  def __init__(self):
+    self.received: signal.Signals | None = None
+    self._num_calls = 0
+    self._previous = {}
 
-  global _handler
-  _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(say_and_leave)
-  ctypes.CDLL(None).signal(int(signal.SIGABRT), _handler)
+  def __enter__(self):
+    caught = [signal.SIGINT, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Not under nohup.
+      caught.append(signal.SIGHUP)
+    if not jax.distributed.is_initialized():
+      caught.append(signal.SIGTERM)  # Else JAX's service broadcasts it.
+    self._previous = {n: signal.signal(n, self._receive) for n in caught}
+    return self
 
+  def __exit__(self, *unused_args):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
 
-# What C calls must live as long as the process.
-_handler = None
+  def __call__(self) -> bool:
+    """Whether to stop at this step."""
+    self._num_calls += 1
+    if jax.distributed.is_initialized():
+      return multihost_utils.reached_preemption_sync_point(self._num_calls)
+    return self.received is not None
+
+  def raise_if_received(self) -> None:
+    """Raises KeyboardInterrupt after Ctrl-C, TerminatedError after another."""
+    if self.received is not None:
+      interrupted = self.received == signal.SIGINT
+      raise KeyboardInterrupt if interrupted else TerminatedError
+
+  def sleep(self, seconds: float) -> None:
+    """Sleeps; raises as `raise_if_received` as soon as a signal comes."""
+    end = time.monotonic() + seconds
+    self.raise_if_received()
+    # Python continues a sleep that a signal interrupts.
+    while (left := end - time.monotonic()) > 0:
+      time.sleep(min(left, 0.2))
+      self.raise_if_received()
+
+  def _receive(self, number: int, frame: object) -> None:
+    del frame
+    first, self.received = self.received is None, signal.Signals(number)
+    if not self._num_calls:
+      self.raise_if_received()
+    if number == signal.SIGINT:
+      # Ctrl-C may also have ended the reader of stderr; and `print` may be what
+      # was interrupted.
+      with contextlib.suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), _ON_FIRST if first else _ON_SECOND)
+      if not first:
+        os._exit(130)
+    if first and jax.distributed.is_initialized():
+      os.kill(os.getpid(), signal.SIGTERM)  # JAX's service catches only this.

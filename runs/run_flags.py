@@ -1,4 +1,4 @@
-"""The flags of the scripts that use what a run has trained."""
+"""Flags of the scripts that use a trained model."""
 
 import hashlib
 import re
@@ -16,55 +16,46 @@ from vae import splits
 from vae.errors import UserError
 from vae.loading import TrainedVAE
 
-SPLITS = ('train', 'validation', 'test')
-
 CHECKPOINT = flags.DEFINE_string(
   'checkpoint', 'best', 'best (by val/loss), last, or a step.'
 )
 SPLIT = flags.DEFINE_enum(
-  'split', 'test', SPLITS, "Which of the data's splits to use."
+  'split', 'test', ('train', 'validation', 'test'), 'Split of the data.'
 )
 DATA_DIR = flags.DEFINE_string(
-  'data_dir', None, 'Where the data is, if no longer where it was trained on.'
+  'data_dir', None, "The data's folder, if not the one that the run was given."
 )
 OUTPUT = flags.DEFINE_string(
   'output', None, 'Folder for the results, instead of one in the workdir.'
 )
 SEED = flags.DEFINE_integer(
-  'seed',
-  0,
-  'Of every random draw.',
-  lower_bound=0,
-  upper_bound=2**32 - 1,
+  'seed', 0, 'Seed of all draws.', lower_bound=0, upper_bound=2**32 - 1
 )
-
-# Flags whose values are paths.
-_PATHS = ('images', 'data_dir')
 
 
 def restore() -> TrainedVAE:
-  """The trained model that the flags name, its config included.
+  """The trained model that the flags name.
 
   Raises:
     UserError: if there is no such run or checkpoint, or it cannot be used.
   """
   if command_line.WORKDIR.value is None:
     raise UserError('name the run with --workdir=FOLDER (--help lists all).')
+  devices.check()
   config = workdirs.load_config(workdir())
   if DATA_DIR.value is not None:
     config.data.dir = DATA_DIR.value
     schema.validate(config)
-  devices.check()
   return loading.restore(config, workdir(), CHECKPOINT.value)
 
 
 def check_data(data: splits.DataSet) -> None:
-  """Checks that the model was trained on this data, as far as can be told.
+  """Checks that the run was trained on this data, as `data.json` has it.
 
-  Other data that the user names with `--data_dir` is only remarked on.
+  Differences of data that `--data_dir` names are only noted.
 
   Raises:
-    UserError: if the run's own data is no longer what it was.
+    UserError: if the run's own data has changed.
   """
   try:
     workdirs.check_data(workdir(), data.identity())
@@ -75,7 +66,7 @@ def check_data(data: splits.DataSet) -> None:
 
 
 def workdir() -> epath.Path:
-  """Of the run."""
+  """The run's workdir."""
   return paths.expand(command_line.WORKDIR.value)
 
 
@@ -83,7 +74,7 @@ def output(*default: str) -> epath.Path:
   """The folder for the results, which is made.
 
   Args:
-    default: where it is in the workdir if `--output` is not given.
+    default: its place in the workdir if `--output` is not given.
 
   Raises:
     UserError: if it cannot be written.
@@ -94,12 +85,12 @@ def output(*default: str) -> epath.Path:
 
 
 def in_name(flag: flags.FlagHolder) -> str:
-  """A flag and its value, as part of the name of a folder.
+  """A flag and its value as part of a folder's name.
 
-  Paths, and other values that do not fit into a name, are given by a digest.
+  Paths, and values that do not fit into a name, are given by a digest.
   """
   values = flag.value if isinstance(flag.value, list) else [str(flag.value)]
-  if flag.name in _PATHS:
+  if flag.name in ('images', 'data_dir'):
     values = [str(paths.absolute(value)) for value in values]
   text = ','.join(values)
   if not re.fullmatch(r'[\w.,+-]{1,40}', text, re.ASCII):

@@ -1,14 +1,18 @@
-"""What a config may say.
+"""The settings that a config may have: keys, types, values, combinations.
 
-A config is checked before any data is read: against the table of
-`configs/default.py`, which knows every key and its type, and against the
-rules below, which know the values.
+The keys of `config.model` and `config.objective` are `name` and the dataclass
+fields of the class of that name, which checks their values. All others are
+those of configs/default.py, and `RULES` checks their values.
 """
 
+from collections.abc import Iterable
+from collections.abc import Mapping
+import dataclasses
+import difflib
 import math
-from typing import get_args
-from typing import get_origin
-from typing import Literal
+import types
+import typing
+from typing import Any
 
 import jax
 import ml_collections
@@ -17,106 +21,52 @@ from configs import default
 from runs import memory
 from vae import models
 from vae import objectives
-from vae import registry
+from vae.errors import shown
 from vae.errors import UserError
 
-SOURCES = ('celeba', 'cartoon_faces', 'folder')
-CACHES = ('auto', 'none', 'host', 'device')
-DTYPES = ('float32', 'bfloat16', 'float64')
+# The groups whose keys are the fields of a class.
+_CLASSES = {'model': models, 'objective': objectives}
 
 # Side of the central square of CelebA's images, 178×218, that is the custom.
-CELEBA_CROP_SIZE = 148
+_CELEBA_CROP_SIZE = 148
 
+# Sources that are one data set, whose splits are given.
+_SOURCES_WITHOUT_NAMES = ('celeba', 'cartoon_faces', 'folder')
 
-def _one_of(*values):
-  accepted = 'one of ' + ', '.join(map(str, values))
-  return lambda v: v in values, accepted
+_COUNT = 1, 2**31 - 1  # Counters on the devices are int32.
 
-
-def _between(low, high):
-  def text(bound):
-    return f'{bound:,}' if isinstance(bound, int) else f'{bound:g}'
-
-  return (
-    lambda v: low <= v <= high,
-    f'at least {text(low)} and at most {text(high)}',
-  )
-
-
-def _is_path(value):
-  # TensorBoard's files have names in UTF-8, the system's calls end at a NUL.
-  try:
-    return b'\0' not in value.encode()
-  except UnicodeEncodeError:
-    return False
-
-
-_POSITIVE = lambda v: v > 0, 'greater than 0'
-_ANY = lambda v: True, 'anything'
-
-# What is counted on the devices is an int32, the steps of a run among it.
-_MAX_COUNT = 2**31 - 1
-_COUNT = _between(1, _MAX_COUNT)
-
-# Of an image, in pixels: a JPEG has no more.
-_SIDE_BITS = 16
-_SIDE = _between(1, 2**_SIDE_BITS - 1)
-
-# Each epoch's learning rate is kept.
-_MAX_EPOCHS = 1_000_000
-
-# Key: whether a value is accepted, and what is, in words. A key that is not
-# here is checked by its default's type alone.
+# The values that a key may have: one of a list, or from a tuple's first to its
+# last. A key without a rule is checked by the type of its default alone.
 RULES = {
-  'seed': (lambda v: 0 <= v < 2**32, 'from 0 to 2**32 - 1'),
-  'data.source': _one_of(*SOURCES),
-  'data.dir': (
-    lambda v: _is_path(v) and ('://' not in v or v.startswith('gs://')),
-    'a folder, local or of gs://, named in UTF-8; or empty',
-  ),
-  'data.crop_size': _between(0, 2**_SIDE_BITS - 1),
-  'data.image_size': _SIDE,
-  'data.channels': _one_of(1, 3),
-  'data.cache': _one_of(*CACHES),
-  'data.decoded_dir': (
-    lambda v: _is_path(v) and '://' not in v,
-    'a local folder, named in UTF-8; or empty',
-  ),
-  'data.skip_corrupt': _ANY,
-  # By which Adam moves each parameter in a step: less than float32 can tell
-  # from none, and more than leaves it any digit.
-  'optimizer.learning_rate': _between(1e-12, 1e3),
-  'optimizer.decay_per_epoch': _between(1e-6, 1),
-  'optimizer.weight_decay': _between(0, 1e3),
-  'optimizer.clip_norm': _between(0, 1e9),
+  'seed': (0, 2**32 - 1),
+  # A JPEG has no longer side.
+  'data.crop_size': (0, 2**16 - 1),
+  'data.image_size': (1, 2**16 - 1),
+  'data.channels': [1, 3],
+  'data.cache': ['auto', 'none', 'host', 'device'],
+  # Adam moves each parameter by this in a step: float32 cannot resolve less.
+  'optimizer.learning_rate': (1e-12, 1e3),
+  'optimizer.decay_per_epoch': (1e-6, 1),
+  'optimizer.weight_decay': (0, 1e3),
+  'optimizer.clip_norm': (0, 1e9),
   'train.batch_size': _COUNT,
-  'train.num_epochs': _between(1, _MAX_EPOCHS),
-  'train.flip': _ANY,
-  'train.on_nonfinite': _one_of('stop', 'skip'),
-  'train.steps_per_dispatch': _between(0, _MAX_COUNT),
+  # The learning rate of each is kept.
+  'train.num_epochs': (1, 1_000_000),
+  'train.on_nonfinite': ['stop', 'skip'],
+  'train.steps_per_dispatch': (0, _COUNT[1]),
   'train.log_every_steps': _COUNT,
   'eval.every_epochs': _COUNT,
   'eval.batch_size': _COUNT,
   'checkpoint.keep_best': _COUNT,
-  'checkpoint.every_minutes': _POSITIVE,
+  'checkpoint.every_minutes': (1e-9, 1e9),
 }
 
-# What may change when a run goes on: it says how the run is carried out, or
-# how long it is, and leaves every step as it would have been.
+# Settings that may change when a run continues: they say how long it is and how
+# it is carried out, and leave every step as it would have been.
 FREE_KEYS = frozenset(
-  {
-    'data.dir',
-    'data.cache',
-    'data.decoded_dir',
-    'train.num_epochs',
-    'train.on_nonfinite',
-    'train.steps_per_dispatch',
-    'train.log_every_steps',
-    'eval.every_epochs',
-    'eval.batch_size',
-    'checkpoint.keep_best',
-    'checkpoint.every_minutes',
-  }
+  'data.dir data.cache data.decoded_dir train.num_epochs train.on_nonfinite '
+  'train.steps_per_dispatch train.log_every_steps eval.every_epochs '
+  'eval.batch_size checkpoint.keep_best checkpoint.every_minutes'.split()
 )
 
 
@@ -131,167 +81,115 @@ def flatten(config, prefix: str = '') -> dict[str, object]:
   return flat
 
 
-def resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """A copy with the source's own `data.crop_size` in the place of 0.
+def complete(
+  config: ml_collections.ConfigDict, names: Mapping[str, str] | None = None
+) -> None:
+  """Adds the keys that a config lacks, with their defaults, in place.
 
-  So a folder's stays 0, the largest square.
+  Args:
+    config: of any kind.
+    names: `model.name` and `objective.name`, if not those of the config.
+
+  Raises:
+    UserError: if it is not a config, or names an unknown model or objective.
   """
+  _check_group('the config', config)
+  table = default.get_config()
+  groups = [key for key in table if isinstance(table[key], type(table))]
+  with config.unlocked(), config.ignore_type():
+    for group in groups:
+      if group not in config:
+        config[group] = ml_collections.ConfigDict()
+      _check_group(f'config.{group}', config[group])
+    for group in _CLASSES:
+      name = config[group].get('name', table[group].name)
+      config[group].name = (names or {}).get(f'{group}.name', name)
+    known = _known(config)
+    for group in _CLASSES:
+      # Another class than the table's need not have all of its keys.
+      for name, value in table[group].items():
+        if f'{group}.{name}' not in known and config[group].get(name) == value:
+          del config[group][name]
+    for key, (kind, value) in known.items():
+      group, _, name = key.rpartition('.')
+      settings = config[group] if group else config
+      if name not in settings:
+        if value is dataclasses.MISSING:
+          raise UserError(f'config.{key} is missing; it has no default.')
+        settings[name] = value
+      elif isinstance(found := settings[name], list):
+        del settings[name]  # It would cast a tuple to its own type.
+        settings[name] = tuple(found)
+      elif kind is float and _fits(settings[name], int):
+        settings[name] = float(settings[name])
+
+
+def _check_group(name: str, group: object) -> None:
+  if not isinstance(group, ml_collections.ConfigDict):
+    raise UserError(
+      f'{name} is {shown(repr(group), 100)}; it must be a ConfigDict, as in '
+      'configs/default.py.'
+    )
+
+
+def resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A complete copy, with the crop that a CelebA source has by default."""
   config = config.copy_and_resolve_references()
-  if config.data.source != 'folder':
-    config.data.crop_size = config.data.crop_size or CELEBA_CROP_SIZE
+  complete(config)
+  if config.data.source in ('celeba', 'cartoon_faces'):
+    config.data.crop_size = config.data.crop_size or _CELEBA_CROP_SIZE
   return config
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-  """Checks a config by itself: keys, types, values, and how they fit.
+  """Completes a config, and checks it by itself.
 
   Raises:
     UserError: names the first key that is wrong, and what is accepted.
   """
-  if not isinstance(config, ml_collections.ConfigDict):
-    raise UserError(
-      f'the config is {_shown(config)}; get_config() must return a ConfigDict, '
-      'best the one of configs/default.py, changed.'
-    )
-  known = default.get_config()
-  for group, seam in (('model', models), ('objective', objectives)):
-    fields = _complete(config, group, seam)
-    known[group] = ml_collections.ConfigDict(
-      {'name': '', **{name: field.default for name, field in fields.items()}}
-    )
-  _check_group(config, known, '')
-  for group, seam in (('model', models), ('objective', objectives)):
-    try:
-      seam.check(config)
-    except ValueError as error:
-      raise UserError(f'config.{group}.{error}') from error
-  _check_combinations(config)
-
-
-def _complete(config, group: str, seam) -> dict[str, registry.Field]:
-  """Fills in the defaults of a model's or an objective's settings."""
-  found = config.get(group)
-  if not isinstance(found, ml_collections.ConfigDict):
-    return {}
-  with found.unlocked():
-    found.name = found.get('name', default.get_config()[group].name)
-    fields = seam.fields(seam.find(found.name))
-    for name, field in fields.items():
-      if name not in found:
-        found[name] = field.default
-      choices = get_args(field.annotation)
-      if get_origin(field.annotation) is Literal and found[name] not in choices:
-        raise UserError(
-          f'config.{group}.{name} is {_shown(found[name])}; it must be one of '
-          f'{", ".join(choices)}.'
-        )
-  return fields
-
-
-def _check_group(
-  given: ml_collections.ConfigDict,
-  known: ml_collections.ConfigDict,
-  prefix: str,
-) -> None:
-  """Checks a group of settings by itself, and the groups in it."""
-  try:
-    names = list(given)
-  except TypeError as error:  # They are sorted.
-    raise UserError(
-      f'config.{prefix}* has keys that are no names; configs/default.py lists '
-      'all that there are.'
-    ) from error
-  for name in names:
-    if name not in known:
+  complete(config)
+  known = _known(config)
+  for key, value in flatten(config).items():
+    check_known(f'config.{key}', key, known)
+    accepted = _violated(value, known[key][0], RULES.get(key))
+    if accepted:
       raise UserError(
-        f'config.{prefix}{name}: there is no such key; configs/default.py '
-        'lists all.'
+        f'config.{key} is {shown(repr(value), 100)}; it must be {accepted}.'
       )
-  for name, example in known.items():
-    key = prefix + name
-    if name not in names:
-      raise UserError(
-        f'config.{key}: missing; start the config from configs/default.py.'
-      )
-    try:
-      value = given[name]
-    except Exception as error:  # References are computed when they are read.
-      raise UserError(
-        f'config.{key} cannot be read ({_shown(error)}); give it a plain value.'
-      ) from error
-    if isinstance(example, ml_collections.ConfigDict):
-      if not isinstance(value, ml_collections.ConfigDict):
-        raise UserError(
-          f'config.{key} is {_shown(value)}; it must be a group of settings, '
-          'as in configs/default.py.'
-        )
-      _check_group(value, example, f'{key}.')
-      continue
-    _check_type(key, value, example)
-    accepts, accepted = RULES.get(key, _ANY)
-    if not accepts(value):
-      raise UserError(
-        f'config.{key} is {_shown(value)}; it must be {accepted}.'
-      )
-
-
-# Characters of a value in a message.
-_MAX_SHOWN = 100
-
-
-def _shown(value: object) -> str:
-  """A value in a message: in one line, not too long, whatever it is."""
-  try:
-    text = ' '.join(repr(value).split())
-  except Exception:  # An int of thousands of digits, among others.
-    text = f'something of type {type(value).__name__}'
-  return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + ' …'
-
-
-def _check_type(key: str, value: object, example: object) -> None:
-  if isinstance(example, bool):
-    fits, wanted = isinstance(value, bool), 'True or False'
-  elif isinstance(example, int):
-    fits, wanted = _is_int(value), 'a whole number'
-  elif isinstance(example, float):
-    fits, wanted = _is_finite(value), 'a finite number'
-  elif isinstance(example, (tuple, list)):
-    fits, wanted = isinstance(value, (tuple, list)), 'a tuple'
-    if example and all(map(_is_int, example)):
-      fits = fits and all(map(_is_int, value))
-      wanted = 'a tuple of whole numbers'
-  elif isinstance(example, str):
-    fits, wanted = isinstance(value, str), 'a string'
-  else:  # No default, or of a type of its own.
-    return
-  if not fits:
-    raise UserError(f'config.{key} is {_shown(value)}; it must be {wanted}.')
-
-
-def _is_int(value: object) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: object) -> bool:
-  if not _is_int(value) and not isinstance(value, float):
-    return False
-  try:
-    return math.isfinite(value)
-  except OverflowError:  # A whole number that no float holds.
-    return False
-
-
-def _check_combinations(config: ml_collections.ConfigDict) -> None:
   if config.data.source == 'folder' and not config.data.dir:
     raise UserError(
-      'config.data.dir is empty; with config.data.source=folder it must name '
-      'a folder of images.'
+      'config.data.dir is empty; with config.data.source=folder it must name a '
+      'folder of images.'
     )
+  if config.data.source == 'tfds' and not config.data.name:
+    raise UserError(
+      'config.data.name is empty; with config.data.source=tfds it must name a '
+      'data set of TFDS, such as mnist.'
+    )
+  for key in ('name', 'train', 'validation', 'test'):
+    if config.data[key] and config.data.source in _SOURCES_WITHOUT_NAMES:
+      raise UserError(
+        f'config.data.{key} is {config.data[key]!r}; it goes with '
+        'config.data.source=tfds.'
+      )
   if config.model.get('dtype') == 'float64' and not jax.config.jax_enable_x64:
     raise UserError(
       'config.model.dtype is float64; that needs JAX_ENABLE_X64=1 in the '
       'environment.'
     )
+  for group, package in _CLASSES.items():
+    try:
+      package.check(config)
+    except ValueError as error:
+      raise UserError(f'config.{group}.{error}') from error
+
+
+def check_known(name: str, key: str, keys: Iterable[str]) -> None:
+  """Raises a UserError, with the closest match, if `key` is not in `keys`."""
+  if key not in keys:
+    (close,) = difflib.get_close_matches(key, keys, n=1) or [None]
+    hint = f'did you mean {close}?' if close else 'configs/default.py has all.'
+    raise UserError(f'{name}: there is no such key; {hint}')
 
 
 def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
@@ -306,3 +204,67 @@ def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
       f'and must be a multiple of the {num_devices} devices.'
     )
   memory.check(config, num_devices)
+
+
+def _known(config: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
+  """Type and default of each key that a config may have."""
+  known = {
+    key: (type(value), value)
+    for key, value in flatten(default.get_config()).items()
+    if key.partition('.')[0] not in _CLASSES
+  }
+  for group, package in _CLASSES.items():
+    name = config[group].name
+    try:
+      fields = package.fields(package.find(str(name)))
+    except UserError as error:
+      raise UserError(f'config.{group}.name: {error}') from error
+    known[f'{group}.name'] = (str, name)
+    for key, field in fields.items():
+      known[f'{group}.{key}'] = (field.annotation, field.default)
+  return known
+
+
+def _violated(value: object, kind: Any, rule: Any) -> str | None:
+  """The accepted values in words, if `value` is not one of them."""
+  if not _fits(value, kind):
+    return _words(kind)
+  if isinstance(rule, list):
+    return None if value in rule else 'one of ' + ', '.join(map(str, rule))
+  low, high = rule or (None, None)
+  if rule and not low <= value <= high:
+    return f'at least {low:,} and at most {high:,}'
+  return None
+
+
+def _fits(value: object, kind: Any) -> bool:
+  """Whether a value is of a type, as dataclass fields are annotated."""
+  origin, parts = typing.get_origin(kind), typing.get_args(kind)
+  if kind is Any:
+    return True
+  if origin is typing.Literal:
+    return value in parts
+  if origin in (typing.Union, types.UnionType):
+    return any(_fits(value, part) for part in parts)
+  if origin is tuple:
+    return isinstance(value, tuple) and all(_fits(v, parts[0]) for v in value)
+  if isinstance(value, bool):
+    return kind is bool
+  if kind is float:
+    return isinstance(value, (int, float)) and abs(value) < math.inf
+  if kind is int:
+    return isinstance(value, int) and abs(value) < 2**32
+  return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+  parts = typing.get_args(kind)
+  if typing.get_origin(kind) is typing.Literal:
+    return 'one of ' + ', '.join(map(str, parts))
+  if typing.get_origin(kind) is tuple:
+    return f'a tuple, each entry {_words(parts[0])}'
+  if parts:
+    return ' or '.join(map(_words, parts))
+  names = {bool: 'True or False', int: 'a whole number below 2**32'}
+  names |= {float: 'a finite number', str: 'a string'}
+  return names.get(kind, getattr(kind, '__name__', str(kind)))

@@ -1,1 +1,1 @@
-"""Many runs that differ in a few settings, and what comes of them together."""
+"""Sweeps: many runs, recorded in an Optuna study and compared on a page."""

@@ -1,104 +1,99 @@
-"""What is measured of a point when it is trained."""
+"""Measurements and pictures of a trained point."""
 
-from collections.abc import Iterable
-import dataclasses
 import math
-import statistics
 
+from etils import epath
+import ml_collections
 import numpy as np
 
 from evaluation import measure
 from evaluation import posterior
-from evaluation.measurements import Measurements
-from evaluation.measurements import Metric
+from evaluation.measure import Measurements
+from evaluation.measure import Metric
 from runs import metric_writer
-from sweeps import gallery
-import train
+from vae import figures
 from vae import loading
 from vae import population
 from vae import splits
-from vae.errors import UserError
+
+# Pictures in a point's folder, and images in each.
+ORIGINALS = 'gallery/originals.png'
+RECONSTRUCTIONS = 'gallery/reconstructions.png'
+SAMPLES = 'gallery/samples.png'
+_NUM_IMAGES = 8
 
 
 def measure_run(
-  run: train.Run,
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
   data: splits.DataSet,
   split_name: str,
   settings: measure.Settings,
   latent_dim: int,
-  finite: Iterable[str],
-) -> tuple[dict[str, Metric], dict[str, list]]:
-  """Measures a run's best checkpoint, and leaves its pictures in its folder.
+) -> tuple[dict[str, object], dict[str, str]]:
+  """Measures a run's best checkpoint and saves its pictures.
 
   Args:
-    run: that is trained.
+    config: of the run.
+    workdir: of the run.
     data: that it was trained on.
-    split_name: of the split to measure on.
-    settings: of what is measured beyond the summary; no groups for nothing.
-    latent_dim: that models are padded to, so that they share the programs, and
-      are shown the same z.
-    finite: metrics that must be finite.
+    split_name: split to measure on.
+    settings: measurements besides the summary; no groups for the summary alone.
+    latent_dim: models are padded to this, so that they share compiled programs.
 
   Returns:
-    The metrics; and `kl`, nats, and `active` of each latent dimension.
-
-  Raises:
-    UserError: if a metric is not finite that must be.
+    Metrics by name with `kl`, nats, and `active` [latent_dim]; units by name.
   """
   split = getattr(data, split_name)
-  trained = loading.restore(run.config, run.workdir)
-  count = trained.model.latent_dim
-  padded = population.pad_trained(trained, max(latent_dim, count))
+  trained = loading.restore(config, workdir)
+  # Models without this setting are not padded.
+  count = getattr(trained.model, 'latent_dim', None)
+  padded = population.pad_trained(trained, max(latent_dim, count or 0))
   results = measure.summarise(padded, split, settings)
-  for name in finite:
-    value = results.metrics[name].value
-    if not math.isfinite(value):
-      raise UserError(f'diverged: {name} is {value}.')
-  kl = results.dimensions['kl'][:count]
-  variance = results.dimensions['mean_variance'][:count]
-  active = [v > posterior.ACTIVE_VARIANCE for v in variance]
-  metrics = results.metrics
-  # Of the padding nothing is told.
-  for name in ('active_units', 'dimensions_of_90_percent'):
-    metrics[name] = dataclasses.replace(metrics[name], unit=f'of {count}')
+  dimensions = {k: v[:count] for k, v in results.dimensions.items()}
   if settings.groups:
     more = Measurements(split.num_examples)
     measure.measure(trained, data, split_name, settings, more)
     for name, metric in more.metrics.items():
-      metrics[name] = metric
-      if metric.null:  # A table has a column of its own for it.
-        metrics[f'{name}_null'] = Metric(
-          metric.null.value, metric.unit, f'{name} if there is nothing to find'
-        )
-  images_per_second, seconds = speed(run)
-  metrics['images_per_second'] = Metric(
-    images_per_second, 'images/s', 'while training, median'
-  )
-  metrics['seconds'] = Metric(
-    seconds, 's of training steps', 'shared by those that train together'
-  )
-  gallery.save(run.workdir, *gallery.draw(padded, split))
-  return metrics, {'kl': kl, 'active': active}
+      results.metrics[name] = metric
+      if metric.null:
+        null = Metric(metric.null.value, metric.unit, '')
+        results.metrics[f'{name}_null'] = null
+  for name, metric in _speed(config, workdir).items():
+    results.metrics[name] = metric
+  number = min(_NUM_IMAGES, split.num_examples)
+  originals = next(split.batches(np.arange(number), number))
+  # Models of more dimensions share the first ones.
+  u = np.random.default_rng(0).random((*padded.latent_shape[::-1], _NUM_IMAGES))
+  z = np.asarray(padded.prior.quantile(u.T.astype(np.float32)))
+  for name, images in (
+    (ORIGINALS, originals),
+    (RECONSTRUCTIONS, padded.reconstruct(originals)),
+    (SAMPLES, padded.decode(z)),
+  ):
+    strip = figures.image_grid(images, columns=len(images))
+    figures.save_png(strip, workdir / name)
+  row = {name: metric.value for name, metric in results.metrics.items()}
+  row['kl'] = list(dimensions.get('kl', []))
+  variances = dimensions.get('mean_variance', [])
+  row['active'] = [v > posterior.ACTIVE_VARIANCE for v in variances]
+  units = {name: metric.unit for name, metric in results.metrics.items()}
+  # Not `of 16`, which is not the unit of all points.
+  return row, {
+    n: 'dimensions' if u[:3] == 'of ' and u[3:].isdigit() else u
+    for n, u in units.items()
+  }
 
 
-def speed(run: train.Run, first_step: int = 0) -> tuple[float, float]:
-  """How fast a run's training steps were, as it told.
-
-  Args:
-    run: that is trained.
-    first_step: after which they count.
-
-  Returns:
-    Images per second, median; seconds of all steps. NaN and 0 without any.
-  """
-  rows = [
-    row
-    for row in metric_writer.read(run.workdir)
-    if 'images_per_second' in row and row['step'] > first_step
-  ]
-  if not rows:
-    return math.nan, 0.0
-  speeds = [row['images_per_second'] for row in rows]
-  steps = np.diff([first_step, *(row['step'] for row in rows)])
-  seconds = np.sum(steps * run.config.train.batch_size / np.array(speeds))
-  return statistics.median(speeds), float(seconds)
+def _speed(config, workdir: epath.Path) -> dict[str, Metric]:
+  """Speed and time of the training steps, as the run logged them."""
+  rows = metric_writer.read(workdir)
+  rows = [row for row in rows if 'images_per_second' in row]
+  speeds = np.array([row['images_per_second'] for row in rows])
+  steps = np.diff([0, *(row['step'] for row in rows)])
+  seconds = float(np.sum(steps * config.train.batch_size / speeds))
+  speed = float(np.median(speeds)) if rows else math.nan
+  return {
+    'images_per_second': Metric(speed, 'images/s', ''),
+    'seconds': Metric(seconds, 's of training steps', ''),
+  }

@@ -1,470 +1,398 @@
-"""The record of a sweep, an Optuna study that several workers share.
+"""The record of a sweep: an Optuna study that several workers share.
 
-A point is a trial. A grid's points wait in the study from the start; a worker
-takes one by changing its state, which the storage lets one worker do. (Optuna's
-own GridSampler may give two workers the same point.) While it is trained a
-worker keeps counting in it. Where the count stands still for too long, or the
-worker was a process of this machine that is no more, another worker declares
-the trial failed, and its point waits again in a trial of its own. Of several
-living trials of a point, which workers that begin at the same moment may make,
-the first counts.
+A point is a trial whose user attributes hold its name and settings. A worker
+asks for trials, sends heartbeats while it trains them, and tells their results.
+If a worker dies, its trial fails and a new trial of the point waits; the run
+goes on from its checkpoint, as its folder is named by the point. Of several
+trials of a point the last one counts.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
 import contextlib
 import dataclasses
+import fcntl
+import functools
 import json
+import threading
 import time
-from typing import Any
+import warnings
 
+import ml_collections
 import optuna
-from optuna import exceptions
-from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 import sqlalchemy
 
+from configs import default
 from runs import processes
-from sweeps import definition as definitions
-from sweeps import liveness
+from runs import progress
+from runs import schema
 from sweeps import points
-from sweeps import trials
-from sweeps.heart import Heart
-from sweeps.points import Range
+from sweeps.points import Axes
+from sweeps.points import Point
+from sweeps.points import Results
 from sweeps.points import Values
-from sweeps.results import Result
+from vae import paths
 from vae.errors import UserError
 from vae.errors import WriteError
 
-# Why a failed trial says nothing about its point.
-_LOST, _SUPERSEDED = 'worker lost', 'superseded'
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
+# `Study` sends heartbeats itself, for several trials at a time.
+warnings.filterwarnings('ignore', 'Heartbeat of storage is supposed')
 
-# A database that is away, as when it is restarted, is waited for so long.
-_PATIENCE = 300.0
-
-# What validation calls the objectives that points can be pruned by; its mse is
-# that with z drawn, and orders points much as that of the mean does.
-VALIDATION_METRICS = {
-  'rate': 'val/kl',
-  'distortion': 'val/distortion',
-  'elbo': 'val/elbo',
-  'mse_of_mean': 'val/mse',
-}
-
-
-class PointLostError(Exception):
-  """Another worker took a point, as this one seemed dead."""
+# Heartbeats within the time after which a worker counts as dead.
+_BEATS = 6
+# A database that does not answer, as while it restarts, is retried this long.
+_PATIENCE_SECONDS = 300.0
+# A number that other programs do not use in the same database.
+_ADVISORY_LOCK = 0x5EED
+_NO_ANSWER = (
+  optuna.exceptions.StorageInternalError,
+  sqlalchemy.exc.OperationalError,
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
-  """A point that this worker has.
+def parse_storage(storage: str) -> sqlalchemy.URL:
+  """The database of `--storage`, a URL or a path; UserError if unsupported."""
+  url = sqlalchemy.URL.create('sqlite', database=storage)
+  if '://' in storage:
+    with contextlib.suppress(sqlalchemy.exc.ArgumentError):
+      url = sqlalchemy.make_url(storage)
+  if url.get_backend_name() == 'sqlite' and '://' not in url.database:
+    return url.set(database=str(paths.expand(url.database)))
+  if url.get_backend_name() != 'postgresql':
+    raise UserError(
+      '--storage is not a supported database; give '
+      'postgresql://USER:PASSWORD@HOST/DATABASE, or the path of an SQLite file.'
+    )
+  return url
+
+
+@contextlib.contextmanager
+def _alone(url: sqlalchemy.URL) -> Iterator[None]:
+  """Excludes all other workers of a database, until left or dead."""
+  if url.get_backend_name() == 'sqlite':
+    with open(f'{url.database}.lock', 'ab') as file:
+      fcntl.flock(file, fcntl.LOCK_EX)
+      yield
+    return
+  engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+  with engine.connect() as connection:
+    # The server frees the lock of a machine that lost its network.
+    connection.exec_driver_sql(
+      "set idle_in_transaction_session_timeout = '60s'; "
+      f'select pg_advisory_xact_lock({_ADVISORY_LOCK})'
+    )
+    yield
+
+
+def _requeue(study: optuna.Study, trial: FrozenTrial) -> None:
+  """Adds a waiting trial of the same point."""
+  attrs = trial.user_attrs
+  progress.say(f'{attrs.get("name", f"trial {trial.number}")}: requeued.')
+  study.add_trial(
+    optuna.create_trial(
+      state=TrialState.WAITING,
+      params=trial.params,
+      distributions=trial.distributions,
+      user_attrs={k: attrs[k] for k in ('name', 'values') if k in attrs},
+    )
+  )
+
+
+def _patient(method):
+  """Retries a method of `Study` while the database does not answer."""
+
+  @functools.wraps(method)
+  def retried(self, *args, **kwargs):
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+      try:
+        return method(self, *args, **kwargs)
+      except _NO_ANSWER as error:
+        message = f'the storage does not answer ({_reason(error)})'
+      if time.monotonic() > deadline:
+        raise WriteError(f'{message}; once it does, the same command goes on.')
+      progress.say(f'{message}; trying again.')
+      self.sleep(5)
+
+  return retried
+
+
+@dataclasses.dataclass
+class Study:
+  """A sweep's study and this worker's part in it; a context manager.
+
+  Making one creates the study, or opens and extends it. It raises UserError if
+  the database cannot be used, or has another sweep of this name.
 
   Attributes:
-    number: of the trial.
-    trial_id: of the trial, in the storage.
-    values: settings by config key.
-    name: of the point.
-    trial: to report to, in a search.
+    url: of the database.
+    name: of the study.
+    base: config that the points start from.
+    axes: what varies now, or varied in earlier commands, by config key.
+    measured: settings of the measurements; if they change, points are measured
+      again.
+    objectives: `minimize` or `maximize`, by metric.
+    num_points: of a search; None for a grid.
+    retry_failed: whether points that failed before are queued again.
+    grace_seconds: age of the last heartbeat at which a worker is dead.
+    sampler, pruner: of a search.
+    sleep: waits this many seconds; its exceptions end the wait.
   """
 
-  number: int
-  trial_id: int
-  values: Values
+  url: sqlalchemy.URL
   name: str
-  trial: optuna.Trial | None = None
+  base: ml_collections.ConfigDict
+  axes: Axes
+  measured: Mapping[str, object]
+  objectives: Mapping[str, str]
+  num_points: int | None = None
+  retry_failed: bool = False
+  grace_seconds: int = 120
+  sampler: optuna.samplers.BaseSampler | None = None
+  pruner: optuna.pruners.BasePruner | None = None
+  sleep: Callable[[float], None] = time.sleep
 
-
-class Study:
-  """A sweep's study, and this worker's part in it; a context manager."""
-
-  def __init__(
-    self,
-    storage: optuna.storages.BaseStorage,
-    name: str,
-    definition: Mapping[str, object],
-    objectives: Mapping[str, str],
-    grace_seconds: float,
-    sampler: optuna.samplers.BaseSampler | None = None,
-    pruner: optuna.pruners.BasePruner | None = None,
-    sleep: Callable[[float], None] = time.sleep,
-  ):
-    """Creates the study, or opens it.
-
-    Args:
-      storage: of the study.
-      name: of the study.
-      definition: what the sweep is, as JSON has it.
-      objectives: `minimize` or `maximize`, by the name of the metric.
-      grace_seconds: how long a worker without a sign of life is not dead.
-      sampler: of a search.
-      pruner: of a search.
-      sleep: waits for so many seconds; what it raises ends the waiting.
-
-    Raises:
-      UserError: if there is a study of that name that is another sweep.
-    """
-    self._storage = storage
-    self._sleep = sleep
-    self.objectives = dict(objectives)
+  def __post_init__(self):
+    config = schema.flatten(self.base)
+    self._recipe = {'num_epochs': config['train.num_epochs'], **self.measured}
     try:
-      self._study = optuna.create_study(
-        storage=storage,
-        study_name=name,
-        directions=list(objectives.values()),
-        sampler=sampler,
-        pruner=pruner,
-        load_if_exists=True,
-      )
-      definition = json.loads(json.dumps(definition))
-      found = self._study.user_attrs.get('definition')
-      if found is None:
-        self._study.set_metric_names(list(objectives))
-        self._study.set_user_attr('definition', definition)
-        found = self._study.user_attrs['definition']
-    except (
-      sqlalchemy.exc.SQLAlchemyError,
-      exceptions.StorageInternalError,
-      OSError,  # Of a journal.
-    ) as error:
+      with _alone(self.url):
+        self._storage = _open(self.url, self.grace_seconds)
+        self._study = optuna.create_study(
+          storage=self._storage,
+          sampler=self.sampler,
+          pruner=self.pruner or optuna.pruners.NopPruner(),
+          study_name=self.name,
+          directions=list(self.objectives.values()),
+          load_if_exists=True,
+        )
+        self._definition = self._define()
+        self._study.set_user_attr('sweep', self._definition)
+    except UserError:
+      raise
+    except Exception as error:  # Of any driver.
       raise UserError(
-        f'the study {name} cannot be written: {_first_line(error)}'
+        f'--storage={self.url.render_as_string()} cannot be used: '
+        f'{_reason(error)}'
       ) from error
-    definitions.check_same(definition, found, f'the study {name}')
-    self._begun = time.time()
-    # `None` prunes nothing, and need not be told how a point is doing.
-    self._prunes = pruner is not None
-    self._watch = liveness.Watch(grace_seconds)
-    self._heart = Heart(storage, grace_seconds)
+    # What varied in an earlier command only has the base's value.
+    before = {key: [config[key]] for key in self._definition['axes']}
+    self.axes = before | dict(self.axes)
+    # Trials of this worker, and points that `take` did not return yet.
+    self._trial_ids: set[int] = set()
+    self._begun: list[Point] = []
+    self._stop = threading.Event()
+    self._heart = threading.Thread(target=self._beat, daemon=True)
+
+  def _define(self) -> dict[str, object]:
+    """The sweep as JSON has it, checked against the one in the database."""
+    given = {
+      'config': schema.flatten(schema.resolved(self.base)),
+      'axes': list(self.axes),
+      'search': self.num_points is not None,
+      'objectives': list(self.objectives),
+      'recipe': self._recipe,
+    }
+    given = _json(given)
+    found = self._study.user_attrs.get('sweep')
+    if found is None and not self._trials():
+      self._study.set_metric_names(list(self.objectives))
+      return given
+    _check_same(given, found or {}, f'the study {self.name}')
+    return found | {'recipe': given['recipe']}
 
   def __enter__(self):
     self._heart.start()
     return self
 
   def __exit__(self, *unused_args):
-    self._heart.stop()
+    self._stop.set()
+    self._heart.join()
+    # If the database does not answer, others find out that this worker ended.
+    with contextlib.suppress(Exception), _alone(self.url):
+      for trial_id in self._trial_ids:
+        self._fail_and_requeue(trial_id)
 
-  def check(self, claim: Claim) -> None:
-    """Whether a point is still this worker's.
+  def _beat(self) -> None:
+    while not self._stop.wait(self.grace_seconds / _BEATS):
+      for trial_id in list(self._trial_ids):
+        with contextlib.suppress(Exception):  # The database may come back.
+          self._storage.record_heartbeat(trial_id)
 
-    Raises:
-      PointLostError: if not.
-    """
-    is_lost = claim.trial_id in self._heart.lost
-    # Others may have had reason to take this worker for dead.
-    if is_lost or (self._heart.seems_dead() and not self.owns(claim)):
-      raise PointLostError(claim.name)
+  def _fail_and_requeue(self, trial_id: int) -> None:
+    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+      self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+      _requeue(self._study, self._storage.get_trial(trial_id))
 
-  def owns(self, claim: Claim) -> bool:
-    """Asks the storage whether a point is this worker's."""
-    trial = self._patiently(self._storage.get_trial, claim.trial_id)
-    return (
-      trial.state == TrialState.RUNNING
-      and trial.user_attrs.get('worker') == processes.this_one()
-    )
+  @_patient
+  def take(self, limit: int) -> list[Point]:
+    """Takes up to `limit` points; UserError if others extended the sweep."""
+    with _alone(self.url):
+      if self._study.user_attrs['sweep'] != self._definition:
+        raise UserError('another worker has extended this sweep; start again.')
+      optuna.storages.fail_stale_trials(self._study)
+      for trial in self._trials(TrialState.RUNNING):
+        # Missing only if its worker died in here, as others are excluded.
+        worker = trial.user_attrs.get('worker')
+        if worker is None or _is_dead(worker):
+          self._fail_and_requeue(trial._trial_id)
+      self._queue_open()
+      while len(self._begun) < limit:
+        if not self._trials(TrialState.WAITING):
+          if len(self._by_name()) >= (self.num_points or 0):
+            break
+          self._study.enqueue_trial({})  # For the sampler.
+        self._begun.append(self._begin(self._study.ask()))
+    begun, self._begun = self._begun, []
+    return begun
 
-  def _patiently(self, function: Callable[..., Any], *args, **kwargs) -> Any:
-    """Calls a function, and again while the database is away."""
-    start, pause = time.monotonic(), 0.5
-    while True:
-      try:
-        return function(*args, **kwargs)
-      except (
-        exceptions.StorageInternalError,
-        sqlalchemy.exc.OperationalError,
-        OSError,  # Of a journal.
-      ) as error:
-        if time.monotonic() - start > _PATIENCE:
-          # Without its cause, as it is no file of a point.
-          raise WriteError(
-            f'the storage is away: {_first_line(error)} The same command goes '
-            'on once it is back.'
-          ) from None
-        print(
-          f'the storage is away, trying again in {pause:.0f} s.', flush=True
-        )
-        self._sleep(pause)
-        pause = min(2 * pause, 30)
-        # Nobody could give a sign of life in the meantime.
-        self._watch.forget()
-
-  def report(self, claim: Claim, scalars: Mapping[str, float]) -> None:
-    """Tells the pruner of a search how a point is doing.
-
-    Args:
-      claim: the point.
-      scalars: metrics of a validation, such as `val/kl`, and its `epoch`.
-
-    Raises:
-      optuna.TrialPruned: if it is not worth going on.
-    """
-    if not self._prunes:
-      return
-    (objective,) = self.objectives
-    value, epoch = scalars[VALIDATION_METRICS[objective]], scalars['epoch']
-    self._patiently(claim.trial.report, value, epoch)
-    if self._patiently(claim.trial.should_prune):
-      raise optuna.TrialPruned(f'after epoch {epoch}')
-
-  def add(self, grid: Sequence[Values], retry: bool = False) -> None:
-    """Has the points wait that are missing in the study.
-
-    Args:
-      grid: all points.
-      retry: also those that failed before this worker began.
-    """
+  def _queue_open(self) -> None:
+    """Queues points that are missing, or are to be continued or retried."""
     known = self._by_name()
-    distributions = {
-      key: CategoricalDistribution(
-        list(dict.fromkeys(trials.plain(values[key]) for values in grid))
-      )
-      for key in grid[0]
-    }
-    for values in grid:
-      trial = known.get(points.name(values))
-      attrs = {'name': points.name(values), 'values': values}
-      if trial is not None:
-        has_failed = (
-          trial.user_attrs.get('failed_at', self._begun) < self._begun
-        )
-        if not retry or not has_failed or trial.state != TrialState.FAIL:
-          continue
-        attrs['again'] = True
-      self._patiently(
-        self._study.add_trial,
-        optuna.create_trial(
-          state=TrialState.WAITING,
-          params={key: trials.plain(value) for key, value in values.items()},
-          distributions=distributions,
-          user_attrs=attrs,
-        ),
-      )
+    grid = [] if self.num_points else points.grid(self.axes)
+    for values in sorted(grid, key=points.program):
+      if (name := self._name(values)) not in known:
+        attrs = {'name': name, 'values': values}
+        self._study.enqueue_trial({}, user_attrs=attrs)
+    for trial in known.values():
+      attrs = trial.user_attrs
+      recipe = self._recipe_of(attrs['values'])
+      is_open = self.retry_failed or 'error' not in attrs
+      if trial.state == TrialState.COMPLETE:
+        is_open = attrs.get('recipe') != recipe
+      if is_open and trial.state in (TrialState.COMPLETE, TrialState.FAIL):
+        _requeue(self._study, trial)
+    self.retry_failed = False
 
-  def _trials(self) -> list[optuna.trial.FrozenTrial]:
-    """All that count, in order."""
-    return [
-      trial
-      for trial in self._patiently(self._study.get_trials, deepcopy=False)
-      if not trials.is_void(trial)
-      # Being made by a worker's sampler at this moment.
-      and 'name' in trial.user_attrs
-    ]
+  def _begin(self, trial: optuna.Trial) -> Point:
+    """Signs a trial as this worker's and gives it its settings."""
+    self._storage.record_heartbeat(trial._trial_id)
+    trial.set_user_attr('worker', processes.this_one())
+    attrs = trial.user_attrs
+    values, name = attrs.get('values'), attrs.get('name')
+    if values is None:
+      values = {k: points.suggest(trial, k, v) for k, v in self.axes.items()}
+      name = f'{trial.number:04d},{self._name(values)}'
+      trial.set_user_attr('values', values)
+      trial.set_user_attr('name', name)
+    elif not trial.params:
+      # For Optuna's own tools. Categories could not be added to.
+      for key, value in values.items():
+        if points.is_number(value):
+          trial.suggest_float(key, value, value)
+    self._trial_ids.add(trial._trial_id)
+    return Point(name, points.from_json(values), trial)
 
-  def _by_name(self) -> dict[str, optuna.trial.FrozenTrial]:
-    """The trial that counts of each point."""
-    found = {}
-    for trial in self._trials():
-      earlier = found.setdefault(trial.user_attrs['name'], trial)
-      if earlier.state == TrialState.FAIL and 'again' in trial.user_attrs:
-        found[trial.user_attrs['name']] = trial
-    return found
+  def _name(self, values: Values) -> str:
+    """Name of a point, without later axes at their value of before."""
+    first, before = self._definition['axes'], self._definition['config']
+    is_old = lambda k: k not in first and _json(values[k]) == before.get(k)
+    return points.name({k: v for k, v in values.items() if not is_old(k)})
 
-  def claim(
-    self, limit: int, together: Callable[[Values, Values], bool]
-  ) -> list[Claim]:
-    """Takes points that wait.
+  def _recipe_of(self, values: Values) -> dict[str, object]:
+    epochs = values.get('train.num_epochs', self._recipe['num_epochs'])
+    return self._recipe | {'num_epochs': epochs}
 
-    Args:
-      limit: how many at most.
-      together: whether the second point may be trained with the first.
-    """
-    claims = []
-    for trial in self._trials():
-      if len(claims) == limit:
-        break
-      if trial.state != TrialState.WAITING:
-        continue
-      values = trials.values(trial)
-      if claims and not together(claims[0].values, values):
-        continue
-      name = trial.user_attrs['name']
-      claim = Claim(trial.number, trial._trial_id, values, name)
-      if not self._take(claim):
-        continue
-      counts = self._by_name().get(name)
-      if counts is not None and counts.number == claim.number:
-        claims.append(claim)
-      else:
-        self._void(claim)
-    return claims
+  def complete(self, point: Point, row: dict, units: dict[str, str]) -> bool:
+    """Records metrics, `kl` and `active`; False if another has the point."""
+    result = {'row': row, 'units': units}
+    facts = {'result': result, 'recipe': self._recipe_of(point.values)}
+    return self._tell(point, facts, values=[row[n] for n in self.objectives])
 
-  def _take(self, claim: Claim) -> bool:
-    """Whether this worker, of all that may try, has a point now."""
-    try:
-      is_taken = self._patiently(
-        self._storage.set_trial_state_values,
-        claim.trial_id,
-        TrialState.RUNNING,
-      )
-      if is_taken:
-        self._sign(claim)
-      return is_taken
-    except exceptions.UpdateFinishedTrialError:
-      return False  # Another took it, and is done already.
+  def fail(self, point: Point, error: str, state=TrialState.FAIL) -> bool:
+    """Records that a point failed or was pruned; as `complete`."""
+    return self._tell(point, {'error': error}, state=state)
 
-  def _sign(self, claim: Claim) -> None:
-    """Says whose a point is, and begins to give signs of life for it."""
-    self._patiently(
-      self._storage.set_trial_user_attr,
-      claim.trial_id,
-      'worker',
-      processes.this_one(),
-    )
-    self._heart.beat_for(claim.trial_id)
-
-  def ask(
-    self, space: Mapping[str, list[object] | Range], num_points: int
-  ) -> Claim | None:
-    """Takes the next point of a search; None where there are enough."""
-    if len(self._trials()) >= num_points and not self.num_waiting():
-      return None
-    trial = self._patiently(self._study.ask)
-    values = {
-      key: self._patiently(trials.suggest, trial, key, choices)
-      for key, choices in space.items()
-    }
-    # One that was begun before has its name already.
-    name = trial.user_attrs.get('name')
-    name = name or f'{trial.number:04d},{points.name(values)}'
-    claim = Claim(trial.number, trial._trial_id, values, name, trial)
-    self._sign(claim)
-    self._patiently(trial.set_user_attr, 'values', values)
-    self._patiently(trial.set_user_attr, 'name', name)
-    earlier = [t for t in self._trials() if t.number < trial.number]
-    if len(earlier) >= num_points:
-      self._void(claim)
-      return None
-    return claim
-
-  def _void(self, claim: Claim) -> None:
-    """Has a trial not count: the point has another, or is one too many."""
-    self._heart.forget(claim.trial_id)
-    with contextlib.suppress(exceptions.UpdateFinishedTrialError):
-      self._patiently(
-        self._storage.set_trial_user_attr, claim.trial_id, 'void', _SUPERSEDED
-      )
-      self._patiently(
-        self._storage.set_trial_state_values, claim.trial_id, TrialState.FAIL
-      )
-
-  def complete(self, claim: Claim, result: Result) -> None:
-    """Records what a point came to.
-
-    Raises:
-      PointLostError: if another worker has taken the point.
-    """
-    values = [result.metrics[name] for name in self.objectives]
-    content = dataclasses.asdict(result)
-    facts = {key: content[key] for key in ('metrics', 'units', 'kl', 'active')}
-    # In one piece: each write waits for the disk.
-    self._finish(claim, {'result': facts}, values=values)
-
-  def fail(self, claim: Claim, error: str) -> None:
-    """Records that a point failed, and why."""
-    facts = {'error': error, 'failed_at': time.time()}
-    self._finish(claim, facts, state=TrialState.FAIL)
-
-  def prune(self, claim: Claim, why: str) -> None:
-    """Records that a point of a search was not worth its end."""
-    self._finish(claim, {'error': why}, state=TrialState.PRUNED)
-
-  def _finish(self, claim: Claim, facts: dict[str, Any], **outcome) -> None:
+  @_patient
+  def _tell(self, point: Point, facts: dict[str, object], **outcome) -> bool:
     try:
       for key, value in facts.items():
-        self._patiently(
-          self._storage.set_trial_user_attr, claim.trial_id, key, value
-        )
-      self._patiently(self._study.tell, claim.number, **outcome)
-    except exceptions.UpdateFinishedTrialError as error:
-      raise PointLostError(claim.name) from error
-    except ValueError as error:  # As `tell` says it.
-      if self._storage.get_trial(claim.trial_id).state == TrialState.RUNNING:
+        point.trial.set_user_attr(key, value)
+      self._study.tell(point.trial, **outcome)
+    except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+      trial = self._storage.get_trial(point.trial._trial_id)
+      if not trial.state.is_finished():
         raise
-      raise PointLostError(claim.name) from error
+      progress.say(f'{point.name}: another worker has taken this point over.')
+      return False
     finally:
-      self._heart.forget(claim.trial_id)
+      self._trial_ids.discard(point.trial._trial_id)
+    return True
 
-  def give_back(self) -> None:
-    """Lets all points of this worker wait again, for it or another."""
-    for trial_id in self._heart.trial_ids():
-      self._heart.forget(trial_id)
-      # Where it cannot be said now, others find out.
-      with contextlib.suppress(Exception):
-        # The next owner is not to be taken for this one, who may be dead.
-        for key in ('worker', 'heartbeat'):
-          self._storage.set_trial_user_attr(trial_id, key, None)
-        self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+  def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+    return self._study.get_trials(deepcopy=False, states=states or None)
 
-  def give_back_those_of_the_dead(self) -> list[str]:
-    """Lets points wait again whose worker is no more; returns their names."""
-    names = []
-    for trial in self._trials():
-      if trial.state != TrialState.RUNNING or not self._is_dead(trial):
-        continue
-      trial_id, attrs = trial._trial_id, trial.user_attrs
-      try:
-        self._patiently(
-          self._storage.set_trial_user_attr, trial_id, 'void', _LOST
-        )
-        self._patiently(
-          self._storage.set_trial_state_values, trial_id, TrialState.FAIL
-        )
-      except exceptions.UpdateFinishedTrialError:
-        continue  # Another was faster, or it was not dead.
-      kept = ('name', 'values', 'again')
-      self._patiently(
-        self._study.add_trial,
-        optuna.create_trial(
-          state=TrialState.WAITING,
-          params=trial.params,
-          distributions=trial.distributions,
-          user_attrs={key: attrs[key] for key in kept if key in attrs},
-        ),
-      )
-      names.append(attrs['name'])
-    return names
+  def _by_name(self) -> dict[str, FrozenTrial]:
+    """The last trial of each point."""
+    named = (trial for trial in self._trials() if 'name' in trial.user_attrs)
+    return {trial.user_attrs['name']: trial for trial in named}
 
-  def _is_dead(self, trial: optuna.trial.FrozenTrial) -> bool:
-    attrs = trial.user_attrs
-    return trial._trial_id not in self._heart.trial_ids() and (
-      self._watch.is_dead(
-        trial._trial_id, attrs.get('worker'), attrs.get('heartbeat')
-      )
+  @_patient
+  def count(self, state: TrialState) -> int:
+    """Number of trials in a state."""
+    return len(self._trials(state))
+
+  @_patient
+  def results(self) -> Results:
+    """The table of all points so far."""
+    trials = self._by_name().values()
+    return Results.of_trials(trials, self._definition['config'])
+
+
+def _open(url: sqlalchemy.URL, grace: int) -> optuna.storages.RDBStorage:
+  options = {'pool_pre_ping': True}
+  if url.get_backend_name() == 'sqlite':
+    options['connect_args'] = {'timeout': 60}
+  return optuna.storages.RDBStorage(
+    url.render_as_string(hide_password=False),
+    engine_kwargs=options,
+    heartbeat_interval=max(1, grace // _BEATS),
+    grace_period=grace,
+    heartbeat_stale_trial_callback=_requeue,
+  )
+
+
+def _check_same(given: Mapping, found: Mapping, where: str) -> None:
+  """Raises UserError if a sweep neither is the one found nor extends it."""
+  if 'recipe' not in found:
+    raise UserError(
+      f'{where} was not made by this version of sweep.py; name another '
+      '--workdir or --study.'
     )
-
-  def has_results(self) -> bool:
-    """Whether some point is complete."""
-    return self._count(TrialState.COMPLETE) > 0
-
-  def num_waiting(self) -> int:
-    """Points that nobody has."""
-    return self._count(TrialState.WAITING)
-
-  def num_running(self) -> int:
-    """Points that some worker has."""
-    return self._count(TrialState.RUNNING)
-
-  def num_other_workers(self) -> int:
-    """Workers that have points, without this one."""
-    workers = {
-      (worker['machine'], worker['pid'])
-      for trial in self._by_name().values()
-      if trial.state == TrialState.RUNNING
-      and (worker := trial.user_attrs.get('worker'))
-      and worker != processes.this_one()
-    }
-    return len(workers)
-
-  def _count(self, state: TrialState) -> int:
-    return sum(t.state == state for t in self._by_name().values())
-
-  def results(self) -> list[Result]:
-    """What is known of each point, in the order of the points."""
-    return [trials.result(name, t) for name, t in self._by_name().items()]
+  # Sweeps that are older than a key had its default.
+  before = _json(schema.flatten(default.get_config())) | found['config']
+  free = {*given['axes'], *found['axes'], *schema.FREE_KEYS}
+  pairs = {
+    f'config.{key}': (before.get(key), value)
+    for key, value in given['config'].items()
+    if key not in free
+  }
+  pairs |= {key: (found[key], given[key]) for key in ('search', 'objectives')}
+  was, now = (sweep['recipe']['num_epochs'] for sweep in (found, given))
+  pairs['config.train.num_epochs'] = (max(was, now), now)
+  for key, (was, now) in pairs.items():
+    if was != now:
+      raise UserError(
+        f'{where} holds another sweep: {key} was {was} and is now {now}. Give '
+        'the old value, or name another --workdir; settings can begin to vary '
+        '(--seed, --grid), and epochs can rise.'
+      )
 
 
-def _first_line(error: Exception) -> str:
+def _is_dead(worker: Mapping) -> bool:
+  is_here = worker['machine'] == processes.this_machine()
+  return is_here and not processes.is_alive(worker)
+
+
+def _json(value):
+  return json.loads(json.dumps(value))
+
+
+def _reason(error: Exception) -> str:
   cause = error.__cause__ or error
-  text = str(getattr(cause, 'orig', None) or cause)
-  return text.strip().split('\n')[0]
+  return ' '.join(str(getattr(cause, 'orig', None) or cause).split())[:300]

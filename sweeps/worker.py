@@ -1,10 +1,8 @@
-"""A worker of a sweep: takes points, trains and measures them, tells of it."""
+"""A worker of a sweep: takes points, trains and measures them."""
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
 import contextlib
 import dataclasses
+import errno
 import math
 import time
 
@@ -12,395 +10,292 @@ from etils import epath
 import jax
 import ml_collections
 import optuna
-import psutil
+from optuna.trial import TrialState
 
 from evaluation import measure
+import input_pipeline
 from runs import metric_writer
 from runs import progress
-from runs import schema
 from runs import workdir_lock
 from runs import workdirs
-from runs.stop_signals import StopSignals
-from sweeps import disk
+from runs.processes import StopSignals
 from sweeps import measuring
 from sweeps import points
-from sweeps.point_writer import PointWriter
-from sweeps.points import Range
-from sweeps.points import Values
-from sweeps.results import Result
-from sweeps.results_writer import ResultsWriter
-from sweeps.study import Claim
-from sweeps.study import PointLostError
+from sweeps import report
+from sweeps.points import Point
+from sweeps.points import Results
+from sweeps.points import VALIDATION_METRICS
 from sweeps.study import Study
 import train
-from vae import checkpoints
-from vae import population
 from vae import splits
+from vae.checkpoints import Checkpoints
 from vae.errors import UserError
 from vae.errors import WriteError
 
-# Members of a population on each device, at most, where the user leaves it to
-# the program.
-_MEMBERS_PER_DEVICE = 8
+_SECONDS_BETWEEN_POLLS = 2.0
+# The page takes seconds; the table is written after every point.
+_SECONDS_BETWEEN_PAGES = 300.0
 
-# Between two looks at what other workers do.
-_POLL_SECONDS = 2.0
+# Errors of a disk, with which the next point would fail as well.
+_DISK_ERRORS = 'EACCES EDQUOT EFBIG EIO ENOSPC EPERM EROFS ESTALE'.split()
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """What a sweep is.
+_data: dict[str, splits.DataSet] = {}
+
+
+def load_data(config: ml_collections.ConfigDict) -> splits.DataSet:
+  """The data of a config; the last is kept for points that share it."""
+  key = str(config.data)
+  if key not in _data:
+    _data.clear()  # Frees the memory before more is loaded.
+    _data[key] = input_pipeline.load(config)
+  return _data[key]
+
+
+class _Writer(metric_writer.MetricWriter):
+  """A run's metric writer that asks the pruner of the sweep."""
+
+  def __init__(self, folder: epath.Path, trial: optuna.Trial, objective: str):
+    super().__init__(folder)
+    self._trial, self._metric = trial, VALIDATION_METRICS[objective]
+
+  def write_scalars(self, step, scalars):
+    """Raises optuna.TrialPruned if the point is not worth its end."""
+    super().write_scalars(step, scalars)
+    if self._metric in scalars:
+      self._trial.report(scalars[self._metric], int(scalars['epoch']))
+      if self._trial.should_prune():
+        raise optuna.TrialPruned(f'pruned after epoch {scalars["epoch"]:g}')
+
+
+@dataclasses.dataclass
+class Worker:
+  """Works until every point of the sweep is done.
 
   Attributes:
-    base: the config that its points start from.
-    grid: the settings of its points; empty in a search.
-    space: where a search looks, by config key.
-    num_points: of a search.
-    population: runs that are trained together; 0 leaves it to the program.
-    split: that the points are measured on.
-    measurements: what is measured beyond the summary; no groups for nothing.
+    folder: workdir of the sweep.
+    study: its record, which other workers share.
+    base: config that points start from.
+    split: that points are measured on.
+    measurements: what is measured besides the summary.
+    stop: ends training and waiting.
   """
 
+  folder: epath.Path
+  study: Study
   base: ml_collections.ConfigDict
-  grid: Sequence[Values]
-  space: Mapping[str, list[object] | Range]
-  num_points: int
-  population: int
   split: str
   measurements: measure.Settings
+  stop: StopSignals
 
+  def __post_init__(self):
+    # Models are padded to the largest, so that they share programs.
+    dims = self.study.axes.get(points.LATENT_DIM)
+    if isinstance(dims, points.Range):
+      dims = [dims.high]
+    self._latent_dim = max(dims or [self.base.model.get('latent_dim', 0)])
+    self._prunes = self.study.pruner is not None
+    # Points whose folders other runs have, and the names of all such points.
+    self._in_use: list[Point] = []
+    self._reported: set[str] = set()
+    self._last_page = time.monotonic()
 
-class Data:
-  """The data of the points, read once for all that have the same."""
+  def run(self) -> Results:
+    """Trains and measures open points until no worker has any.
 
-  def __init__(
-    self,
-    load: Callable[[ml_collections.ConfigDict], splits.DataSet],
-    config: ml_collections.ConfigDict | None = None,
-  ):
-    """Takes what gives the data of a config, and reads that of a first."""
-    self._load = load
-    self._config, self._data = None, None
-    if config is not None:
-      self.of(config)
-
-  def of(self, config: ml_collections.ConfigDict) -> splits.DataSet:
-    """The data of a config."""
-    data_config = config.data.to_dict()
-    if self._config != data_config:
-      # Let go of what was there before what is to come is read.
-      self._config = self._data = None
-      self._data = self._load(config)
-      self._config = data_config
-    return self._data
-
-
-class Worker:
-  """Takes points until none is left, and then writes what came of all."""
-
-  def __init__(
-    self,
-    plan: Plan,
-    folder: epath.Path,
-    study: Study,
-    data: Data,
-    stop: StopSignals,
-    retry_failed: bool = False,
-  ):
-    """Takes what it works on.
-
-    Args:
-      plan: of the sweep.
-      folder: of the sweep; its points have folders in it.
-      study: the record, that other workers share.
-      data: of its points.
-      stop: asked between steps, and between points.
-      retry_failed: whether points that failed before are tried again.
+    Raises:
+      WriteError: if the disk or the storage does not take what is written.
     """
-    self._plan, self._folder, self._study = plan, folder, study
-    self._data, self._stop = data, stop
-    self._retry_failed = retry_failed
-    self._training_seconds = 0.0
-    self._writer = ResultsWriter(folder, plan.base, plan.split)
-    # Points of this worker whose folders are in use by others.
-    self._in_use: list[Claim] = []
-    self._told_in_use: set[str] = set()
-    # Where a point's program is shared, it has room for the largest there is.
-    dims = [values.get('model.latent_dim', 0) for values in plan.grid]
-    choices = plan.space.get('model.latent_dim', [0])
-    dims += [choices.high] if isinstance(choices, Range) else choices
-    self._latent_dim = max(dims) or plan.base.model.latent_dim
-
-  def run(self) -> list[Result]:
-    """Works until every point of the sweep is done, by whomever.
-
-    Returns:
-      What came of each.
-    """
-    if self._plan.grid:
-      self._study.add(self._plan.grid, self._retry_failed)
-    said, others_end_it = '', False
-    try:
-      while True:
-        self._stop.raise_if_received()
-        for name in self._study.give_back_those_of_the_dead():
-          progress.say(f'{name}: its worker died; point requeued.')
-        if claims := self._take():
-          said, others_end_it = '', False
-          self._work(claims)
-          continue
-        if self._in_use:
-          self._stop.sleep(_POLL_SECONDS)
-          claims, self._in_use = self._in_use, []
-          self._work(claims)
-          said, others_end_it = '', False
-          continue
-        running = self._study.num_running()
-        if not running and not self._study.num_waiting():
-          break
-        if self._plan.grid:
-          # Of a point whose worker died, and then the one that noticed.
-          self._study.add(self._plan.grid)
-        now = f'waiting for {running} points that other workers have.'
-        if now != said:
-          progress.say(now)
-        said, others_end_it = now, True
-        self._stop.sleep(_POLL_SECONDS)
-    finally:
-      self._study.give_back()
-    results = self._study.results()
-    if not others_end_it:
-      self._writer.write_patiently(results, self._stop.sleep)
-    self._tell_time()
+    # A pruner judges one point at a time.
+    limit = 1 if self._prunes else jax.local_device_count()
+    last_running = 0
+    while True:
+      self.stop.raise_if_received()
+      taken = self.study.take(limit)
+      if not taken and self._in_use:
+        self.stop.sleep(_SECONDS_BETWEEN_POLLS)
+        taken, self._in_use = self._in_use, []
+      if taken:
+        self._work(taken)
+        continue
+      running = self.study.count(TrialState.RUNNING)
+      if not running:
+        break
+      if running != last_running:
+        progress.say(f'waiting for {running} points that other workers have.')
+      last_running = running
+      self.stop.sleep(_SECONDS_BETWEEN_POLLS)
+    results = self.study.results()
+    with self._disk_errors(self.folder):
+      report.write(self.folder, results, self._facts())
     return results
 
-  def _take(self) -> list[Claim]:
-    size = self._population_size()
-    if not self._plan.space:
-      return self._study.claim(size, self._go_together)
-    claims = []
-    while len(claims) < size:
-      claim = self._study.ask(self._plan.space, self._plan.num_points)
-      if claim is None:
-        break
-      claims.append(claim)
-    return claims
+  def _facts(self) -> dict[str, object]:
+    data = self.base.data
+    return {
+      'data': f'{data.source} {data.dir}'.strip(),
+      'split': self.split,
+      'images': f'{data.image_size}×{data.image_size}',
+      'epochs': self.base.train.num_epochs,
+      'jax': jax.__version__,
+      'device': jax.devices()[0].device_kind,
+    }
 
-  def _population_size(self) -> int:
-    """How many points to take now."""
-    most = self._plan.population
-    if most:
-      return most
-    most = _MEMBERS_PER_DEVICE * jax.local_device_count()
-    if self._plan.space:
-      # A sampler learns from those that are done.
-      return min(most, max(1, self._plan.num_points // 8))
-    # All of one size, so that one program serves all; and some for the others.
-    waiting = max(self._study.num_waiting(), 1)
-    waiting = math.ceil(waiting / (1 + self._study.num_other_workers()))
-    return math.ceil(waiting / math.ceil(waiting / most))
-
-  def _go_together(self, first: Values, second: Values) -> bool:
-    return self._program(first) == self._program(second)
-
-  def _program(self, values: Values) -> dict[str, object]:
-    """What the members of a population have in common."""
-    config = schema.flatten(self._plan.base) | values
-    for key in population.FREE_KEYS:
-      config.pop(key)
-    return config
-
-  def _work(self, claims: list[Claim]) -> None:
-    """Trains and measures points; those that go together at once."""
+  def _work(self, taken: list[Point]) -> None:
+    """Trains and measures points, those of one program together."""
     groups = {}
-    for claim in claims:
-      # Where a worker died while it saved, some are a step ahead.
-      step = checkpoints.latest_step(self._folder_of(claim))
-      key = repr((sorted(self._program(claim.values).items()), step))
-      groups.setdefault(key, []).append(claim)
+    for point in taken:
+      # After a kill some may be a checkpoint ahead.
+      step = Checkpoints(self._folder_of(point)).latest_step()
+      key = (points.program(point.values), step)
+      groups.setdefault(key, []).append(point)
     for group in groups.values():
-      self._train(group)
+      with contextlib.ExitStack() as locks:
+        locked = [point for point in group if self._lock(point, locks)]
+        if locked:
+          self._train(locked)
+      self._write_results()
 
-  def _folder_of(self, claim: Claim) -> epath.Path:
-    return self._folder / points.FOLDER / claim.name
+  def _folder_of(self, point: Point) -> epath.Path:
+    return self.folder / points.FOLDER / point.name
 
-  def _train(self, claims: list[Claim]) -> None:
-    with contextlib.ExitStack() as locks:
-      # Before a folder is opened that another worker may write.
-      claims = [
-        claim
-        for claim in claims
-        if self._study.owns(claim) and self._lock(claim, locks)
-      ]
-      again = self._try(claims) if claims else []
-    # Not while the error holds on to what filled the memory.
-    for claims in again:
-      self._work(claims)
-
-  def _lock(self, claim: Claim, locks: contextlib.ExitStack) -> bool:
-    """Keeps other runs out of a point's folder, until the stack is left.
-
-    Where one is in it, a user's own or that of a worker that was taken for
-    dead, the point is left for later.
-    """
-    folder = self._folder_of(claim)
+  def _lock(self, point: Point, locks: contextlib.ExitStack) -> bool:
+    """Excludes other runs from a point's folder; False if there is one."""
+    folder = self._folder_of(point)
+    workdirs.check_writable(folder, '--workdir')
     try:
-      folder.mkdir(parents=True, exist_ok=True)
       locks.enter_context(workdir_lock.hold(folder))
     except workdir_lock.InUseError as error:
-      self._in_use.append(claim)
-      if claim.name not in self._told_in_use:
-        self._told_in_use.add(claim.name)
-        progress.say(
-          f'{claim.name}: its folder is in use by {error.holder}; the point is '
-          'left for later.',
-        )
+      self._in_use.append(point)
+      if point.name not in self._reported:
+        progress.say(f'{error} Other points come first.')
+      self._reported.add(point.name)
       return False
-    except OSError as error:
-      raise self._unwritten(claim, error) from error
     return True
 
-  def _try(self, claims: list[Claim]) -> list[list[Claim]]:
-    """Trains and measures points together; returns what to try by itself."""
-    progress.say(f'\n{self._heading(claims)}')
-    again = []
+  def _train(self, group: list[Point]) -> None:
+    """Trains and measures points together, or each alone if that fails."""
+    done = self.study.count(TrialState.COMPLETE)
+    names = '; '.join(point.name for point in group)
+    progress.say(f'\n[{done} points done] {names}')
+    outcomes, alone = [], []
     try:
-      with contextlib.ExitStack() as stack:
-        runs = [self._begin(claim, stack) for claim in claims]
-        data = self._data.of(runs[0].config)
-        first_step = checkpoints.latest_step(runs[0].workdir) or 0
-        errors = self._train_runs(runs, data)
-      self._stop.raise_if_received()
-      _, seconds = measuring.speed(runs[0], first_step)
-      self._training_seconds += seconds
-    except PointLostError as error:
-      _tell_of_loss(error)
-      again = [claims]
+      with self._disk_errors(self._folder_of(group[0])):
+        outcomes = self._train_runs(group)
+      self.stop.raise_if_received()
     except optuna.TrialPruned as pruned:
-      progress.say(f'{claims[0].name}: pruned, {pruned}')
-      try:
-        self._study.prune(claims[0], str(pruned))
-      except PointLostError as error:
-        _tell_of_loss(error)
+      progress.say(f'{group[0].name}: {pruned}')
+      self.study.fail(group[0], str(pruned), TrialState.PRUNED)
+    except WriteError:
+      raise
     except Exception as error:
-      if disk.is_at_fault(error):
-        raise self._unwritten(claims[0], error) from error
-      if len(claims) > 1:
-        # One of them may be at fault, or all be too much for the memory.
-        progress.say(f'{_one_line(error)}\nTrying them in two halves.')
-        half = len(claims) // 2
-        again = [claims[:half], claims[half:]]
+      if len(group) == 1:
+        self._fail(group[0], error)
       else:
-        self._fail(claims[0], error)
-    else:
-      for claim, run, error in zip(claims, runs, errors, strict=True):
-        self._stop.raise_if_received()
-        if error is None:
-          self._finish(claim, run, data)
+        # One is at fault, or together they need too much memory.
+        progress.say(f'{_one_line(error)}\nTrying them one by one.')
+        alone = group
+    for point, error in zip(group, outcomes, strict=False):
+      self.stop.raise_if_received()
+      if error is None:
+        self._measure(point)
+      else:
+        self._fail(point, error)
+    # The error, and with it the memory that it held, is freed by now.
+    for point in alone:
+      self._train([point])
+
+  def _train_runs(self, group: list[Point]) -> list[UserError | None]:
+    """Trains the runs of points; returns what ended each early, if anything."""
+    with contextlib.ExitStack() as stack:
+      runs = []
+      for point in group:
+        folder = self._folder_of(point)
+        config = points.configure(self.base, point.values)
+        workdirs.check(config, folder)
+        if self._prunes:
+          writer = _Writer(folder, point.trial, *self.study.objectives)
         else:
-          self._fail(claim, error)
-      self._writer.write_if_cheap(self._study.results())
-    return again
+          writer = metric_writer.MetricWriter(folder)
+        stack.callback(writer.close)
+        runs.append(train.Run(config, folder, writer))
+      config, data = runs[0].config, load_data(runs[0].config)
+      devices = jax.device_count()
+      if len(runs) == 1 < devices and config.train.batch_size % devices == 0:
+        # Its batches are split over the devices.
+        train.train_and_evaluate(
+          config, runs[0].workdir, data, runs[0].writer, self.stop
+        )
+        return [None]
+      return train.train_population(runs, data, self._latent_dim, self.stop)
 
-  def _heading(self, claims: list[Claim]) -> str:
-    done = len([r for r in self._study.results() if r.state == 'complete'])
-    total = len(self._plan.grid) or self._plan.num_points
-    names = '; '.join(claim.name for claim in claims)
-    together = f' {len(claims)} points together:' if len(claims) > 1 else ''
-    return f'[{done} of {total} points done]{together} {names}'
-
-  def _begin(self, claim: Claim, stack: contextlib.ExitStack) -> train.Run:
-    """The run of a point, whose writer the stack closes."""
-    config = points.configure(self._plan.base, claim.values)
-    folder = self._folder_of(claim)
-    workdirs.check_writable(folder, '--workdir')
-    workdirs.check(config, folder)
-    writer = metric_writer.MetricWriter(folder)
-    stack.callback(writer.close)
-    return train.Run(config, folder, PointWriter(writer, self._study, claim))
-
-  def _train_runs(
-    self, runs: list[train.Run], data: splits.DataSet
-  ) -> list[UserError | None]:
-    """Together, or the one by itself, its batch over all devices.
-
-    Returns:
-      What ended each before the others, if anything did.
-    """
-    run = runs[0]
-    divides = run.config.train.batch_size % jax.device_count() == 0
-    if len(runs) == 1 and divides:
-      train.train_and_evaluate(
-        run.config, run.workdir, data, run.writer, self._stop
-      )
-      return [None]
-    return train.train_population(runs, data, self._latent_dim, self._stop)
-
-  def _finish(self, claim: Claim, run: train.Run, data: splits.DataSet) -> None:
-    """Measures a point and records it."""
-    try:
-      metrics, dimensions = measuring.measure_run(
-        run,
-        data,
-        self._plan.split,
-        self._plan.measurements,
-        self._latent_dim,
-        self._study.objectives,
-      )
-      result = Result(
-        claim.name,
-        claim.values,
-        'complete',
-        {name: metric.value for name, metric in metrics.items()},
-        {name: metric.unit for name, metric in metrics.items()},
-        **dimensions,
-      )
-      self._study.complete(claim, result)
-    except PointLostError as error:
-      _tell_of_loss(error)
-    except Exception as error:
-      if disk.is_at_fault(error):
-        raise self._unwritten(claim, error) from error
-      self._fail(claim, error)
-    else:
-      progress.say(
-        f'{claim.name}: rate {result.metrics["rate"]:.2f}, distortion '
-        f'{result.metrics["distortion"]:,.1f} nats, '
-        f'{result.metrics["active_units"]:.0f} active units',
-      )
-
-  def _unwritten(self, claim: Claim, error: Exception) -> WriteError:
-    """What ends this worker: its other points would fail alike.
-
-    All that it has wait again.
-    """
-    return disk.told(
-      error,
-      self._folder_of(claim),
-      'Nothing that is saved is lost; once it can be, the same command goes '
-      'on.',
+  def _measure(self, point: Point) -> None:
+    """Measures a trained point and records it."""
+    config, folder = (
+      points.configure(self.base, point.values),
+      self._folder_of(point),
     )
-
-  def _fail(self, claim: Claim, error: Exception) -> None:
-    message = _one_line(error)
-    progress.say(f'{claim.name}: failed, {message}')
     try:
-      self._study.fail(claim, message)
-    except PointLostError as lost:
-      _tell_of_loss(lost)
-
-  def _tell_time(self) -> None:
-    # All of it: the time that it took to start, too.
-    seconds = time.time() - psutil.Process().create_time()
-    if self._training_seconds:
+      with self._disk_errors(folder):
+        row, units = measuring.measure_run(
+          config,
+          folder,
+          load_data(config),
+          self.split,
+          self.measurements,
+          self._latent_dim,
+        )
+      for name in self.study.objectives:
+        if not math.isfinite(row[name]):
+          raise UserError(f'diverged: {name} is {row[name]}.')
+    except WriteError:
+      raise
+    except Exception as error:
+      self._fail(point, error)
+      return
+    if self.study.complete(point, row, units):
       progress.say(
-        f'This worker took {progress.duration(seconds)}, '
-        f'{self._training_seconds / seconds:.0%} of it in training steps.'
+        f'{point.name}: rate {row["rate"]:.2f}, distortion '
+        f'{row["distortion"]:,.1f} nats, {row["active_units"]:.0f} active units'
       )
 
+  def _fail(self, point: Point, error: Exception) -> None:
+    message = _one_line(error)
+    progress.say(f'{point.name}: failed, {message}')
+    self.study.fail(point, message)
 
-def _tell_of_loss(lost: PointLostError) -> None:
-  progress.say(f'{lost}: another worker has taken this point over.')
+  def _write_results(self) -> None:
+    """Writes the table, and now and then the page, if the disk takes them."""
+    results = self.study.results()
+    try:
+      report.write_table(self.folder, results)
+      if time.monotonic() - self._last_page > _SECONDS_BETWEEN_PAGES:
+        report.write(self.folder, results, self._facts())
+        self._last_page = time.monotonic()
+    except OSError as error:
+      progress.warn(
+        f'warning: the results cannot be written into {self.folder} '
+        f'({_one_line(error)}); the next point tries again.'
+      )
+
+  @contextlib.contextmanager
+  def _disk_errors(self, what: epath.Path):
+    """Raises WriteError, which ends the worker, if a disk is at fault."""
+    try:
+      yield
+    except (OSError, UserError) as error:
+      # Reading a checkpoint raises UserError from OSError.
+      cause = error.__cause__ if isinstance(error, UserError) else error
+      if not isinstance(cause, OSError):
+        raise
+      name = errno.errorcode.get(cause.errno)
+      if name not in _DISK_ERRORS and not isinstance(error, WriteError):
+        raise
+      reason = cause.strerror or _one_line(cause)
+      raise WriteError(
+        f'{what} cannot be written ({reason}). Nothing that is saved is lost; '
+        'once it can be, the same command goes on.'
+      ) from error
 
 
 def _one_line(error: Exception) -> str:

@@ -26,12 +26,8 @@ class CelebA(tfds.core.GeneratorBasedBuilder):
     )
 
   def _attributes(self):
-    _, names, *rows = (
-      line.split()
-      for line in (self.folder / 'list_attr_celeba.txt')
-      .read_text()
-      .splitlines()
-    )
+    lines = (self.folder / 'list_attr_celeba.txt').read_text().splitlines()
+    _, names, *rows = map(str.split, lines)
     return names, rows
 
   def _split_generators(self, dl_manager):
@@ -43,13 +39,7 @@ class CelebA(tfds.core.GeneratorBasedBuilder):
     for index, (line, row) in enumerate(zip(lines, rows, strict=True)):
       name, partition = line.split()
       if partition == number:
-        yield (
-          index,
-          {
-            'image': self.folder / 'img_align_celeba' / name,
-            'attributes': {
-              attribute: sign == '1'
-              for attribute, sign in zip(attributes, row[1:], strict=True)
-            },
-          },
-        )
+        signs = [sign == '1' for sign in row[1:]]
+        found = dict(zip(attributes, signs, strict=True))
+        path = self.folder / 'img_align_celeba' / name
+        yield index, {'image': path, 'attributes': found}

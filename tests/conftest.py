@@ -41,6 +41,7 @@ LONGEST = (
   'test_numerics.py',
   'test_evaluate.py',
   'test_sweep_study.py',
+  'test_sweep_report.py',
   'test_bucket_runs.py',
   'test_benchmarks.py',
   'test_tpu_compile.py',
@@ -200,19 +201,10 @@ def trained_run(celeba_dir, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def inception_file(tmp_path_factory):
-  """The archive of an Inception network with random weights."""
-  from tests import test_inception_weights
+  """An archive with a small network in the place of Inception."""
+  from tests import test_fid
 
-  generator = np.random.default_rng(0)
-  shapes = test_inception_weights.parameter_shapes()
-  values = {}
-  for name, shape in shapes.items():
-    if name.endswith('conv2d_params'):
-      deviation = np.sqrt(2 / np.prod(shape[:3]))
-      values[name] = deviation * generator.standard_normal(shape, np.float32)
-    else:
-      values[name] = float(name.endswith(('gamma', 'variance')))
   path = tmp_path_factory.mktemp('inception') / 'inception.tgz'
-  graph = test_inception_weights.graph_of(values, shapes)
-  path.write_bytes(test_inception_weights.pack(graph))
+  graph = test_fid.make_graph(side=21).SerializeToString()
+  path.write_bytes(test_fid.pack(graph))
   return path

@@ -4,14 +4,14 @@ import os
 import random
 import socket
 
-# Systems take the ports of outgoing connections from 32768 on.
+# Outgoing connections use ports from 32768 on.
 _FIRST, _END = 20000, 32768
 
 
 def free_port() -> int:
-  """A port that stays free until a server takes it, and while it is away.
+  """A port that stays free until a server takes it, and while it is restarted.
 
-  Tests that run at the same time choose from ports of their own.
+  Workers of pytest choose from different ports.
   """
   worker = int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw'))
   num_workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))

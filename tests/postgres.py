@@ -22,18 +22,11 @@ _DEBIAN = pathlib.Path('/usr/lib/postgresql')
 
 
 class Server:
-  """A server that a test can take away midway, and bring back as it was.
-
-  Attributes:
-    url: of its database, for SQLAlchemy, with user and password.
-    folder: all that it keeps.
-  """
+  """A server that can be stopped and started; `url` is that of a database."""
 
   def __init__(self, programs: pathlib.Path, folder: pathlib.Path):
-    self.folder = folder
-    self._programs = programs
-    self._data = folder / 'data'
-    self._log = folder / 'log'
+    self.folder, self._programs = folder, programs
+    self._data, self._log = folder / 'data', folder / 'log'
     port, password = free_port(), secrets.token_urlsafe()
     self.url = f'postgresql://{_USER}:{password}@127.0.0.1:{port}/{_DATABASE}'
     # Instead of flags, and without what the user has set.
@@ -58,7 +51,7 @@ class Server:
       }
 
   def create(self) -> None:
-    """Makes its files, starts it, and makes an empty database."""
+    """Makes its files, starts it, and creates an empty database."""
     password_file = self.folder / 'password'
     password_file.write_text(self._environment['PGPASSWORD'])
     password_file.chmod(0o644)  # The folder is its owner's alone.
@@ -86,7 +79,7 @@ class Server:
     self._run('pg_ctl', 'start', '--timeout=120', f'--log={self._log}')
 
   def stop(self) -> None:
-    """Cuts its clients off and waits until it is gone; it may be already."""
+    """Disconnects its clients and waits for its end, if it runs."""
     if self._call('pg_ctl', 'status').returncode == 0:
       self._run('pg_ctl', 'stop', '--mode=fast', '--timeout=120')
 
@@ -111,7 +104,7 @@ class Server:
 
 @contextlib.contextmanager
 def server() -> Iterator[Server]:
-  """Runs a server, and leaves nothing of it; skips where there is none."""
+  """Runs a server and removes it; skips if PostgreSQL is not installed."""
   versions = sorted(
     _DEBIAN.glob('*/bin'), key=lambda path: float(path.parent.name)
   )

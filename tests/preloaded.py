@@ -1,8 +1,8 @@
-"""Runs the scripts as a user does, but for the seconds that libraries take.
+"""Runs of the scripts without the seconds that libraries take to import.
 
-Each run is a process of its own, which imports all of this project itself: a
-fork of one that has imported the libraries. Where it matters when and how those
-are loaded, tests take `tests.test_main.start`.
+Each run is a process of its own: a fork of one that has imported the libraries,
+and nothing of this project. If the import of libraries matters, tests use
+`tests.test_main.start`.
 """
 
 import gc
@@ -20,6 +20,7 @@ import tempfile
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 _LIBRARIES = (
+  'adjustText',
   'clu.metric_writers',
   'flax.linen',
   'matplotlib.pyplot',
@@ -27,6 +28,7 @@ _LIBRARIES = (
   'optax',
   'optuna',
   'orbax.checkpoint',
+  'pandas',
   'sklearn.ensemble',
   'sklearn.mixture',
   'sqlalchemy',
@@ -35,14 +37,14 @@ _LIBRARIES = (
 
 _TIMEOUT_SECONDS = 600
 
-# How the C++ sides of TensorFlow and JAX begin a line of their logs.
+# Lines that the C++ sides of TensorFlow and JAX log.
 _LOGGED = re.compile(
   r'[IWEF]\d{4} |\d{4}-\d\d-\d\d .*: [IWEF] |'
   'WARNING: All log messages before absl::InitializeLog|'
   'To enable the following instructions:'
 )
 
-# By the environment that libraries are imported in.
+# By the environment in which libraries are imported.
 _processes = {}
 
 
@@ -51,14 +53,14 @@ def run(
 ) -> tuple[int, str, str]:
   """Exit status, standard output and standard error of a script.
 
-  Without what libraries log, which depends on the processor.
+  Without the logs of libraries, which depend on the processor.
   """
   environment = dict(
     os.environ,
     XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}',
     JAX_PLATFORMS='cpu',
   )
-  # These are read when the libraries are imported.
+  # Libraries read these when they are imported.
   early = {k: v for k, v in environment.items() if k.startswith(('JAX', 'TF'))}
   with tempfile.TemporaryDirectory() as folder:
     out, err = pathlib.Path(folder, 'out'), pathlib.Path(folder, 'err')
@@ -77,7 +79,7 @@ def program_lines(err: str) -> str:
 
 
 def stop() -> None:
-  """Ends what `run` has started."""
+  """Ends the processes that `run` has started."""
   for process in _processes.values():
     process.stdin.close()
     process.wait()
@@ -99,11 +101,11 @@ def _process(environment: dict[str, str]) -> subprocess.Popen:
 
 
 def _serve() -> None:
-  """Reads what to run, and says what each exited with."""
+  """Reads requests from standard input, and prints exit statuses."""
   sys.path[0] = str(_ROOT)
   for library in _LIBRARIES:
     importlib.import_module(library)
-  gc.freeze()  # What is collected in a fork has to be copied first.
+  gc.freeze()  # A collection in a fork would copy every page.
   context = multiprocessing.get_context('fork')
   for line in sys.stdin:
     child = context.Process(target=_run, args=json.loads(line))

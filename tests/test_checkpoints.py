@@ -1,6 +1,4 @@
-import asyncio
 import errno
-import gc
 import math
 import os
 import pathlib
@@ -14,35 +12,42 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from vae import checkpoint_writer
+from vae import checkpoint_files
 from vae import checkpoints
-from vae import devices
-from vae import training
-from vae.checkpoint_writer import CheckpointWriter
+from vae.checkpoints import Checkpoints
+from vae.checkpoints import CheckpointWriter
 from vae.errors import UserError
 
-# Where one array cannot be read, Orbax closes the event loop that reads of
-# others still report to, from threads of their own.
+# If one array cannot be read, Orbax closes the event loop that the threads of
+# the other arrays still report to.
 pytestmark = pytest.mark.filterwarnings(
   'ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning'
 )
 
 
 def state_at(step, size=3):
-  params = {'w': jnp.full((size,), float(step))}
-  return devices.replicate(
-    training.TrainState(jnp.int32(step), params, {}, (jnp.zeros(size),))
-  )
+  return {
+    'step': jnp.int32(step),
+    'params': {'w': jnp.full((size,), float(step))},
+    'mean': jnp.full((2, 2), step, jnp.bfloat16),
+  }
 
 
 def save_all(workdir, losses, keep_best=2):
-  """Saves a state for each step; a loss of None is a checkpoint without."""
+  """Saves a state for each step, without validation if its loss is None."""
   with CheckpointWriter(workdir, keep_best) as writer:
     for step, loss in losses.items():
       metrics = None if loss is None else {'val/loss': loss, 'val/kl': 1.0}
-      writer.save(step, state_at(step), metrics, {'loss': [step / 3]})
+      writer.save(step, state_at(step), metrics)
     writer.finish()
-  return checkpoints.Checkpoints(workdir)
+  return Checkpoints(workdir)
+
+
+def assert_same(state, expected):
+  assert jax.tree.map(lambda a: a.dtype, state) == jax.tree.map(
+    lambda a: a.dtype, expected
+  )
+  jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
 @pytest.mark.parametrize(
@@ -50,316 +55,266 @@ def save_all(workdir, losses, keep_best=2):
   [
     ({1: 5.0, 2: 3.0, 3: 4.0, 4: 9.0}, [2, 3, 4]),
     ({1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 5: 5.0}, [1, 2, 4, 5]),
-    ({1: 4.0, 2: 3.0, 3: 2.0, 4: 1.0}, [3, 4]),
     ({1: 1.0, 2: None, 3: 2.0, 4: None, 5: None, 6: None}, [1, 3, 5, 6]),
     ({1: 3.0, 2: math.nan, 3: 1.0, 4: math.nan, 5: math.inf}, [1, 3, 4, 5]),
   ],
 )
-def test_keeps_the_two_best_and_the_last_two(tmp_path, losses, kept):
+def test_two_best_and_last_two_are_kept(tmp_path, losses, kept):
   saved = save_all(tmp_path, losses)
-  assert saved.all_steps() == kept
-  assert saved.latest_step() == checkpoints.latest_step(tmp_path) == max(losses)
+  assert saved.all_steps() == kept and saved.latest_step() == max(losses)
   scored = {s: loss for s, loss in losses.items() if loss and loss < math.inf}
-  assert saved.best_step() == min(scored, key=scored.get)
-
-
-def test_what_was_saved_comes_back(tmp_path):
-  saved = save_all(tmp_path, {1: 2.0, 2: 1.0})
-  for step in (1, 2):
-    restored, expected = saved.restore(state_at(0), step), state_at(step)
-    jax.tree.map(np.testing.assert_array_equal, restored, expected)
-    for a, b in zip(
-      jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True
-    ):
-      assert a.dtype == b.dtype
-  last = saved.restore_last(state_at(0))
-  assert last.state.step == 2 and last.untold == {'loss': [2 / 3]}
-  assert last.metrics == {'val/loss': 1.0, 'val/kl': 1.0}
+  assert saved.best_step() == saved.find('best') == min(scored, key=scored.get)
 
 
 @pytest.mark.parametrize(
   'name',
-  [
-    'lr=[0.1]',
-    'a[1]/sub',
-    'a[!b]',
-    '[a-z]',
-    'a*',
-    'a**',
-    'a?',
-    'a\\b',
-    'all of !"#$%&\'()*+,-.:;<=>?@[\\]^`{|}~',
-  ],
+  ['run', 'a[1]/sub', '[a-z]', 'a**', 'a\\b', '!"#$%&\'()+:;<=>?@^`{|}~'],
 )
-def test_any_name_of_a_workdir_will_do(tmp_path, name):
-  """Also one that is a pattern, which would fit other folders."""
+def test_saved_states_are_restored_in_workdirs_of_any_name(tmp_path, name):
+  """Also if the name is a pattern that other folders match."""
   workdir = tmp_path / name
-  saved = save_all(workdir, {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0})
-  assert saved.all_steps() == [2, 3, 4] and saved.best_step() == 2
-  assert saved.restore_last(state_at(0)).state.params['w'].tolist() == [4, 4, 4]
-  assert saved.restore(state_at(0), 2).params['w'].tolist() == [2, 2, 2]
-  # And nothing lies elsewhere.
+  saved = save_all(workdir, {1: 3.0, 2: 1.0, 3: None})
+  assert saved.all_steps() == [1, 2, 3]
+  for step in (1, 2, 3):
+    assert_same(saved.restore(state_at(0), step), state_at(step))
+  last = saved.restore_last(state_at(0))
+  assert_same(last.state, state_at(3))
+  assert last.metrics == {}
   assert [path.name for path in workdir.iterdir()] == ['checkpoints']
-  for path in tmp_path.rglob('*'):
+  for path in tmp_path.rglob('*'):  # Nothing lies elsewhere.
     assert path.is_relative_to(workdir) or workdir.is_relative_to(path)
 
 
-def test_place_for_a_link_is_missed_and_no_damage_reported(
-  tmp_path, monkeypatch
-):
+def test_missing_temporary_folder_is_no_damage(tmp_path, monkeypatch):
   workdir = tmp_path / 'lr=[0.1]'
   saved = save_all(workdir, {1: 1.0, 2: 2.0})
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'absent'))
   with pytest.raises(UserError, match='set TMPDIR'):
     saved.restore_last(state_at(0))
-  monkeypatch.undo()
-  assert saved.restore_last(state_at(0)).state.step == 2
-
-
-def test_saving_takes_no_part_in_the_vote_when_to_stop(tmp_path, monkeypatch):
-  """JAX counts how often it is asked, in each process; one asks for all."""
-  asked = []
-  monkeypatch.setattr(
-    multihost_utils,
-    'reached_preemption_sync_point',
-    lambda step: asked.append(step) or False,
-  )
-  assert save_all(tmp_path, {7: 2.0, 8: None}).all_steps() == [7, 8]
-  assert not asked
-
-
-def test_nothing_saved_is_nothing_to_go_on_from(tmp_path):
-  saved = checkpoints.Checkpoints(tmp_path / 'nowhere')
-  assert saved.latest_step() is None
-  assert saved.restore_last(state_at(0)) is None
-
-
-@pytest.mark.parametrize(
-  ('asked', 'said'),
-  [
-    (lambda: state_at(0, size=4), r"\['w'\] has the shape \(3,\).*for \(4,\)"),
-    (lambda: state_at(0).replace(batch_stats={'m': jnp.ones(2)}), 'the model'),
-    (lambda: state_at(0).replace(params={}), 'in the checkpoint alone'),
-    (lambda: state_at(0).replace(step=jnp.float32(0)), 'int32, and .* float32'),
-  ],
-)
-def test_other_arrays_are_a_clear_error(tmp_path, asked, said):
-  saved = save_all(tmp_path, {1: 2.0, 2: 1.0})
-  for restore in (saved.restore_last, lambda s: saved.restore(s, 1)):
-    with pytest.raises(UserError, match=said) as caught:
-      restore(asked())
-    assert 'do not go together' in str(caught.value)
-  # It is no damage: nothing is moved away.
   assert saved.all_steps() == [1, 2]
 
 
-def test_reading_changes_nothing_and_waits_for_nothing(tmp_path):
-  save_all(tmp_path, {1: 2.0, 2: 3.0})
-  # As a run leaves it that is writing just now.
-  unfinished = tmp_path / 'checkpoints' / '3.orbax-checkpoint-tmp'
-  unfinished.mkdir()
+def test_saving_takes_no_part_in_the_vote_to_stop(tmp_path, monkeypatch):
+  """JAX counts the votes of each process, and only one process saves."""
+  votes = []
+  monkeypatch.setattr(
+    multihost_utils, 'reached_preemption_sync_point', votes.append
+  )
+  save_all(tmp_path, {7: 2.0, 8: None})
+  assert not votes
+
+
+def test_checkpoints_of_earlier_versions_are_restored(tmp_path):
+  """They also hold metrics of the last steps, and a file of metrics."""
+  saved = save_all(tmp_path, {1: 1.0})
+  path = saved.folder(1) / checkpoint_files.CONTENTS
+  contents = checkpoint_files.read_contents(saved.folder(1))
+  path.unlink()
+  contents['untold'] = {'loss': [0.5]}
+  checkpoint_files.write_contents(saved.folder(1), contents)
+  (saved.folder(1) / 'metrics').mkdir()
+  (saved.folder(1) / 'metrics/metrics').write_text('{"val/loss": 1.0}')
+  restored = saved.restore_last(state_at(0))
+  assert restored.metrics['val/loss'] == 1.0
+  assert_same(restored.state, state_at(1))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'params': {'w': np.ones(4)}}, r"\['w'\] is float32\[3\] .*float64\[4\]"),
+    ({'added': np.ones(2)}, r"\['added'\] is missing in the checkpoint"),
+    ({'params': {}}, r"\['w'\] is float32\[3\] in .* and missing in the model"),
+  ],
+)
+def test_other_arrays_are_an_error_and_no_damage(tmp_path, changes, message):
+  saved = save_all(tmp_path, {1: 2.0, 2: 1.0})
+  for restore in (saved.restore_last, lambda s: saved.restore(s, 1)):
+    with pytest.raises(UserError, match=message):
+      restore(state_at(0) | changes)
+  assert saved.all_steps() == [1, 2]
+
+
+def test_reading_ignores_and_keeps_unfinished_checkpoints(tmp_path):
+  """Another process may be writing them."""
+  save_all(tmp_path, {1: 2.0, 2: 3.0, 3: 4.0})
+  (tmp_path / 'checkpoints' / '3.unfinished').touch()
   before = sorted(tmp_path.rglob('*'))
-  saved = checkpoints.open_to_read(tmp_path)
+  saved = Checkpoints(tmp_path)
   assert saved.find('best') == 1
   assert saved.find('last') == saved.find(2) == saved.find('2') == 2
-  assert saved.restore(state_at(0), 1).step == 1
+  assert_same(saved.restore(state_at(0), 1), state_at(1))
+  assert_same(saved.restore_last(state_at(0)).state, state_at(2))
   assert sorted(tmp_path.rglob('*')) == before
 
 
-def test_a_checkpoint_that_is_not_there_is_a_clear_error(tmp_path):
-  with pytest.raises(UserError, match='no complete checkpoint'):
-    checkpoints.open_to_read(tmp_path)
-  assert not list(tmp_path.iterdir())
-  save_all(tmp_path, {1: 2.0, 2: 3.0})
-  saved = checkpoints.open_to_read(tmp_path)
+def test_unfinished_checkpoints_are_deleted_by_the_next_writer(tmp_path):
+  saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
+  (saved.folder(2) / 'contents/metadata').unlink()
+  (tmp_path / 'checkpoints' / '2.unfinished').touch()
+  (tmp_path / 'checkpoints' / '7.unfinished').touch()
+  assert save_all(tmp_path, {3: 1.0}).all_steps() == [1, 3]
+  assert {p.name for p in saved.directory.iterdir()} == {'1', '3'}
+
+
+def test_missing_checkpoint_is_an_error(tmp_path):
+  saved = Checkpoints(tmp_path / 'nowhere')
+  assert saved.restore_last(state_at(0)) is None and saved.all_steps() == []
+  with pytest.raises(UserError, match='holds no complete checkpoint'):
+    saved.find('best')
+  saved = save_all(tmp_path, {1: None, 2: None})
+  assert saved.find('best') == 2  # Without validation, the last is best.
   for name in (3, '3', 'first'):
     with pytest.raises(UserError, match=f'no checkpoint {name}; .* 1, 2'):
       saved.find(name)
 
 
-def test_without_validation_the_best_is_the_last(tmp_path):
-  assert save_all(tmp_path, {5: None}).find('best') == 5
-
-
-def test_what_a_killed_process_left_half_done_is_cleared_away(tmp_path):
-  save_all(tmp_path, {1: 1.0})
-  unfinished = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp'
-  (unfinished / 'default').mkdir(parents=True)
-  assert save_all(tmp_path, {2: 1.0}).all_steps() == [1, 2]
-  assert not unfinished.exists()
-
-
 def test_metrics_of_a_later_validation_are_added(tmp_path):
-  """As when a run is stopped at an epoch's end, and goes on."""
+  """As when a run is stopped at an epoch's end, and continues."""
   save_all(tmp_path, {1: 2.0, 2: None})
   saved = save_all(tmp_path, {2: 1.0})
   assert saved.all_steps() == [1, 2] and saved.best_step() == 2
-  restored = saved.restore_last(state_at(0))
-  assert restored.metrics == {'val/loss': 1.0, 'val/kl': 1.0}
-  # What is ranked already stays so.
-  again = save_all(tmp_path, {2: 0.5}).restore_last(state_at(0))
-  assert again.metrics == restored.metrics
-
-
-def test_checkpoints_without_contents_are_read_as_they_are(tmp_path):
-  """As they were written before there was a table of contents."""
-  saved = save_all(tmp_path, {1: 1.0})
-  shutil.rmtree(tmp_path / 'checkpoints' / '1' / 'contents')
-  assert saved.restore(state_at(0), 1).params['w'].tolist() == [1, 1, 1]
-  with pytest.raises(UserError, match='asks for'):
-    saved.restore(state_at(0, size=4), 1)
-
-
-def places(size):
-  """Where a file of so many bytes is tried."""
-  return sorted({0, size // 3, size // 2, size - 1} & set(range(size)))
+  assert saved.restore_last(state_at(0)).metrics['val/loss'] == 1.0
+  save_all(tmp_path, {2: 0.5})  # A ranked checkpoint keeps its rank.
+  assert saved.restore_last(state_at(0)).metrics['val/loss'] == 1.0
 
 
 def damages(folder):
-  """Every file of a checkpoint in every way: what is done, and a function."""
+  """Each file of a checkpoint missing, cut short and flipped in places."""
   for path in sorted(p for p in folder.rglob('*') if p.is_file()):
     content, name = path.read_bytes(), path.relative_to(folder)
     yield f'{name} is missing', path, None
-    for place in places(len(content)):
+    size = len(content)
+    for place in sorted({0, size // 3, size // 2, size - 1} & set(range(size))):
       yield f'{name} ends at {place}', path, content[:place]
       flipped = bytearray(content)
       flipped[place] ^= 0x10
       yield f'{name} flipped at {place}', path, bytes(flipped)
 
 
-def test_a_damaged_last_checkpoint_is_noticed_and_skipped(
+def test_damaged_last_checkpoint_is_set_aside(
   tmp_path, capsys, record_property
 ):
-  """Or its damage changes nothing: there are bytes that nobody reads."""
+  """Or the damage changes nothing: some bytes are never read."""
   save_all(tmp_path / 'sound', {1: 1.0, 2: 2.0})
-  state = jax.device_get(state_at(2))
   tried = noticed = 0
   for what, path, content in damages(tmp_path / 'sound' / 'checkpoints' / '2'):
     workdir = tmp_path / 'damaged'
     shutil.copytree(tmp_path / 'sound', workdir)
     copy = workdir / path.relative_to(tmp_path / 'sound')
     copy.unlink() if content is None else copy.write_bytes(content)
-    saved = checkpoints.Checkpoints(workdir)
+    saved = Checkpoints(workdir)
     restored = saved.restore_last(state_at(0))
-    out, err = capsys.readouterr()
+    _, err = capsys.readouterr()
     tried += 1
-    if restored.state.step == 2:
-      jax.tree.map(np.testing.assert_array_equal, restored.state, state), what
-      assert restored.untold == {'loss': [2 / 3]}, what
-      assert restored.metrics['val/loss'] == 2.0, what
-      assert not err
+    if restored.state['step'] == 2:
+      assert_same(restored.state, state_at(2))
+      assert restored.metrics['val/loss'] == 2.0 and not err, what
     else:
       noticed += 1
-      assert restored.state.params['w'].tolist() == [1, 1, 1], what
+      assert_same(restored.state, state_at(1))
       assert err.count('\n') == 1 and 'step 2 is damaged' in err, what
-      # Out of the way, so that step 2 can be saved again, but not lost.
-      assert (workdir / 'damaged_checkpoints' / '2').exists()
-      assert saved.all_steps() == [1]
-      assert save_all(workdir, {2: 2.0}).all_steps() == [1, 2]
+      (aside,) = (workdir / 'damaged_checkpoints').iterdir()
+      assert aside.name.startswith('2_') and saved.all_steps() == [1]
     shutil.rmtree(workdir)
-  # Of the state, of the metrics and of the table of contents.
   assert noticed > 25
   record_property(
     'faults', ['damaged checkpoints', tried, tried, 'the damaged checkpoint']
   )
 
 
-def test_damage_is_named_where_one_asks_for_that_checkpoint(tmp_path):
+def test_step_of_a_damaged_checkpoint_is_saved_again(tmp_path):
   saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
-  (tmp_path / 'checkpoints/1/default/manifest.ocdbt').write_bytes(b'')
+  for _ in range(2):
+    (saved.folder(2) / 'default/manifest.ocdbt').unlink()
+    assert saved.restore_last(state_at(0)).state['step'] == 1
+    save_all(tmp_path, {2: 2.0})
+  assert len(list((tmp_path / 'damaged_checkpoints').iterdir())) == 2
+  assert_same(saved.restore_last(state_at(0)).state, state_at(2))
+
+
+def test_damaged_checkpoints_are_named_and_stay_if_all_are_damaged(tmp_path):
+  saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
+  (saved.folder(1) / 'default/manifest.ocdbt').write_bytes(b'')
   with pytest.raises(UserError, match='1 cannot be restored.*Others: 2') as e:
     saved.restore(state_at(0), 1)
   assert '\n' not in str(e.value)
-  assert saved.restore(state_at(0), 2).step == 2
-
-
-def test_where_all_are_damaged_nothing_is_moved(tmp_path):
-  saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
-  for step in (1, 2):
-    path = tmp_path / f'checkpoints/{step}/default/manifest.ocdbt'
-    path.write_bytes(path.read_bytes()[:20])
+  (saved.folder(2) / checkpoint_files.CONTENTS).write_bytes(b'[]')
   with pytest.raises(UserError, match='no checkpoint in .* can be restored'):
     saved.restore_last(state_at(0))
   assert saved.all_steps() == [1, 2]
 
 
-@pytest.mark.parametrize('name', ['metrics/metrics', 'default/d/*'])
-def test_disk_that_cannot_be_read_is_no_damage(tmp_path, name):
-  """Here an address of this process where there is no memory."""
+def test_older_checkpoint_without_a_rank_is_set_aside(tmp_path, capsys):
   saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
-  path = max((tmp_path / 'checkpoints/2').glob(name))
-  content = path.read_bytes()
+  (saved.folder(1) / checkpoint_files.CONTENTS).write_text('{')
+  assert saved.restore_last(state_at(0)).state['step'] == 2
+  assert 'step 1 is damaged' in capsys.readouterr().err
+  assert saved.all_steps() == [2]
+
+
+@pytest.mark.parametrize('name', [checkpoint_files.CONTENTS, 'default/d/*'])
+def test_failing_disk_is_no_damage(tmp_path, name):
+  """Here an address of this process without memory."""
+  saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
+  path = max(pathlib.Path(saved.folder(2)).glob(name))
   path.unlink()
   path.symlink_to('/proc/self/mem')
   with pytest.raises(UserError, match=f'{path} cannot be read .Input/output'):
     saved.restore_last(state_at(0))
   assert saved.all_steps() == [1, 2]
-  path.unlink()
-  path.write_bytes(content)
-  assert saved.restore_last(state_at(0)).state.step == 2
 
 
-def test_an_older_one_that_cannot_be_ranked_is_moved(tmp_path, capsys):
-  """Its rank is unknown, so it can be neither kept nor deleted."""
-  saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
-  (tmp_path / 'checkpoints/1/metrics/metrics').write_text('{')
-  assert saved.restore_last(state_at(0)).state.step == 2
-  assert 'step 1 is damaged' in capsys.readouterr().err
-  assert save_all(tmp_path, {3: 3.0}).all_steps() == [2, 3]
+@pytest.fixture
+def disk(monkeypatch):
+  """A disk that is full for the next `failures` writes of a checkpoint."""
+
+  class Disk:
+    failures = 0
+
+  write = checkpoint_files.Storage.write
+
+  def _write(*args):
+    if Disk.failures:
+      Disk.failures -= 1
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write(*args)
+
+  monkeypatch.setattr(checkpoint_files.Storage, 'write', _write)
+  monkeypatch.setattr(checkpoints, '_SECONDS_TO_RETRY', 0.01)
+  monkeypatch.setattr(checkpoints, '_SECONDS_TO_ASK', 0.01)
+  return Disk
 
 
-class Disk:
-  """Stands in for Orbax: fails as often as it is told, then writes."""
-
-  def __init__(self, monkeypatch, failures):
-    self.failures = failures
-    write = CheckpointWriter._write
-
-    def _write(writer, *job):
-      if self.failures:
-        self.failures -= 1
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-      write(writer, *job)
-
-    monkeypatch.setattr(CheckpointWriter, '_write', _write)
-    monkeypatch.setattr(checkpoint_writer, '_SECONDS_TO_RETRY', 0.01)
-
-
-def test_what_cannot_be_written_is_told_once_and_tried_again(
-  tmp_path, monkeypatch
-):
-  Disk(monkeypatch, 3)
-  said = []
-  with CheckpointWriter(tmp_path, warn=said.append) as writer:
+def test_failed_write_is_warned_of_once_and_retried(tmp_path, disk):
+  disk.failures, lines = 3, []
+  with CheckpointWriter(tmp_path, warn=lines.append) as writer:
     writer.save(1, state_at(1))
     writer.finish(patience=60)
-    writer.save(2, state_at(2))
-  assert checkpoints.Checkpoints(tmp_path).all_steps() == [1, 2]
-  warning, relief = said
+  assert Checkpoints(tmp_path).all_steps() == [1]
+  assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['1']
+  warning, relief = lines
   assert 'step 1 cannot be written' in warning and 'No space left' in warning
   assert 'step 1 could be written' in relief
 
 
-def test_a_later_checkpoint_takes_the_place_of_one_that_cannot_be(
-  tmp_path, monkeypatch
-):
-  disk = Disk(monkeypatch, 10**9)
-  said = []
-  with CheckpointWriter(tmp_path, warn=said.append) as writer:
+def test_later_checkpoint_replaces_one_that_cannot_be_written(tmp_path, disk):
+  disk.failures, lines = 10**9, []
+  with CheckpointWriter(tmp_path, warn=lines.append) as writer:
     for step in (1, 2, 3):
       writer.save(step, state_at(step))
-    with pytest.raises(
-      UserError, match='step 3 could not be written.*No space'
-    ):
+    with pytest.raises(UserError, match='step 3 could not be .*No space'):
       writer.finish(patience=0.1)
+    asked = []
+    with pytest.raises(UserError, match='step 3 could not be written'):
+      writer.finish(1e9, stop=lambda: asked.append(1) or len(asked) == 3)
     disk.failures = 0
     writer.finish(patience=60)
-  assert checkpoints.Checkpoints(tmp_path).all_steps() == [3]
-  assert len(said) == 2
+  assert Checkpoints(tmp_path).all_steps() == [3] and len(lines) == 2
 
 
 def no_merge(finalize, handler, folder):
-  """As Orbax did in a folder named [...], and raised nothing."""
+  """As Orbax did in a folder named [...], without an error."""
 
 
 def cut_short(finalize, handler, folder):
@@ -375,17 +330,15 @@ def other_bits(finalize, handler, folder):
 
 
 @pytest.mark.parametrize('damage', [no_merge, cut_short, other_bits])
-def test_an_unreadable_checkpoint_does_not_count(tmp_path, monkeypatch, damage):
-  """It is reported and tried again, and all older ones are kept until then."""
+def test_checkpoint_that_cannot_be_read_back_does_not_count(
+  tmp_path, monkeypatch, damage
+):
+  """It is retried, and all older ones are kept until then."""
   finalize = ocp.StandardCheckpointHandler.finalize
-  monkeypatch.setattr(checkpoint_writer, '_SECONDS_TO_RETRY', 0.01)
-  said = []
-  with CheckpointWriter(tmp_path, keep_best=1, warn=said.append) as writer:
-    for step, loss in ((1, 1.0), (2, 2.0), (3, 3.0)):
-      writer.save(step, state_at(step), {'val/loss': loss})
-    writer.finish()
-    saved = checkpoints.Checkpoints(tmp_path)
-    assert saved.all_steps() == [1, 2, 3]
+  monkeypatch.setattr(checkpoints, '_SECONDS_TO_RETRY', 0.01)
+  lines = []
+  saved = save_all(tmp_path, {1: 1.0, 2: 2.0, 3: 3.0}, keep_best=1)
+  with CheckpointWriter(tmp_path, keep_best=1, warn=lines.append) as writer:
     with monkeypatch.context() as broken:
       broken.setattr(
         ocp.StandardCheckpointHandler,
@@ -393,50 +346,10 @@ def test_an_unreadable_checkpoint_does_not_count(tmp_path, monkeypatch, damage):
         lambda handler, folder: damage(finalize, handler, folder),
       )
       writer.save(4, state_at(4), {'val/loss': 0.5})
-      with pytest.raises(UserError, match='step 4 .*cannot be read back'):
+      with pytest.raises(UserError, match='step 4 could not be written'):
         writer.finish(patience=0.1)
       assert saved.all_steps() == [1, 2, 3] and saved.best_step() == 1
-      assert saved.restore_last(state_at(0)).state.step == 3
     writer.finish(patience=60)
   assert saved.all_steps() == [3, 4] and saved.best_step() == 4
-  assert saved.restore_last(state_at(0)).state.step == 4
-  warning, relief = said
-  assert 'step 4' in warning and 'cannot be read back' in warning
-  assert 'step 4 could be written' in relief
-
-
-def test_waiting_for_a_disk_ends_when_told_to(tmp_path, monkeypatch):
-  Disk(monkeypatch, 10**9)
-  monkeypatch.setattr(checkpoint_writer, '_SECONDS_TO_ASK', 0.01)
-  asked = []
-
-  def stop():
-    asked.append(True)
-    return len(asked) == 3
-
-  with CheckpointWriter(tmp_path, warn=lambda line: None) as writer:
-    writer.save(1, state_at(1))
-    with pytest.raises(UserError, match='step 1 could not be written'):
-      writer.finish(patience=1e9, stop=stop)
-
-
-def test_task_that_orbax_forgot_is_not_told_of(tmp_path, caplog):
-  """Its disk was full, which is told in a line; asyncio has a traceback."""
-  with CheckpointWriter(tmp_path):
-    pass
-  loop = asyncio.new_event_loop()
-
-  def forget(filename):
-    program = compile('async def write(): raise OSError', filename, 'exec')
-    namespace = {}
-    exec(program, namespace)
-    task = loop.create_task(namespace['write']())
-    loop.run_until_complete(asyncio.wait([task]))
-
-  forget('/site-packages/orbax/checkpoint/handler.py')
-  gc.collect()
-  assert 'never retrieved' not in caplog.text
-  forget('/home/user/my_own.py')
-  gc.collect()
-  loop.close()
-  assert 'never retrieved' in caplog.text
+  assert_same(saved.restore_last(state_at(0)).state, state_at(4))
+  assert len(lines) == 2

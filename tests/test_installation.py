@@ -1,4 +1,4 @@
-"""What an installation needs, and says."""
+"""The installation, and its messages."""
 
 import shutil
 import subprocess
@@ -14,37 +14,36 @@ print(vae.__file__, vae.load.__name__)
 """
 
 
-def run(*command, **kwargs):
+def output_of(*command, **kwargs):
   return subprocess.run(
     command, check=True, capture_output=True, text=True, **kwargs
   ).stdout
 
 
 def test_installed_library_is_found_from_another_folder(tmp_path):
-  """By `pip install -e .`, with a copy, as pip writes beside the project."""
+  """By `pip install -e .` of a copy, as pip writes beside the project."""
   project = tmp_path / 'project'
   shutil.copytree(ROOT / 'vae', project / 'vae')
-  shutil.copytree(ROOT / 'data', project / 'data')
   for name in ('pyproject.toml', 'requirements.txt', 'main.py', 'train.py'):
     shutil.copy(ROOT / name, project)
-  run(
+  output_of(
     *(sys.executable, '-m', 'pip', 'install', '--no-deps'),
     *('--no-build-isolation', '--no-index', '--disable-pip-version-check'),
     *(f'--prefix={tmp_path / "installed"}', '-e', str(project)),
   )
   (site,) = (tmp_path / 'installed').rglob('site-packages')
   (tmp_path / 'elsewhere').mkdir()
-  found = run(
+  found = output_of(
     *(sys.executable, '-c', IMPORT, str(site)), cwd=tmp_path / 'elsewhere'
   )
   assert found == f'{project}/vae/__init__.py load\n'
 
 
-def test_make_says_what_it_installs_before_it_takes_minutes():
+def test_make_announces_an_installation_of_minutes():
   # As in a fresh clone; nothing is carried out.
-  out = run('make', '--dry-run', '--always-make', 'test', cwd=ROOT)
-  for said, command in (
+  out = output_of('make', '--dry-run', '--always-make', 'test', cwd=ROOT)
+  for message, command in (
     ('Installing (2.6 GB) …', 'pip install --quiet -r requirements.txt'),
     ('Installing the req', 'pip install --quiet -r tests/requirements.txt'),
   ):
-    assert 0 <= out.find(f"echo '{said}") < out.index(command)
+    assert 0 <= out.find(f"echo '{message}") < out.index(command)

@@ -1,27 +1,26 @@
 import json
-import shutil
-import types
 
 from etils import epath
 import jax
 import numpy as np
 import pytest
-from vae.trained import TrainedVAE
 
-from evaluation import aggregate_posterior
-from evaluation import log_likelihood
 from evaluation import measure as measuring
+from evaluation import output
+from evaluation import posterior
 from evaluation.measure import Settings
-from evaluation.measurements import Measurements
 import input_pipeline
-from sweeps import measuring as sweep_measuring
 from tests.conftest import make_small_config
 import vae
-from vae import model as models
+from vae import models
 from vae import splits
+from vae.errors import UserError
+from vae.loading import TrainedVAE
+from vae.models import fsq
 
-# No Inception weights, so no FID; tests/test_evaluate.py has it.
-SETTINGS = Settings(num_importance_samples=20, batch_size=4)
+SETTINGS = Settings(
+  ('bounds', 'reconstruction', 'posterior', 'labels'), 20, batch_size=4
+)
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +42,9 @@ def value(results, name):
   return results.metrics[name].value
 
 
-def test_rate_is_what_training_wrote(results, trained, trained_run):
+def test_rate_and_distortion_are_those_of_training(
+  results, trained, trained_run
+):
   lines = (trained_run / 'metrics.jsonl').read_text().splitlines()
   row = next(
     row
@@ -51,7 +52,7 @@ def test_rate_is_what_training_wrote(results, trained, trained_run):
     if row['step'] == trained.step and 'val/kl' in row
   )
   assert value(results, 'rate') == pytest.approx(row['val/kl'], rel=1e-5)
-  # z is drawn anew: the same up to chance.
+  # Other draws of z: the same up to chance.
   error = results.metrics['distortion'].standard_error
   assert abs(value(results, 'distortion') - row['val/distortion']) < 3 * error
 
@@ -62,13 +63,9 @@ def test_bounds_are_in_order(results):
   )
   slack = 3 * value(results, 'iw_bound_monte_carlo_error') + 1e-3
   assert value(results, 'iw_bound') >= value(results, 'elbo') - slack
-  assert value(results, 'elbo_optimal_sigma') >= value(results, 'elbo')
-  assert value(results, 'bits_per_dim_optimal_sigma') <= value(
-    results, 'bits_per_dim'
-  )
-  assert value(results, 'bits_per_dim_iw') <= (
-    value(results, 'bits_per_dim_optimal_sigma') + 0.01
-  )
+  bits = value(results, 'bits_per_dim_optimal_sigma')
+  assert value(results, 'bits_per_dim_iw') <= bits + 0.01
+  assert bits <= value(results, 'bits_per_dim')
 
 
 def test_bound_at_the_optimal_sigma_is_its_closed_form(results):
@@ -83,6 +80,8 @@ def test_bound_at_the_optimal_sigma_is_its_closed_form(results):
   assert value(results, 'bits_per_dim_optimal_sigma') == pytest.approx(
     bits, abs=0.02
   )
+  for name in ('optimal_sigma', 'elbo_optimal_sigma', 'bits_per_dim_iw'):
+    assert 'fitted to the same images' in results.metrics[name].about
 
 
 def test_rate_is_the_sum_of_its_parts(results):
@@ -99,119 +98,27 @@ def test_rate_is_the_sum_of_its_parts(results):
   assert 1 <= value(results, 'dimensions_of_90_percent') <= 2
 
 
-def test_bound_that_rests_on_one_draw_is_called_loose(
-  trained, data, monkeypatch
-):
-  # Of 1,000 draws all count at the model's σ, at the optimal one about one;
-  # half as many gave 46 to 48 nats less.
-  ones = np.ones(11)
-  weighted = {
-    'bound': -900 * ones,
-    'half_bounds': np.stack([-900.5 * ones, -899.5 * ones], axis=1),
-    'effective_sample_size': 700 * ones,
-    'dequantised_bound': 1000 * ones,
-    'dequantised_half_bounds': np.stack([952 * ones, 954 * ones], axis=1),
-    'dequantised_effective_sample_size': 1.06 * ones,
-  }
-  monkeypatch.setattr(
-    log_likelihood.per_image, 'over_split', lambda *args: weighted
-  )
-  results = Measurements(11)
-  log_likelihood.add_importance_weighted(
-    results, trained, data.validation, 0.1, 1000, 8, 0
-  )
-  in_bits = 768 * np.log(2)
-  assert 'loose' not in results.metrics['iw_bound'].about
-  loose = results.metrics['bits_per_dim_iw']
-  assert 'a loose bound' in loose.about and '1.06 count' in loose.about
-  assert f'{-47 / in_bits:+.2g} from K/2 to K' in loose.about
-  assert value(results, 'bits_per_dim_iw_effective_samples') == pytest.approx(
-    1.06
-  )
-  # Each image's halves differ by 2 nats: √2 nats for each of eleven images.
-  error = np.sqrt(2 / 11) / in_bits
-  assert value(results, 'bits_per_dim_iw_monte_carlo_error') == pytest.approx(
-    error
-  )
-
-
-def test_what_is_fitted_to_the_images_measured_says_so(results):
-  for name in (
-    'optimal_sigma',
-    'elbo_optimal_sigma',
-    'bits_per_dim_optimal_sigma',
-    'bits_per_dim_iw',
-  ):
-    about = results.metrics[name].about
-    assert 'fitted to the same images' in about, name
-
-
-def test_mse_is_that_of_the_mean_and_says_how_it_differs(results):
-  assert 'mse' not in results.metrics
-  about = results.metrics['mse_of_mean'].about
-  assert 'posterior mean' in about and 'clipped' in about
-
-
-@pytest.mark.parametrize('groups', [(), ('posterior',)])
-def test_points_of_a_sweep_have_the_same_numbers(
-  trained, trained_run, data, tmp_path, groups
-):
-  workdir = epath.Path(tmp_path / 'run')
-  shutil.copytree(trained_run, workdir)
-  run = types.SimpleNamespace(config=trained.config, workdir=workdir)
-  metrics, _ = sweep_measuring.measure_run(
-    run, data, 'validation', Settings(groups, batch_size=8), 4, ('elbo',)
-  )
-  # Models are padded to four dimensions, more than the config has.
-  assert metrics['active_units'].unit == 'of 2'
-  assert metrics['dimensions_of_90_percent'].unit == 'of 2'
-  assert metrics['dimensions_of_90_percent'].value in (1, 2)
-  if groups:
-    null = metrics['gaussian_total_correlation_null'].value
-    assert null == metrics['gaussian_total_correlation'].null.value
-
-
-@pytest.mark.parametrize(
-  ('split', 'fitted'), [('validation', 'train'), ('train', 'validation')]
-)
-def test_label_scores_have_their_chance_level(trained, data, split, fitted):
-  results = measuring.measure(
-    trained, data, split, Settings(('labels',), batch_size=8)
-  )
-  count = getattr(data, fitted).num_examples
-  assert f'{count} images of the {fitted} split' in results.metrics['mig'].about
-  for name, metric in results.metrics.items():
-    assert (metric.null is None) == (name == 'majority_accuracy')
-  for name in ('dci_disentanglement', 'dci_completeness', 'sap'):
-    about = results.metrics[name].about
-    assert 'not comparable with published figures' in about
-  for name in ('linear_accuracy', 'linear_balanced_accuracy'):
-    assert results.metrics[name].standard_error > 0
-
-
-def test_standard_errors_are_of_the_mean_over_images():
-  results = Measurements(num_images=5)
-  values = np.array([1.0, 2.0, 4.0, 8.0, 0.0])
-  results.mean('x', values, 'nats', 'a mean')
-  assert results.metrics['x'].value == 3
-  assert results.metrics['x'].standard_error == pytest.approx(
-    np.std(values, ddof=1) / np.sqrt(5)
-  )
-
-
-def test_labels_have_their_numbers(results):
-  assert list(results.labels) == [
-    'Bald',
-    'Eyeglasses',
-    'Mouth_Slightly_Open',
-    'Smiling',
-  ]
+def test_numbers_have_errors_nulls_and_labels(results):
+  for name in ('prior_in_holes', 'gaussian_total_correlation', 'mig', 'sap'):
+    assert results.metrics[name].null is not None
+  # 5 % of draws from q(z) lie in its holes, and more of few.
+  assert 0 < results.metrics['prior_in_holes'].null.value < 0.5
+  assert results.metrics['linear_accuracy'].standard_error > 0
   names = ('linear_accuracy', 'majority_accuracy', 'mig', 'sap')
+  assert 'Smiling' in results.labels and len(results.labels) == 4
   for numbers in results.labels.values():
     for name in names:
       assert np.isnan(numbers[name]) or 0 <= numbers[name] <= 1
-  for name in (*names, 'dci_disentanglement', 'dci_completeness'):
-    assert 0 <= value(results, name) <= 1
+
+
+def test_summary_is_the_measurement_with_fewer_draws(results, trained, data):
+  summary = measuring.summarise(trained, data.validation, SETTINGS)
+  assert value(summary, 'rate') == pytest.approx(value(results, 'rate'))
+  for name in ('distortion', 'elbo_optimal_sigma'):
+    error = results.metrics[name].standard_error
+    assert abs(value(summary, name) - value(results, name)) < error
+  for name in ('mse_of_mean', 'active_units'):
+    assert value(summary, name) == pytest.approx(value(results, name))
 
 
 def make_untrained(data_dir, likelihood='gaussian', **objective):
@@ -228,50 +135,27 @@ def make_untrained(data_dir, likelihood='gaussian', **objective):
 
 def test_bernoulli_has_bits_only_at_the_common_yardstick(celeba_dir, data):
   trained = make_untrained(celeba_dir, 'bernoulli')
-  results = measuring.measure(
-    trained, data, 'test', Settings(('bounds',), 10, 4)
-  )
+  results = measuring.summarise(trained, data.test, Settings())
   assert 'bits_per_dim' not in results.metrics
   assert 'sigma' not in results.metrics
+  assert any('no density' in note for note in results.notes)
   # Grey images, about: the decoder is untrained.
   assert 6 < value(results, 'bits_per_dim_optimal_sigma') < 9
 
 
-def test_plain_autoencoder_has_no_bound_and_says_so(celeba_dir, data):
+def test_plain_autoencoder_has_no_bound_but_a_note(celeba_dir, data):
   trained = make_untrained(celeba_dir, sample_posterior=False, beta=0.0)
-  results = measuring.measure(trained, data, 'test', SETTINGS)
-  assert not {
-    'elbo',
-    'rate',
-    'iw_bound',
-    'total_correlation_upper_bound',
-    'gaussian_total_correlation',
-  } & set(results.metrics)
-  assert {'mse_of_mean', 'psnr', 'active_units', 'prior_in_holes'} < set(
-    results.metrics
-  )
+  groups = ('bounds', 'reconstruction', 'posterior')
+  results = measuring.measure(trained, data, 'test', Settings(groups, 5))
+  assert set(results.metrics) == {
+    *('mse_of_mean', 'psnr', 'ssim', 'active_units'),
+    *('prior_in_holes', 'mixture_in_holes'),
+  }
   assert results.verdict == ''
   assert any('plain autoencoder' in note for note in results.notes)
 
 
-def test_data_without_labels_says_so(celeba_dir, data):
-  def without(split):
-    images = np.concatenate(
-      list(split.batches(np.arange(split.num_examples), 8))
-    )
-    return splits.ArraySplit(images)
-
-  bare = splits.DataSet(
-    without(data.train), without(data.validation), without(data.test)
-  )
-  results = measuring.measure(
-    make_untrained(celeba_dir), bare, 'test', Settings(('labels',))
-  )
-  assert not results.metrics and not results.labels
-  assert results.notes == ['labels: the data has none.']
-
-
-def test_collapsed_posterior_is_said_to_be_collapsed(celeba_dir, data):
+def test_collapsed_posterior_is_called_collapsed(celeba_dir, data):
   trained = make_untrained(celeba_dir)
   # The heads of the encoder are cut off: q(z|x) = N(0, I).
   encoder = trained.variables['params']['encoder']
@@ -281,64 +165,126 @@ def test_collapsed_posterior_is_said_to_be_collapsed(celeba_dir, data):
     trained, data, 'test', Settings(('bounds', 'posterior'), 5)
   )
   assert results.verdict.startswith('Collapsed: none of the 3 dimensions')
-  assert value(results, 'rate') == 0
-  assert value(results, 'active_units') == 0
-  # All weights are p(x|z) for z from the prior.
+  assert value(results, 'rate') == value(results, 'active_units') == 0
   for end in ('lower', 'upper'):
     information = value(results, f'mutual_information_{end}_bound')
     assert information == pytest.approx(0, abs=1e-5)
-  assert value(results, 'dimensions_of_90_percent') == 0
 
 
-def test_what_is_fitted_has_other_noise_than_what_it_is_compared_with(
-  celeba_dir, data, monkeypatch
+def make_codes(data_dir):
+  """FSQ: z is a code at each position, and the prior uniform over codes."""
+  config = make_small_config(data_dir)
+  model = fsq.Model((16, 16, 3), levels=(4, 3), channels=(2, 2))
+  variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 16, 16, 3)))
+  return TrainedVAE(config, model, variables, 0)
+
+
+def test_codes_without_a_gaussian_posterior_are_measured(
+  celeba_dir, data, tmp_path
 ):
-  draws = []
-  draw = aggregate_posterior.draw
-  monkeypatch.setattr(
-    aggregate_posterior,
-    'draw',
-    lambda *args: draws.append(draw(*args)) or draws[-1],
+  trained = make_codes(celeba_dir)
+  results = measuring.measure(
+    trained, data, 'validation', Settings(SETTINGS.groups, 3)
+  )
+  positions = np.prod(trained.latent_shape[:2])
+  rate = positions * np.log(4 * 3)
+  assert value(results, 'rate') == pytest.approx(rate, rel=1e-5)
+  # The only draw of z is the code: all bounds are the ELBO.
+  assert value(results, 'iw_bound') == pytest.approx(
+    value(results, 'elbo'), rel=1e-5
+  )
+  np.testing.assert_allclose(
+    results.dimensions['kl'], np.tile(np.log([4, 3]), positions), rtol=1e-5
+  )
+  assert 'mutual_information_lower_bound' not in results.metrics
+  assert any('no diagonal Gaussian' in note for note in results.notes)
+  assert {'prior_in_holes', 'linear_accuracy', 'psnr'} < set(results.metrics)
+  originals = next(data.validation.batches(np.arange(4), 4))
+  facts = dict(workdir='run', step=0, split='validation', num_images=11, seed=0)
+  output.write(
+    epath.Path(tmp_path), facts, results, trained, originals, np.ones((1, 2))
+  )
+  assert {'traversals.png', 'samples.png', 'report.html'} < {
+    path.name for path in tmp_path.iterdir()
+  }
+
+
+def test_data_without_labels_is_noted_or_refused(celeba_dir, data):
+  bare = splits.DataSet(
+    *(
+      splits.ArraySplit(next(split.batches(np.arange(6), 6)))
+      for split in (data.train, data.validation, data.train)
+    )
   )
   trained = make_untrained(celeba_dir)
-  measuring.measure(trained, data, 'validation', Settings(('posterior',)))
-  # An untrained posterior is near the prior: the draws are noise alone.
-  (fitted,) = (z for z in draws if len(z) == data.train.num_examples)
-  here = [z for z in draws if len(z) == data.validation.num_examples]
-  assert here
-  for z in here:
-    shared = np.corrcoef(z.ravel(), fitted[: len(z)].ravel())[0, 1]
-    assert abs(shared) < 0.6
+  results = measuring.measure(trained, bare, 'test', Settings(('labels',)))
+  assert not results.metrics and not results.labels
+  (note,) = results.notes
+  assert note.startswith('labels: the test split has no labels')
+  with pytest.raises(UserError, match='--metrics=labels: the test split has'):
+    measuring.measure(
+      trained, bare, 'test', Settings(('labels',), required=True)
+    )
 
 
-def test_what_is_known_shows_before_all_is(celeba_dir, data, monkeypatch):
+def test_failure_leaves_what_was_measured(celeba_dir, data, monkeypatch):
   def fail(*_):
     raise MemoryError
 
-  monkeypatch.setattr(aggregate_posterior, 'split_rate', fail)
+  monkeypatch.setattr(posterior, 'split_rate', fail)
   results = measuring.Measurements(11)
+  settings = Settings(('reconstruction', 'posterior'))
   with pytest.raises(MemoryError):
     measuring.measure(
-      make_untrained(celeba_dir),
-      data,
-      'validation',
-      Settings(('reconstruction', 'posterior')),
-      results,
+      make_untrained(celeba_dir), data, 'validation', settings, results
     )
   assert {'mse_of_mean', 'psnr', 'active_units'} <= set(results.metrics)
 
 
-def test_full_precision_is_asked_for(celeba_dir, data, monkeypatch):
-  asked = []
-  make_step = measuring.per_image.make_measure_step
+OWN = '''
+"""How sharp reconstructions are."""
+import numpy as np
+
+def sharpness(images):
+  return np.abs(np.diff(images.astype(float), axis=2)).mean(axis=(1, 2, 3))
+
+def evaluate(context, results):
+  positions = np.arange(context.split.num_examples)
+  batches = list(context.split.batches(positions, 8))
+  own = np.concatenate([sharpness(b / 255) for b in batches])
+  made = [sharpness(context.trained.reconstruct(b)) for b in batches]
+  ratio = np.concatenate(made) / own
+  results.mean('sharpness', ratio, 'ratio', 'of the gradients along rows')
+  # And what another evaluator needs too is computed once.
+  results.number('spread', context.images['mean'].std(), 'of z', 'all codes')
+'''
+
+
+def test_evaluator_from_elsewhere_needs_a_file_alone(
+  trained, data, tmp_path, monkeypatch
+):
+  (tmp_path / 'my_sharpness.py').write_text(OWN)
+  monkeypatch.syspath_prepend(tmp_path)
+  passes = []
   monkeypatch.setattr(
-    measuring.per_image,
-    'make_measure_step',
-    lambda *args: (
-      asked.append(jax.config.jax_default_matmul_precision) or make_step(*args)
+    measuring.Context,
+    'measure_images',
+    lambda *args, measure=measuring.Context.measure_images: (
+      passes.append(jax.config.jax_default_matmul_precision) or measure(*args)
     ),
   )
-  measuring.measure(
-    make_untrained(celeba_dir), data, 'test', Settings(('reconstruction',))
+  results = measuring.measure(
+    trained, data, 'validation', Settings(('my_sharpness', 'reconstruction'))
   )
-  assert asked == ['highest']
+  assert list(results.metrics) == [
+    *('sharpness', 'spread', 'mse_of_mean', 'psnr', 'ssim')
+  ]
+  assert value(results, 'sharpness') > 0
+  # One pass, in full precision.
+  assert passes == ['highest']
+
+
+@pytest.mark.parametrize('name', ['elbo', 'json', '..', 'a b'])
+def test_unknown_evaluator_is_refused(name):
+  with pytest.raises(UserError, match='there are bounds, reconstruction'):
+    measuring.find(name)

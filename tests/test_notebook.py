@@ -26,7 +26,7 @@ def test_runs_from_top_to_bottom(executed):
   ]
   kinds = [output.output_type for output in outputs]
   assert 'error' not in kinds
-  # Nothing is said on standard error.
+  # Nothing is printed on standard error.
   assert not [o for o in outputs if o.get('name') == 'stderr']
   pictures = [o for o in outputs if 'image/png' in o.get('data', {})]
   assert len(pictures) == 4

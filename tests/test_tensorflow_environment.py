@@ -1,4 +1,4 @@
-"""The environment that TensorFlow is imported in, on any processor."""
+"""The environment in which TensorFlow is imported, on any processor."""
 
 import json
 import os
@@ -12,9 +12,10 @@ from tests.conftest import ROOT
 
 # clu imports TensorFlow.
 LIBRARIES = 'tensorflow', 'tensorflow_datasets', 'clu'
+NAMES = 'TF_CPP_MIN_LOG_LEVEL', 'TF_ENABLE_ONEDNN_OPTS'
 
-# Prints the environment at the first import of one of the libraries; for each
-# module in a fork, which has JAX's part of the environment.
+# Imports each module in a fork, after JAX, and prints the environment at the
+# first import of one of the libraries.
 PROBE = f"""
 import importlib, json, os, sys
 import jax
@@ -22,7 +23,7 @@ import jax
 class Finder:
   def find_spec(self, name, path=None, target=None):
     if name in {LIBRARIES}:
-      print(json.dumps(dict(os.environ)), flush=True)
+      print(json.dumps([os.environ.get(n) for n in {NAMES}]), flush=True)
       os._exit(0)
 
 sys.meta_path.insert(0, Finder())
@@ -34,46 +35,33 @@ for module in sys.argv[1:]:
 """
 
 
-def importers():
-  """The project's modules that import one of the libraries."""
+@pytest.mark.parametrize(
+  ('given', 'found'),
+  [
+    ((None, None), ['3', '0']),
+    # The user's own choice counts.
+    (('2', '1'), ['2', '1']),
+  ],
+)
+def test_tensorflow_is_silent_whichever_module_imports_it(given, found):
   imports = re.compile(rf'^(import|from) ({"|".join(LIBRARIES)})\b', re.M)
   paths = (path.relative_to(ROOT) for path in ROOT.rglob('*.py'))
-  return [
+  modules = [
     '.'.join(path.with_suffix('').parts)
     for path in paths
     if not path.parts[0].startswith(('.', 'tests'))
     and imports.search((ROOT / path).read_text())
   ]
-
-
-def environments(**given):
-  names = ('TF_CPP_MIN_LOG_LEVEL', 'TF_ENABLE_ONEDNN_OPTS')
-  bare = {k: v for k, v in os.environ.items() if k not in names}
-  modules = importers()
+  assert {'input_pipeline', 'runs.metric_writer'} <= set(modules)
+  environment = {k: v for k, v in os.environ.items() if k not in NAMES}
+  environment |= {n: v for n, v in zip(NAMES, given, strict=True) if v}
   result = subprocess.run(
     [sys.executable, '-c', PROBE, *modules],
     cwd=ROOT,
-    env=bare | given,
+    env=environment,
     capture_output=True,
     text=True,
   )
   assert result.returncode == 0, result.stderr
-  found = map(json.loads, result.stdout.splitlines())
-  found = [tuple(e.get(name) for name in names) for e in found]
-  return dict(zip(modules, found, strict=True))
-
-
-def test_tensorflow_is_silent_wherever_it_is_first_imported():
-  found = environments()
-  assert {
-    'input_pipeline',
-    'runs.metric_writer',
-    'data.sources',
-  } <= found.keys()
-  assert set(found.values()) == {('3', '0')}, found
-
-
-@pytest.mark.parametrize('level', ['0', '2'])
-def test_the_users_own_environment_stays(level):
-  found = environments(TF_CPP_MIN_LOG_LEVEL=level, TF_ENABLE_ONEDNN_OPTS='1')
-  assert set(found.values()) == {(level, '1')}, found
+  lines = list(map(json.loads, result.stdout.splitlines()))
+  assert lines == [found] * len(modules)

@@ -1,7 +1,7 @@
-"""Google Cloud Storage as epath uses it: gcsfs, and errors that name a cause.
+"""Google Cloud Storage for epath: gcsfs, with errors that name their cause.
 
-gcsfs imports for more than a second, so only the first gs:// path imports this
-module (`vae.paths`).
+gcsfs imports for more than a second, so that `vae.paths` imports this module at
+the first gs:// path.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ import requests
 logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
 logging.getLogger('google.auth').setLevel(logging.ERROR)
 
-# A request that fails, or has no answer for a while, is repeated for half a
-# minute, after pauses of about so many seconds. gcsfs would go on for minutes,
-# and nobody who ends a run waits for that.
+# A request that fails, or has no answer for a while, is retried for half a
+# minute, after pauses of about so many seconds. gcsfs would retry for minutes,
+# which is too long for a run that is being stopped.
 _PAUSES = (1, 2, 4, 8, 8)
-_SECONDS_TO_REPEAT = 30.0
+_SECONDS_TO_RETRY = 30.0
 _TIMEOUT = aiohttp.ClientTimeout(sock_connect=10, sock_read=15)
 
 _UNREACHABLE = (
@@ -46,11 +46,11 @@ _NO_CREDENTIALS = (
 
 
 class FileSystem(core.GCSFileSystem):
-  """gcsfs without a cache of listings; whatever fails raises an OSError.
+  """gcsfs without a cache of listings; every failure raises an OSError.
 
-  Other processes write to the same folders, so a cached listing would be wrong.
-  An error other than a missing object is never taken for a missing object, as
-  fsspec does in places: a checkpoint would look incomplete.
+  Other processes write to the same folders, so that cached listings are wrong.
+  fsspec takes any error for a missing object in places; here a checkpoint would
+  look incomplete.
   """
 
   def __init__(self, **kwargs):
@@ -60,26 +60,23 @@ class FileSystem(core.GCSFileSystem):
     )
 
   async def _request(self, method, path, *args, **kwargs):
-    request = core.GCSFileSystem._request.__wrapped__  # Without its repeating.
-    end = time.monotonic() + _SECONDS_TO_REPEAT
+    request = core.GCSFileSystem._request.__wrapped__  # Without its retries.
+    end = time.monotonic() + _SECONDS_TO_RETRY
     for pause in (*_PAUSES, None):
       try:
         return await request(self, method, path, *args, **kwargs)
       except Exception as error:
-        is_passing = retry.is_retriable(error) or isinstance(
-          error, _UNREACHABLE
-        )
-        if not is_passing or pause is None or time.monotonic() > end:
+        may_pass = retry.is_retriable(error) or isinstance(error, _UNREACHABLE)
+        if not may_pass or pause is None or time.monotonic() > end:
           name = '/'.join(args) or path
           raise _as_os_error(error, method, name) from error
       await asyncio.sleep(pause * random.uniform(0.5, 1))
 
   async def _exists(self, path, **kwargs):
     try:
-      await self._info(path, **kwargs)
+      return bool(await self._info(path, **kwargs))
     except FileNotFoundError:
       return False
-    return True
 
   async def _isdir(self, path):
     try:
@@ -102,9 +99,8 @@ class FileSystem(core.GCSFileSystem):
     if not files:
       raise FileNotFoundError(errno.ENOENT, 'there is no such folder', path)
     for result in await self._delete_files(files, batchsize=100):
-      if isinstance(result, Exception) and not (
-        isinstance(result, FileNotFoundError) or 'No such object' in str(result)
-      ):
+      is_gone = 'No such object' in str(result)
+      if isinstance(result, Exception) and not is_gone:
         raise result
 
   mkdir = makedirs = asyn.sync_wrapper(_mkdir)
@@ -112,28 +108,29 @@ class FileSystem(core.GCSFileSystem):
 
 
 def _as_os_error(error: Exception, method: str, name: str) -> OSError:
-  """The error with its cause as `strerror`, as the operating system has it."""
+  """An OSError with the cause as `strerror`."""
   text = ' '.join(str(error).split())[:300]
+  code = getattr(error, 'code', None)
+  is_denied = isinstance(error, auth.GoogleAuthError | retry.NonRetryableError)
+  kind, number = OSError, errno.EIO
   if isinstance(error, FileNotFoundError):
+    kind, number = FileNotFoundError, errno.ENOENT
     # A write needs nothing but the bucket.
     missing = 'object' if method in ('GET', 'DELETE') else 'bucket'
-    return FileNotFoundError(errno.ENOENT, f'there is no such {missing}', name)
-  if isinstance(error, FileExistsError):
-    return FileExistsError(errno.EEXIST, 'it was changed by another', name)
-  if isinstance(error, _UNREACHABLE):
+    reason = f'there is no such {missing}'
+  elif isinstance(error, FileExistsError):
+    kind, number = FileExistsError, errno.EEXIST
+    reason = 'another process changed it'
+  elif isinstance(error, _UNREACHABLE):
     reason = f'the bucket cannot be reached: {text or type(error).__name__}'
-    return OSError(errno.EIO, reason, name)
-  if isinstance(error, auth.GoogleAuthError | retry.NonRetryableError):
-    return PermissionError(errno.EACCES, f'{_NO_CREDENTIALS} ({text})', name)
-  code = getattr(error, 'code', None)
-  if code == 401:
-    return PermissionError(errno.EACCES, f'{_NO_CREDENTIALS} ({text})', name)
-  if text.startswith('Forbidden'):
-    # "Forbidden: URL", then what the service says.
-    reason = str(error).partition('\n')[2].strip() or 'access denied'
-    return PermissionError(errno.EACCES, f'access denied: {reason}', name)
-  if code is not None:
-    return OSError(errno.EIO, f'the bucket answers {text}', name)
-  if isinstance(error, OSError):
-    return error
-  return OSError(errno.EIO, text or type(error).__name__, name)
+  elif is_denied or code == 401:
+    kind, number = PermissionError, errno.EACCES
+    reason = f'{_NO_CREDENTIALS} ({text})'
+  elif text.startswith('Forbidden'):  # "Forbidden: URL", newline, the reason.
+    kind, number = PermissionError, errno.EACCES
+    reason = 'access denied: ' + str(error).partition('\n')[2].strip()
+  elif code is not None:
+    reason = f'the bucket answers {text}'
+  else:
+    return error if isinstance(error, OSError) else OSError(number, text, name)
+  return kind(number, reason, name)

@@ -164,7 +164,7 @@ def _plain_conv(x, kernel):
   planes = _planes(kernel) @ _flat(x).T
   planes = planes.reshape(3, 3, -1, *x.shape[:3])
   planes = jnp.pad(planes, ((0, 0),) * 4 + ((1, 1), (1, 1)))
-  y = sum(
+  y: Any = sum(
     planes[i, j, ..., i : i + height, j : j + width]
     for i in range(3)
     for j in range(3)

@@ -59,7 +59,7 @@ def check() -> None:
   # JAX asserts where there is neither CUDA nor ROCm.
   except (RuntimeError, AssertionError) as error:
     reason = ' '.join(str(error).split())[:300]
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     what = (
       f'JAX_PLATFORMS is {platforms!r}; JAX cannot use that here'
       if platforms
@@ -122,9 +122,12 @@ def as_first_process(tree: Any) -> Any:
   told = multihost_utils.broadcast_one_to_all(
     [np.frombuffer(leaf.tobytes(), np.uint8) for leaf in leaves]
   )
-  return structure.unflatten(
-    np.frombuffer(bits.tobytes(), leaf.dtype).reshape(leaf.shape)
-    for bits, leaf in zip(told, leaves, strict=True)
+  return jax.tree.unflatten(
+    structure,
+    [
+      np.frombuffer(bits.tobytes(), leaf.dtype).reshape(leaf.shape)
+      for bits, leaf in zip(told, leaves, strict=True)
+    ],
   )
 
 

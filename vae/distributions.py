@@ -150,12 +150,12 @@ def quantise(z: jax.Array, levels: tuple[int, ...]) -> jax.Array:
   Returns:
     Codes within [-1, 1], shaped as `z`.
   """
-  levels = np.array(levels)
-  half = (levels - 1) * (1 + 1e-3) / 2
-  offset = np.where(levels % 2 == 0, 0.5, 0.0)
+  counts = np.array(levels)
+  half = (counts - 1) * (1 + 1e-3) / 2
+  offset = np.where(counts % 2 == 0, 0.5, 0.0)
   bounded = jnp.tanh(z + np.arctanh(offset / half)) * half - offset
   rounded = bounded + lax.stop_gradient(jnp.round(bounded) - bounded)
-  return rounded / (levels // 2)
+  return rounded / (counts // 2)
 
 
 def kl(posterior, prior) -> jax.Array | None:

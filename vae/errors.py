@@ -1,28 +1,23 @@
-"""The exceptions that users are meant to read."""
+"""Exceptions that users read."""
 
 
 class UserError(Exception):
-  """A mistake of the user's, told so that it can be mended.
+  """A mistake of the user's: what is wrong, what is accepted, what to do.
 
-  The message is complete by itself: it names the key or the file, what is
-  wrong with it and what is accepted. The scripts print it as it is, without a
-  traceback, and exit with status 2.
+  The scripts print the message in one line, without a traceback, and exit with
+  status 2.
   """
 
 
 class WriteError(UserError):
-  """Something cannot be written, as on a full disk.
-
-  No mistake in what was to be written, which is worth another try once it can
-  be.
-  """
+  """A failed write, as on a full disk; a retry may succeed."""
 
 
 def shown(text: object, max_length: int = 300) -> str:
-  """What a file is called, or has in it, as it fits into a line of a message.
+  """A name, or the content of a file, as part of a line of a message.
 
-  Line ends, control characters and bytes that are no UTF-8 are escaped, and
-  the middle of what is too long is left out.
+  Line ends, control characters and bytes that are not UTF-8 are escaped; the
+  middle of a long text is left out.
   """
   text = str(text)
   if len(text) > max_length:

@@ -67,7 +67,8 @@ def restore(
 ) -> 'TrainedVAE':
   """The same, with the config already read."""
   workdir = paths.expand(workdir)
-  if config.model.get('dtype') == 'float64' and not jax.config.jax_enable_x64:
+  has_x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+  if config.model.get('dtype') == 'float64' and not has_x64:
     raise UserError(
       f'{workdir} holds a float64 model; that needs JAX_ENABLE_X64=1 in the '
       'environment.'
@@ -81,7 +82,7 @@ def restore(
     ) from error
   # The optimiser's state is part of a checkpoint; its schedule is not.
   state = steps.abstract_state(steps.Program(model))
-  saved = checkpoints.open_to_read(workdir)
+  saved = checkpoints.Checkpoints(workdir)
   state = saved.restore(state, saved.find(checkpoint))
   return TrainedVAE(config, model, state.variables, int(state.step))
 
@@ -110,7 +111,7 @@ class TrainedVAE:
       jax.device_get(variables), jax.local_devices()[0]
     )
     self.step = step
-    self.prior = model.apply(self.variables, method='prior')
+    self.prior: Any = model.apply(self.variables, method='prior')
     self.latent_shape = self.prior.mean.shape
 
   def encode(self, images: np.ndarray) -> Any:
@@ -229,11 +230,11 @@ def _keys(key: jax.Array, num_keys: int) -> jax.Array:
 def _encode(model: nn.Module, variables, images: jax.Array):
   if images.dtype == jnp.uint8:
     images = steps.to_unit_range(images, steps.float_dtype(model))
-  posterior = model.apply(variables, images, method='encode')
+  posterior: Any = model.apply(variables, images, method='encode')
   return jax.tree.map(lambda a: a.astype(jnp.float32), posterior)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(model: nn.Module, variables, z: jax.Array):
-  likelihood = model.apply(variables, z, method='decode')
+  likelihood: Any = model.apply(variables, z, method='decode')
   return likelihood.mean.astype(jnp.float32)

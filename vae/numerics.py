@@ -58,8 +58,9 @@ def environment() -> dict[str, str | None]:
     `matmul_precision`, JAX_DEFAULT_MATMUL_PRECISION; and `jax` and `platform`,
     the version and the devices.
   """
+  precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
   return {
-    'matmul_precision': jax.config.jax_default_matmul_precision,
+    'matmul_precision': precision,
     'jax': jax.__version__,
     'platform': jax.devices()[0].device_kind,
   }

@@ -127,16 +127,17 @@ class Population(Trainer):
       checkpoints.restore_last(steps.abstract_state(program))
       for checkpoints, program in zip(saved, self._programs, strict=True)
     ]
-    found = {0 if r is None else int(r.state.step) for r in restored}
-    if len(found) > 1:
+    at = {0 if r is None else int(r.state.step) for r in restored}
+    if len(at) > 1:
       raise UserError(
         'the last checkpoints are of different steps: '
-        f'{", ".join(map(str, sorted(found)))}.'
+        f'{", ".join(map(str, sorted(at)))}.'
       )
-    (self.step,) = found
+    (self.step,) = at
     if self.step:
-      self._place([r.state for r in restored])
-      self.is_validated = all(r.metrics for r in restored)
+      found = [r for r in restored if r is not None]
+      self._place([r.state for r in found])
+      self.is_validated = all(r.metrics for r in found)
 
   def train_chunks(
     self, epoch: int, first_step: int, max_steps: int | None = None

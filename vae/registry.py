@@ -4,6 +4,7 @@ A name is that of a module in a package of this project, or of any other module
 that can be imported, such as a file beside main.py.
 """
 
+from collections.abc import Iterable
 import dataclasses
 import importlib
 import importlib.util
@@ -14,13 +15,16 @@ from typing import get_type_hints
 from vae.errors import UserError
 
 
-def find(package: str, name: str, attribute: str) -> Any:
+def find(
+  package: str, name: str, attribute: str, names: Iterable[str] = ()
+) -> Any:
   """What a module calls `attribute`.
 
   Args:
     package: such as `vae.models`, searched first.
     name: of a module in the package, or of one on `sys.path`.
     attribute: of the module.
+    names: those of the package to list in the message; by default all.
 
   Raises:
     UserError: if there is no such module, or it has no such attribute.
@@ -38,7 +42,7 @@ def find(package: str, name: str, attribute: str) -> Any:
         )
       return getattr(module, attribute)
   own = importlib.import_module(package).__path__
-  names = ', '.join(m.name for m in pkgutil.iter_modules(own))
+  names = ', '.join(names or (m.name for m in pkgutil.iter_modules(own)))
   raise UserError(
     f'{package} has no {name!r}; it has {names}, and a module of your own must '
     'be on PYTHONPATH.'
@@ -68,7 +72,7 @@ def fields(cls: type, but: tuple[str, ...] = ()) -> dict[str, Field]:
   }
 
 
-def check_at_least(low: float, **values: float) -> None:
+def check_at_least(low: float, **values: float | tuple[int, ...]) -> None:
   """Raises ValueError if a number, or one of a tuple, is below `low`."""
   for name, value in values.items():
     each = value if isinstance(value, tuple) else (value,)

@@ -1,13 +1,14 @@
 """Splits of a data set, and the order in which training sees their examples.
 
-A split is anything with `num_examples`, `image_shape`,
-`batches(indices, batch_size)`, `labels()` and `names_digest()`, as `ArraySplit`
-has them. The order depends on the seed and the epoch alone, not on where the
-images are kept, on the devices or on when the run was last started.
+The order depends on the seed and the epoch alone, not on the images' place, the
+devices or a restart. Training and validation go through a split in chunks of
+several batches, each a dispatch. A chunk holds images, or indices if the images
+are on the devices already (`DeviceSplit`).
 
-Training and validation go through a split in chunks of several batches, each
-a dispatch. A chunk holds the images; of a `DeviceSplit`, whose images are on
-the devices already, it holds their indices.
+On a TPU an array lies in tiles of 8 × 128 numbers of its last two axes. Images
+of other shapes are interleaved or padded, and a program that picks some of them
+first copies all into another layout. As [num_images, 8·k, 128], with zeros
+behind the last pixel, each image is k whole tiles and is picked in place.
 """
 
 from collections.abc import Iterator
@@ -15,14 +16,17 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import math
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vae import devices
-from vae import tiles
 from vae.devices import Topology
+
+_TILE = (8, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +34,9 @@ class Labels:
   """Class indices of a split's examples: attributes, factors or classes.
 
   Attributes:
-    names: of the labels, [num_labels].
-    values: int [num_examples, num_labels], counted from 0.
-    classes: what the classes of a label are called, by its name, where they
-      are called anything.
+    names: names of the labels, [num_labels].
+    values: class indices from 0, int [num_examples, num_labels].
+    classes: names of a label's classes, by the label's name, if they have any.
   """
 
   names: tuple[str, ...]
@@ -41,7 +44,7 @@ class Labels:
   classes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
   def class_names(self, label: str) -> list[str]:
-    """What to call each class of a label."""
+    """The names of a label's classes; by default its name and a number."""
     if label in self.classes:
       return list(self.classes[label])
     values = self.values[:, self.names.index(label)]
@@ -49,7 +52,7 @@ class Labels:
 
 
 class Split(Protocol):
-  """Images that can be had by their index."""
+  """Images by their index."""
 
   num_examples: int
   image_shape: tuple[int, int, int]
@@ -57,23 +60,20 @@ class Split(Protocol):
   def batches(
     self, indices: np.ndarray, batch_size: int
   ) -> Iterator[np.ndarray]:
-    """The images at `indices`, in this order; the last batch may be short.
+    """The images at `indices`, uint8 [batch_size, height, width, channels].
 
-    Returns:
-      An iterator over uint8 [batch_size, height, width, channels].
+    They come in this order; the last batch may be short.
     """
 
   def labels(self) -> Labels | None:
-    """What is known of each example, in order; None where nothing is.
-
-    Reads it when first asked; training never asks.
+    """Reads the examples' labels; None if there are none.
 
     Raises:
-      UserError: what is wrong with the labels' file.
+      UserError: if the labels' file is damaged.
     """
 
   def names_digest(self) -> str | None:
-    """Says which images these are, in their order; None without names."""
+    """A digest of the images' names in order; None without names."""
 
 
 @dataclasses.dataclass
@@ -85,88 +85,83 @@ class DataSet:
   test: Split
 
   def identity(self) -> dict[str, int | str]:
-    """What tells the images that a run sees from others, wherever they lie.
+    """The number of images that a run sees in each split, by its name.
 
-    Returns:
-      How many images each split has, by its name, and under `SPLIT_names`,
-      where they have names, the digest of these.
+    With them, as `SPLIT_names`, the digest of their names, if they have any.
     """
     seen = {'train': self.train, 'validation': self.validation}
     digests = {f'{k}_names': split.names_digest() for k, split in seen.items()}
-    return {
-      **{name: split.num_examples for name, split in seen.items()},
-      **{key: digest for key, digest in digests.items() if digest is not None},
+    return {name: split.num_examples for name, split in seen.items()} | {
+      key: digest for key, digest in digests.items() if digest is not None
     }
 
 
 class ArraySplit:
-  """A split whose images lie in host memory.
-
-  Attributes:
-    images: uint8 [num_examples, height, width, channels].
-  """
+  """A split in host memory."""
 
   def __init__(self, images: np.ndarray, labels: Labels | None = None):
-    """Takes the images and their labels."""
+    """Wraps uint8 [num_examples, height, width, channels] and their labels."""
     self.images = images
-    self._labels = labels
     self.num_examples = len(images)
     self.image_shape = images.shape[1:]
+    self.labels = lambda: labels
+    self.names_digest = lambda: None
 
-  def batches(
-    self, indices: np.ndarray, batch_size: int
-  ) -> Iterator[np.ndarray]:
-    """See `Split`."""
+  def batches(self, indices, batch_size):
     for start in range(0, len(indices), batch_size):
       yield self.images[indices[start : start + batch_size]]
 
-  def labels(self) -> Labels | None:
-    """See `Split`."""
-    return self._labels
-
-  def names_digest(self) -> None:
-    """See `Split`: there are no names."""
-
 
 class DeviceSplit:
-  """A split whose images lie in the memory of each of this process's devices.
+  """A split in the memory of each of this process's devices.
 
-  What the devices have to be told of a batch is which examples it has.
+  Batches go to the devices as indices.
   """
 
   def __init__(self, split: Split):
-    """Takes the split as it is in host memory, in `split.images`."""
+    """Wraps a split with `images` in host memory."""
     self._split = split
     self.num_examples = split.num_examples
     self.image_shape = split.image_shape
+    self.batches, self.labels = split.batches, split.labels
+    self.names_digest = split.names_digest
 
   @functools.cached_property
   def tiles(self) -> jax.Array:
-    """All images, uint8 [num_examples, 8·k, 128] (`vae.tiles`)."""
-    return devices.replicate(tiles.pack(self._split.images))
-
-  def batches(
-    self, indices: np.ndarray, batch_size: int
-  ) -> Iterator[np.ndarray]:
-    """See `Split`: images, on the host."""
-    return self._split.batches(indices, batch_size)
-
-  def labels(self) -> Labels | None:
-    """See `Split`."""
-    return self._split.labels()
-
-  def names_digest(self) -> str | None:
-    """See `Split`."""
-    return self._split.names_digest()
+    """All images on the devices, uint8 [num_examples, 8·k, 128]."""
+    return devices.replicate(pack_tiles(self._split.images))
 
 
 def stored_images(split: Split) -> jax.Array | None:
-  """The images that the chunks of a split name; None if they hold their own.
+  """Images on the devices, uint8 [num_examples, 8·k, 128].
 
-  Returns:
-    uint8 [num_examples, 8·k, 128] (`vae.tiles`), or None.
+  A split's chunks hold indices of them, or images if there are none (None).
   """
   return split.tiles if isinstance(split, DeviceSplit) else None
+
+
+def tiled_shape(image_shape: tuple[int, int, int]) -> tuple[int, int]:
+  """The shape of an image in tiles, (8·k, 128)."""
+  num_tiles = -(-math.prod(image_shape) // math.prod(_TILE))
+  return _TILE[0] * num_tiles, _TILE[1]
+
+
+def pack_tiles(images: np.ndarray) -> np.ndarray:
+  """Images [n, height, width, channels] as tiles [n, 8·k, 128]."""
+  flat = images.reshape(len(images), -1)
+  shape = tiled_shape(images.shape[1:])
+  missing = math.prod(shape) - flat.shape[1]
+  if missing:
+    flat = np.pad(flat, ((0, 0), (0, missing)))
+  return flat.reshape(len(images), *shape)
+
+
+def unpack_tiles(
+  tiles: jax.Array, image_shape: tuple[int, int, int]
+) -> jax.Array:
+  """The inverse of `pack_tiles`."""
+  flat = jnp.reshape(tiles, (len(tiles), -1))
+  return flat[:, : math.prod(image_shape)].reshape(len(tiles), *image_shape)
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
@@ -180,21 +175,20 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def spread(num_examples: int, at_most: int) -> np.ndarray:
-  """Positions of no more than so many examples, evenly spread over a split."""
+  """Positions of at most so many examples, evenly spread over a split."""
   count = min(num_examples, at_most)
   return np.linspace(0, num_examples - 1, count).astype(int)
 
 
 @dataclasses.dataclass
 class Chunk:
-  """Several batches, that go to the devices together.
+  """Several batches that go to the devices together.
 
   Attributes:
-    batches: this process's part of each: images, uint8 [local_devices,
-      max_batches, per_device_batch_size, height, width, channels], or the
-      indices of stored ones, int32 [local_devices, max_batches,
-      per_device_batch_size].
-    num_batches: how many there are; what is beyond them is zeros.
+    batches: this process's part of each batch: images, uint8 [local_devices,
+      max_batches, per_device_batch_size, height, width, channels], or indices
+      of stored ones, int32 [local_devices, max_batches, per_device_batch_size].
+    num_batches: number of batches; zeros follow them.
   """
 
   batches: np.ndarray
@@ -212,15 +206,15 @@ def train_chunks(
 ) -> Iterator[Chunk]:
   """An epoch's batches from `first_step` on, several steps at a time.
 
-  Only this process's part of each batch is read.
+  Each process reads only its part of a batch.
 
   Args:
-    split: to be gone through; a last partial batch is dropped.
-    seed: of the run.
-    epoch: counted from 0.
-    first_step: of this epoch, counted from 0.
+    split: the training images; a last partial batch is dropped.
+    seed: the run's seed.
+    epoch: the epoch, from 0.
+    first_step: the first step within the epoch, from 0.
     batch_size: global; a multiple of the number of devices.
-    max_steps: in a chunk; only the last chunk has fewer.
+    max_steps: steps of a chunk; only the last chunk has fewer.
     topology: the devices that share a batch.
   """
   steps = split.num_examples // batch_size
@@ -234,15 +228,16 @@ def eval_chunks(
 ) -> Iterator[tuple[Chunk, int]]:
   """Every example of a split once, in order, several batches at a time.
 
+  The last batch is padded.
+
   Args:
-    split: to be gone through; the last batch is padded.
-    batch_size: as of `eval_batches`.
-    max_batches: in a chunk; only the last chunk has fewer.
+    split: the images.
+    batch_size: see `eval_batches`.
+    max_batches: batches of a chunk; only the last chunk has fewer.
     topology: the devices that share a batch.
 
   Returns:
-    An iterator over pairs of a chunk and the position in the split of its
-    first example.
+    Pairs of a chunk and the position in the split of its first example.
   """
   order = _eval_order(split.num_examples, batch_size, topology)
   max_batches = min(max_batches, len(order))
@@ -252,13 +247,17 @@ def eval_chunks(
 
 
 def _chunks(
-  split: Split, order: np.ndarray, max_batches: int, topology: Topology
+  split: Split,
+  order: np.ndarray,
+  max_batches: int,
+  topology: Topology,
+  stored: bool = True,
 ) -> Iterator[Chunk]:
-  """Chunks of the global batches that `order` [n, batch_size] names."""
+  """Chunks of the global batches in `order`, [n, batch_size]."""
   order = topology.local_part(order)
   local_batch_size = order.shape[1]
   order, size = order.ravel(), max_batches * local_batch_size
-  if isinstance(split, DeviceSplit):
+  if stored and isinstance(split, DeviceSplit):
     order = order.astype(np.int32)
     read = (order[i : i + size] for i in range(0, len(order), size))
   else:
@@ -268,8 +267,7 @@ def _chunks(
     batches = batches.reshape(
       num_batches, topology.local_devices, -1, *batches.shape[1:]
     ).swapaxes(0, 1)
-    missing = max_batches - num_batches
-    if missing:
+    if missing := max_batches - num_batches:
       others = ((0, 0),) * (batches.ndim - 2)
       batches = np.pad(batches, ((0, 0), (0, missing), *others))
     yield Chunk(batches, num_batches)
@@ -281,23 +279,20 @@ def eval_batches(
   """Every example of a split once, in order; the last batch is padded.
 
   Args:
-    split: to be gone through.
-    batch_size: global, at most, but for one example on each device; batches
-      are of one size, so that little is padding.
+    split: the images.
+    batch_size: global, at most, but at least one example on each device; all
+      batches have the same size, so that little is padding.
     topology: the devices that share a batch.
 
   Returns:
-    An iterator over pairs of this process's images, uint8 [local_devices,
-    per_device_batch_size, height, width, channels], and the position in the
-    split of the global batch's first example.
+    Pairs of this process's images, uint8 [local_devices, per_device_batch_size,
+    height, width, channels], and the position in the split of the global
+    batch's first example.
   """
   order = _eval_order(split.num_examples, batch_size, topology)
-  global_batch_size = order.shape[1]
-  order = topology.local_part(order)
-  batches = split.batches(order.ravel(), order.shape[1])
-  for index, images in enumerate(batches):
-    shape = (topology.local_devices, -1, *split.image_shape)
-    yield images.reshape(shape), index * global_batch_size
+  chunks = _chunks(split, order, 1, topology, stored=False)
+  for index, chunk in enumerate(chunks):
+    yield chunk.batches[:, 0], index * order.shape[1]
 
 
 def _eval_order(

@@ -27,7 +27,7 @@ from vae import numerics
 from vae import objectives
 from vae import optimizers
 from vae import randomness
-from vae import tiles
+from vae import splits
 from vae.optimizers import Optimizer
 
 Metrics = dict[str, jax.Array]
@@ -118,7 +118,9 @@ def settings_from_config(config) -> Settings:
 def abstract_state(program: Program) -> TrainState:
   """Shapes and dtypes of a state, which a checkpoint is restored into."""
   with numerics.fixed(float_dtype(program.model)):
-    variables = _make_init(program.model).eval_shape(randomness.init_key(0))
+    variables = jax.eval_shape(
+      _make_init(program.model), randomness.init_key(0)
+    )
     return jax.eval_shape(
       lambda v: _first_state(program.optimizer, v), variables
     )
@@ -236,7 +238,8 @@ def train_step(
   if program.skip_nonfinite:
     is_finite = jnp.isfinite(metrics['loss'] + metrics['grad_norm'])
     metrics['skipped'] = 1 - is_finite.astype(metrics['loss'].dtype)
-    skipped = state.replace(
+    skipped = dataclasses.replace(
+      state,
       step=new_state.step,
       opt_state=optimizers.advance_schedule(state.opt_state, opt_state),
     )
@@ -267,7 +270,7 @@ def train_loop(
     state: before the first update.
     settings: of the run.
     key: `randomness.train_key`.
-    stored: uint8 [num_examples, 8·k, 128] (`vae.tiles`), or None.
+    stored: uint8 [num_examples, 8·k, 128] (`vae.splits`), or None.
     batches: [max_steps, per_device_batch, …], images or, with `stored`,
       indices of its images.
     num_steps: how many of the steps to run.
@@ -398,7 +401,7 @@ def _images(
   if stored is None:
     return batch
   named = stored.at[batch].get(mode='promise_in_bounds')
-  return tiles.unpack(named, model.image_shape)
+  return splits.unpack_tiles(named, model.image_shape)
 
 
 def _buffers(shapes: Any, length: int) -> Any:

@@ -172,7 +172,7 @@ class Trainer:
     Yields:
       The sums of each chunk, [..., max_batches], still being computed.
     """
-    dispatched = collections.deque()
+    dispatched: collections.deque[steps.Metrics] = collections.deque()
     for chunk, start in self.eval_chunks():
       # The devices have a few chunks of images before them, and no more.
       if len(dispatched) > EVAL_AHEAD:
@@ -278,7 +278,7 @@ def _samples(model: nn.Module, count: int, variables, key: jax.Array):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _reconstructions(model: nn.Module, variables, images: np.ndarray):
+def _reconstructions(model: nn.Module, variables, images: jax.Array):
   def reconstruct(model):
     x = steps.to_unit_range(images, steps.float_dtype(model))
     return model.decode(model.encode(x).mean).mean

@@ -69,7 +69,7 @@ class Model(base.VAE):
         f'{len(self.hidden_channels)}, as hidden_channels, or none for their '
         'mirror image.'
       )
-    block = dict(
+    block: dict[str, Any] = dict(
       negative_slope=_SLOPES[self.activation],
       dtype=self.dtype,
       convolution=self.convolution,

@@ -48,7 +48,7 @@ class Model(base.VAE):
     )
 
   @property
-  def latent_shape(self) -> tuple[int, ...]:
+  def latent_shape(self) -> tuple[int, int, int]:
     """(height, width, len(levels))."""
     size = residual.lowest_resolution(
       self.image_shape, self.channels, self.num_blocks

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from vae import distributions
 from vae import registry
+from vae.errors import UserError
 from vae.objectives import Batch
 from vae.objectives import elbo
 
@@ -44,9 +45,14 @@ class Objective(elbo.Objective):
     """The KL above the floor, [batch]."""
     if self.per == 'image':
       return jnp.maximum(self.free_nats, kl)
-    kl = distributions.kl_per_dimension(posterior, model.prior())
-    counts = batch.mask.reshape(-1, *[1] * (kl.ndim - 1))
-    sums = jnp.where(counts, kl, 0).sum(axis=0), batch.mask.sum()
+    terms = distributions.kl_per_dimension(posterior, model.prior())
+    if terms is None:
+      raise UserError(
+        'config.objective.per is dimension, but the KL of this model has no '
+        'closed form; per=image needs none.'
+      )
+    counts = batch.mask.reshape(-1, *[1] * (terms.ndim - 1))
+    sums = jnp.where(counts, terms, 0).sum(axis=0), batch.mask.sum()
     if batch.axis_name is not None:
       sums = lax.psum(sums, batch.axis_name)
     total, count = sums

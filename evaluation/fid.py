@@ -1,0 +1,367 @@
+"""FID and KID: distances of a model's images from real ones.
+
+Distances are between features [n, dimensions] of two sets of at least two
+images, in float64; 0 for equal distributions, and smaller is better. FID is
+defined (Heusel et al. 2017) by one frozen graph, TensorFlow's Inception v3 of
+2015-12-05; another Inception, or another way to resize, gives numbers that
+cannot be compared. That graph is read as the protocol buffer that it is, and
+its operations up to `pool_3` are computed by JAX.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import graphlib
+import gzip
+import http.client
+import io
+import os
+import pathlib
+import tarfile
+import tempfile
+from typing import Any
+import urllib.request
+import zlib
+
+from flax import linen as nn
+from google.protobuf.message import DecodeError
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.util import tensor_util
+
+from vae import devices
+from vae import figures
+from vae import paths
+from vae import splits
+from vae.errors import UserError
+
+URL = (
+  'https://storage.googleapis.com/download.tensorflow.org/models/image/'
+  'imagenet/inception-2015-12-05.tgz'
+)
+_GRAPH = 'classify_image_graph_def.pb'
+_TIMEOUT = 5.0  # Seconds without a byte from the server.
+
+# Nodes: the images, and their features.
+_INPUT, _OUTPUT = 'ExpandDims', 'pool_3'
+
+# Images that go through the Inception network at a time, on each device.
+_BATCH_SIZE = 32
+
+
+def check(context) -> str | None:
+  """Loads the network's weights, unless that fails and no file was named."""
+  try:
+    load(context.settings.inception_weights)
+  except UserError as error:
+    if context.settings.inception_weights:
+      raise
+    return str(error)
+  return None
+
+
+def evaluate(context, results) -> None:
+  """Adds FID and KID of samples and of reconstructions."""
+  network = load(context.settings.inception_weights)
+  weights, extract = devices.replicate(network.weights), _compile(network)
+  trained, split, seed = context.trained, context.split, context.settings.seed
+  num_devices = jax.local_device_count()
+  # A batch is padded to its full size: it is no larger than the split.
+  per_device = min(_BATCH_SIZE, -(-split.num_examples // num_devices))
+
+  def features(label, images):
+    return context.over_split(
+      lambda batch, start: extract(weights, batch),
+      f'Inception features of {label}',
+      images,
+      per_device * num_devices,
+    )
+
+  def uint8_batches(function, batches):
+    # The floats of a large split would fill the memory.
+    images = [figures.to_uint8(function(batch)) for batch in batches]
+    return splits.ArraySplit(np.concatenate(images))
+
+  real = features('images', split)
+  print('decoding samples and reconstructions …', flush=True)
+  positions, size = np.arange(split.num_examples), context.settings.batch_size
+  z = trained.sample_latents(split.num_examples, seed)
+  z = [z[start : start + size] for start in range(0, len(z), size)]
+  made = {
+    'samples': uint8_batches(trained.decode, z),
+    'reconstructions': uint8_batches(
+      trained.reconstruct, split.batches(positions, size)
+    ),
+  }
+  for name, images in made.items():
+    found = features(name, images)
+    about = f'of {len(found):,} {name} against the {len(real):,} images'
+    results.number(f'fid_{name}', fid(real, found), 'Fréchet distance', about)
+    value, _ = kid(real, found, seed=seed)
+    results.number(f'kid_{name}', value, 'squared MMD', about)
+
+
+@functools.lru_cache(maxsize=1)
+def _compile(network: 'Network') -> Callable[..., jax.Array]:
+  """The network's features, compiled once for all models."""
+  return jax.pmap(network.features, in_axes=(None, 0))
+
+
+def fid(features_1: np.ndarray, features_2: np.ndarray) -> float:
+  """Fréchet Inception Distance (Heusel et al. 2017).
+
+  The Fréchet distance of the Gaussians with the features' means and unbiased
+  covariances. It is biased: the fewer the images, the larger it is, so that
+  only distances between equally many images can be compared.
+  """
+  moments = []
+  for features in (features_1, features_2):
+    features = np.asarray(features, np.float64)
+    moments += [features.mean(axis=0), np.cov(features, rowvar=False)]
+  return frechet_distance(*moments)
+
+
+def frechet_distance(
+  mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray
+) -> float:
+  """‖m1 - m2‖² + tr(C1 + C2 - 2 (C1 C2)^½) (Heusel et al. 2017, eq. 6).
+
+  The matrix under the root is not symmetric, but has the eigenvalues of
+  C1^½ C2 C1^½, which is. The trace of the root is the sum of their roots,
+  real whatever the rank of the covariances.
+  """
+  values, vectors = np.linalg.eigh(cov_1)
+  # Rounding makes some of the eigenvalues that are zero negative.
+  root = vectors * np.sqrt(np.maximum(values, 0))
+  product = root.T @ cov_2 @ root
+  values = np.linalg.eigvalsh((product + product.T) / 2)
+  trace_of_root = np.sum(np.sqrt(np.maximum(values, 0)))
+  squares = np.sum(np.square(mean_1 - mean_2))
+  distance = squares + np.trace(cov_1) + np.trace(cov_2) - 2 * trace_of_root
+  return max(float(distance), 0.0)
+
+
+def kid(
+  features_1: np.ndarray,
+  features_2: np.ndarray,
+  num_subsets: int = 100,
+  subset_size: int = 1000,
+  seed: int = 0,
+) -> tuple[float, float]:
+  """Kernel Inception Distance (Bińkowski et al. 2018).
+
+  The mean and the deviation, over random subsets of both sets, of the unbiased
+  squared MMD, which does not depend on the number of images but for its noise,
+  and can be below zero. Subsets are drawn without replacement, and are smaller
+  if a set has fewer images. The deviation is of use only if the sets are
+  several times as large as the subsets.
+  """
+  features_1, features_2 = (
+    np.asarray(a, np.float64) for a in (features_1, features_2)
+  )
+  size = min(subset_size, len(features_1), len(features_2))
+  choice = functools.partial(np.random.default_rng(seed).choice, replace=False)
+  estimates = [
+    mmd2(choice(features_1, size), choice(features_2, size))
+    for _ in range(num_subsets)
+  ]
+  return float(np.mean(estimates)), float(np.std(estimates))
+
+
+def mmd2(x: np.ndarray, y: np.ndarray) -> float:
+  """Unbiased squared MMD of [n, d] and [m, d] under the kernel (xᵀy/d + 1)³.
+
+  The kernel is Bińkowski et al.'s (2018, section 4), the estimator Gretton et
+  al.'s (2012, eq. 3): means over all pairs, but of none with itself.
+  """
+
+  def kernel(a, b):
+    product = a @ b.T / a.shape[-1] + 1
+    return product * product * product  # Faster than NumPy's power.
+
+  def mean_within(a):
+    values = kernel(a, a)
+    return (values.sum() - np.trace(values)) / (len(a) * (len(a) - 1))
+
+  return mean_within(x) + mean_within(y) - 2 * kernel(x, y).mean()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+  """A frozen graph.
+
+  Attributes:
+    nodes: those to compute, in order: name, operation, attributes, inputs.
+    sizes: constants that shapes depend on, by name.
+    weights: the other constants, float32.
+  """
+
+  nodes: list[tuple[str, str, Any, list[str]]]
+  sizes: dict[str, np.ndarray]
+  weights: dict[str, np.ndarray]
+
+  def features(self, weights: dict[str, Any], images: jax.Array) -> jax.Array:
+    """Features [batch, n] of uint8 images [batch, height, width, 1 or 3]."""
+    images = images.astype(jnp.float32)
+    images = jnp.broadcast_to(images, (*images.shape[:3], 3))
+    values = {**self.sizes, **weights, _INPUT: images}
+    for name, operation, attributes, inputs in self.nodes:
+      inputs = [values[i] for i in inputs]
+      values[name] = _OPERATIONS[operation](attributes, *inputs)
+    return values[_OUTPUT].reshape(len(images), -1)
+
+
+def _convolve(attributes, x, kernel):
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    attributes['strides'].list.i[1:3],
+    attributes['padding'].s.decode(),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    # Else GPUs and TPUs round the factors to fewer bits than float32's.
+    precision=lax.Precision.HIGHEST,
+  )
+
+
+def _normalise(attributes, x, mean, variance, beta, gamma):
+  scale = lax.rsqrt(variance + attributes['variance_epsilon'].f)
+  if attributes['scale_after_normalization'].b:
+    scale = scale * gamma
+  return (x - mean) * scale + beta
+
+
+def _pool(pool: Callable, **options) -> Callable:
+  return lambda attributes, x: pool(
+    x,
+    tuple(attributes['ksize'].list.i[1:3]),
+    tuple(attributes['strides'].list.i[1:3]),
+    attributes['padding'].s.decode(),
+    **options,
+  )
+
+
+def _resize(attributes, images, size):
+  """Linear interpolation as in TensorFlow 1.
+
+  Output i is read at input i·before/after: the corners are not aligned, nor are
+  the pixels' centres, and nothing is smoothed when the image shrinks.
+  """
+  for axis, length in ((2, int(size[1])), (1, int(size[0]))):
+    side = images.shape[axis]
+    # In float32, as TensorFlow computes the positions.
+    positions = np.arange(length, dtype=np.float32) * np.float32(side / length)
+    before = np.minimum(np.floor(positions).astype(np.int32), side - 1)
+    after = np.minimum(before + 1, side - 1)
+    weights = (positions - before).astype(np.float32)
+    weights = weights.reshape(-1, *(1,) * (images.ndim - axis - 1))
+    start = jnp.take(images, before, axis)
+    images = start + (jnp.take(images, after, axis) - start) * weights
+  return images
+
+
+_OPERATIONS = {
+  'AvgPool': _pool(nn.avg_pool, count_include_pad=False),
+  'BatchNormWithGlobalNormalization': _normalise,
+  'CheckNumerics': lambda attributes, x: x,
+  'Concat': lambda attributes, axis, *xs: jnp.concatenate(xs, int(axis)),
+  'Conv2D': _convolve,
+  'Identity': lambda attributes, x: x,
+  'MaxPool': _pool(nn.max_pool),
+  'Mul': lambda attributes, x, y: x * y,
+  'Relu': lambda attributes, x: nn.relu(x),
+  'ResizeBilinear': _resize,
+  'Sub': lambda attributes, x, y: x - y,
+}
+
+
+@functools.lru_cache(maxsize=1)
+def load(path: str | None) -> Network:
+  """The network from a file, the cache, or the web.
+
+  Args:
+    path: the archive as it is kept at `URL`; None for the copy in ~/.cache/vae,
+      which is downloaded first if it is missing.
+
+  Raises:
+    UserError: if the file is missing or wrong, or cannot be downloaded.
+  """
+  root = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  cache = pathlib.Path(root, 'vae', URL.rsplit('/', 1)[-1]).expanduser()
+  source = paths.expand(path) if path else cache
+  try:
+    if path or cache.exists():
+      return _parse(source.read_bytes(), source)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    # Written aside and renamed, so that the cache is never half there.
+    with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
+      content = _download()
+      network = _parse(content, URL)
+      complete = pathlib.Path(folder, cache.name)
+      complete.write_bytes(content)
+      complete.replace(cache)
+      return network
+  except OSError as error:
+    raise _error(f'{source} cannot be used ({error.strerror})') from error
+
+
+def _download() -> bytes:
+  print(f'Downloading {URL} (89 MB).', flush=True)
+  try:
+    with urllib.request.urlopen(URL, timeout=_TIMEOUT) as response:
+      return response.read()
+  except (OSError, http.client.HTTPException) as error:
+    reason = getattr(error, 'reason', None) or error
+    raise _error(f'{URL} cannot be downloaded ({reason})') from error
+
+
+def _parse(archive: bytes, source: object) -> Network:
+  """The network in an archive; `source` is its name in an error."""
+  try:
+    # Decompressed to its end, so that gzip's checksum is verified.
+    with tarfile.open(fileobj=io.BytesIO(gzip.decompress(archive))) as tar:
+      members = [m for m in tar if pathlib.PurePath(m.name).name == _GRAPH]
+      content = tar.extractfile(members[0]).read()
+    network = _prune(GraphDef.FromString(content))
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
+    jax.eval_shape(network.features, network.weights, images)
+  except (
+    *(DecodeError, EOFError, LookupError, OSError, TypeError, ValueError),
+    *(tarfile.TarError, zlib.error),
+  ) as error:
+    raise _error(
+      f'{source} is no intact .tgz with Inception in {_GRAPH} ({error!r:.80})'
+    ) from error
+  return network
+
+
+def _prune(graph: GraphDef) -> Network:
+  """The part of a graph that the features depend on."""
+  by_name = {node.name: node for node in graph.node}
+  inputs, waiting = {_INPUT: []}, [_OUTPUT]
+  while waiting:
+    name = waiting.pop()
+    if name not in inputs:
+      # Of control dependencies, ^name, nothing is computed.
+      names = [i for i in by_name[name].input if not i.startswith('^')]
+      inputs[name] = [i.partition(':')[0] for i in names]
+      waiting += inputs[name]
+  nodes, constants = [], {}
+  for name in graphlib.TopologicalSorter(inputs).static_order():
+    node = by_name.get(name)
+    if name != _INPUT and node.op == 'Const':
+      constants[name] = tensor_util.make_ndarray(node.attr['value'].tensor)
+    elif name != _INPUT:
+      nodes.append((name, node.op, node.attr, inputs[name]))
+  floats = {k: a for k, a in constants.items() if a.dtype == np.float32}
+  sizes = {k: a for k, a in constants.items() if k not in floats}
+  return Network(nodes, sizes, floats)
+
+
+def _error(fault: str) -> UserError:
+  return UserError(
+    f'{fault}; download {URL} yourself and name it with '
+    '--inception_weights=FILE.'
+  )

@@ -1,0 +1,202 @@
+import importlib
+import pkgutil
+
+import pytest
+
+import configs
+from configs import celeba
+from configs import default
+from configs import faces
+from runs import schema
+from vae.errors import UserError
+
+
+def changed(key, value, config=None):
+  """A config with a setting of any type."""
+  config = config or default.get_config()
+  group, _, name = key.rpartition('.')
+  with config.ignore_type():
+    (config[group] if group else config)[name] = value
+  return config
+
+
+@pytest.mark.parametrize(
+  'name', [module.name for module in pkgutil.iter_modules(configs.__path__)]
+)
+def test_the_projects_configs_are_valid(name):
+  schema.validate(importlib.import_module(f'configs.{name}').get_config())
+
+
+def test_every_rule_and_free_key_is_of_a_setting():
+  config = default.get_config()
+  schema.complete(config)
+  assert schema.RULES.keys() | schema.FREE_KEYS <= schema.flatten(config).keys()
+
+
+def test_celeba_is_the_articles_schedule():
+  config = celeba.get_config()
+  pixels = config.data.image_size**2 * config.data.channels
+  assert config.objective.beta == pytest.approx(0.00025 * pixels / 2)
+  assert config.model.sigma == 1.0 and not config.model.get('learn_sigma')
+  assert (config.seed, config.train.num_epochs) == (1265, 100)
+  assert config.train.batch_size == 64
+  optimizer = config.optimizer
+  assert (optimizer.learning_rate, optimizer.decay_per_epoch) == (0.005, 0.95)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'accepted'),
+  [
+    ('seed', -1, 'at least 0'),
+    ('objective.beta', -0.5, 'at least 0'),
+    ('objective.beta', float('nan'), 'a finite number'),
+    ('objective.beta', '1', 'a finite number'),
+    ('objective.name', 'elbow', 'elbo'),
+    ('model.latent_dim', 0, 'at least 1'),
+    ('model.latent_dim', 2.0, 'a whole number'),
+    ('model.latent_dim', True, 'a whole number'),
+    ('model.latent_dim', None, 'a whole number'),
+    ('model', 3, 'a ConfigDict'),
+    ('model.hidden_channels', (32, 0), 'at least 1'),
+    ('model.hidden_channels', (32, 'x'), 'a tuple, each entry a whole number'),
+    ('model.hidden_channels', 32, 'a tuple, each entry a whole number'),
+    ('model.hidden_channels', (1,) * 7, 'multiples of 128'),
+    ('model.decoder_channels', (32,) * 4, 'it must have 5'),
+    ('model.likelihood', 'poisson', 'one of gaussian, bernoulli'),
+    ('model.dtype', 'float64', 'JAX_ENABLE_X64=1'),
+    ('model.sigma', 0.0, 'at least 1e-06'),
+    ('model.name', 'conf', 'conv'),
+    ('optimizer.learning_rate', 1e300, 'at most 1,000'),
+    ('optimizer.decay_per_epoch', 1.5, 'at most 1'),
+    ('train.num_epochs', 10**7, 'at most 1,000,000'),
+    ('train.batch_size', 0, 'at least 1'),
+    ('train.flip', 1, 'True or False'),
+    ('train.on_nonfinite', 'go', 'one of stop, skip'),
+    ('data.image_size', 2**20, 'at most 65,535'),
+    ('data.source', 3, 'a string'),
+    ('data.source', 'folder', 'config.data.dir is empty'),
+    ('data.channels', 2, 'one of 1, 3'),
+    ('data.cache', 'disk', 'one of auto, none, host, device'),
+  ],
+)
+def test_error_names_key_value_and_accepted_values(key, value, accepted):
+  with pytest.raises(UserError) as caught:
+    schema.validate(changed(key, value))
+  message = str(caught.value)
+  assert f'config.{key.split(".")[0]}' in message and accepted in message
+  assert '\n' not in message and len(message) < 300
+
+
+@pytest.mark.parametrize(
+  ('group', 'values', 'reason'),
+  [
+    ('model', {'likelihood': 'bernoulli', 'learn_sigma': True}, 'learn_sigma'),
+    ('objective', {'sample_posterior': False, 'num_samples': 5}, 'must be 1'),
+  ],
+)
+def test_settings_without_effect_are_refused(group, values, reason):
+  config = default.get_config()
+  config[group].update(values)
+  with pytest.raises(UserError, match=f'config.{group}.*{reason}'):
+    schema.validate(config)
+
+
+def test_values_of_research_are_accepted():
+  config = changed('model.hidden_channels', [4, 8])
+  changed('objective.beta', 0, config).objective.num_samples = 5000
+  config.data.dir = 'Gesichter/α'
+  schema.validate(config)
+  assert config.model.hidden_channels == (4, 8)
+
+
+def test_unknown_key_comes_with_the_closest_one():
+  with pytest.raises(UserError, match='latent_dims: .*mean model.latent_dim?'):
+    schema.validate(changed('model.latent_dims', 3))
+  with pytest.raises(UserError, match='config.nosuch: there is no such key'):
+    schema.validate(changed('nosuch', 3))
+
+
+def test_missing_keys_get_their_defaults():
+  """As of a run that is older than a setting."""
+  config, whole = default.get_config(), default.get_config()
+  schema.complete(whole)
+  del config.train['flip'], config['checkpoint'], config['objective']
+  if 'name' in config.model:
+    del config.model['name']
+  schema.validate(config)
+  assert schema.flatten(config) == schema.flatten(whole)
+  assert (config.model.name, config.objective.name) == ('conv', 'elbo')
+
+
+def test_references_stay_references():
+  config = default.get_config()
+  config.eval.batch_size = config.train.get_ref('batch_size') * 2
+  schema.validate(config)
+  config.train.batch_size = 8
+  assert config.eval.batch_size == 16
+
+
+OWN_MODEL = """
+import dataclasses
+from typing import Literal
+from vae.models import conv
+
+class Model(conv.Model):
+  depth: int = 3
+  rates: tuple[float, ...] = (0.5,)
+  kind: Literal['a', 'b'] = 'a'
+  limit: float | None = None
+
+  def setup(self):
+    super().setup()
+    if self.depth > 5:
+      raise ValueError(f'depth is {self.depth}; it must be at most 5.')
+"""
+
+
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+  """A config of a model in a module outside the project."""
+  (tmp_path / 'own_model.py').write_text(OWN_MODEL)
+  monkeypatch.syspath_prepend(tmp_path)
+  config = default.get_config()
+  config.model.name = 'own_model'
+  return config
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'accepted'),
+  [
+    ('depth', 1.5, 'a whole number'),
+    ('depth', 6, 'at most 5'),
+    ('rates', (0.5, 'x'), 'a tuple, each entry a finite number'),
+    ('kind', 'c', 'one of a, b'),
+    ('limit', 'x', 'a finite number or'),
+  ],
+)
+def test_schema_of_a_model_are_its_fields(own_model, name, value, accepted):
+  schema.validate(own_model)
+  assert own_model.model.rates == (0.5,) and own_model.model.limit is None
+  own_model.model.limit = 2
+  schema.validate(own_model)
+  with pytest.raises(UserError, match=rf'config.model.{name} is .*{accepted}'):
+    schema.validate(changed(f'model.{name}', value, own_model))
+
+
+def test_keys_of_another_model_are_refused_unless_unchanged():
+  config = default.get_config()
+  config.model.name = 'mlp'
+  schema.validate(config)
+  assert 'hidden_channels' not in config.model
+  config = faces.get_config()
+  config.model.name = 'mlp'
+  with pytest.raises(UserError, match='config.model.hidden_channels: there is'):
+    schema.validate(config)
+
+
+def test_devices_must_divide_the_batch():
+  config = changed('train.batch_size', 20)
+  schema.validate(config)
+  schema.check_devices(config, 4)
+  with pytest.raises(UserError, match='batch_size is 20.*the 8 devices'):
+    schema.check_devices(config, 8)

@@ -1,0 +1,310 @@
+"""Data sets of TFDS: a tiny one, CelebA and the cartoon faces."""
+
+import shutil
+import struct
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow_datasets as tfds
+
+from configs import cifar10
+from configs import fashion_mnist
+from configs import mnist
+from data import cartoon_faces
+from data import tfds as source
+import input_pipeline
+from runs import schema
+from tests.celeba_builder import CelebA
+from tests.conftest import make_small_config
+from vae.errors import UserError
+
+SPLITS = ('train', 'validation', 'test')
+NAMES = ['ant', 'bee', 'cat']
+
+
+def stamps(count):
+  return np.random.default_rng(count).integers(
+    0, 256, (count, 20, 20, 1), np.uint8
+  )
+
+
+class TinyStamps(tfds.core.GeneratorBasedBuilder):
+  """Twelve and five grey images of 20×20 with two labels and a mask."""
+
+  VERSION = tfds.core.Version('1.2.3')
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {
+          'a_mask': tfds.features.Image(shape=(20, 20, 1)),
+          'image': tfds.features.Image(shape=(20, 20, 1)),
+          'kind': tfds.features.ClassLabel(names=NAMES),
+          'text': tfds.features.Text(),
+          'facts': {
+            'worn': np.bool_,
+            'size': tfds.features.ClassLabel(num_classes=4),
+          },
+        }
+      ),
+      disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager):
+    return {
+      'train': self._generate_examples(12),
+      'test': self._generate_examples(5),
+    }
+
+  def _generate_examples(self, count):
+    for i, image in enumerate(stamps(count)):
+      facts = {'worn': i % 2 == 0, 'size': i % 4}
+      yield (
+        i,
+        {
+          'a_mask': 255 - image,
+          'image': image,
+          'kind': i % 3,
+          'text': 'x' * i,
+          'facts': facts,
+        },
+      )
+
+
+class TinyTexts(tfds.core.GeneratorBasedBuilder):
+  """A data set without images."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    features = tfds.features.FeaturesDict({'text': tfds.features.Text()})
+    return tfds.core.DatasetInfo(builder=self, features=features)
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    yield from ((i, {'text': 'a'}) for i in range(12))
+
+
+def config_of(folder, **settings):
+  config = make_small_config(folder)
+  config.data.source, config.data.name = 'tfds', 'tiny_stamps'
+  config.data.image_size, config.data.channels = 20, 1
+  config.train.batch_size = 4
+  config.data.train, config.data.validation = 'train[:8]', 'train[8:]'
+  config.data.update(settings)
+  schema.validate(config)
+  return config
+
+
+def everything(split):
+  batches = split.batches(np.arange(split.num_examples), 16)
+  return np.concatenate(list(batches))
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('tfds')
+  config = config_of(folder)
+  # TFDS's own code prepares it, without a network.
+  source.prepare('tiny_stamps', str(folder), downloads=False)
+  return folder, config
+
+
+@pytest.mark.parametrize('cache', ['none', 'host'])
+def test_any_data_set_is_a_config(prepared, cache):
+  folder, _ = prepared
+  found = input_pipeline.load(config_of(folder, cache=cache))
+  expected = {
+    'train': stamps(12)[:8],
+    'validation': stamps(12)[8:],
+    'test': stamps(5),
+  }
+  for name, images in expected.items():
+    split = getattr(found, name)
+    np.testing.assert_array_equal(everything(split), images)
+    order = np.arange(len(images))[::-1]
+    np.testing.assert_array_equal(
+      next(split.batches(order, len(images))), images[::-1]
+    )
+  labels = found.validation.labels()
+  assert labels.names == ('kind', 'size', 'worn')
+  np.testing.assert_array_equal(
+    labels.values, [[i % 3, i % 4, i % 2 == 0] for i in range(8, 12)]
+  )
+  assert labels.class_names('kind') == NAMES
+  assert labels.class_names('worn') == ['worn 0', 'worn 1']
+
+
+def test_colour_and_other_sizes(prepared):
+  config = config_of(prepared[0], channels=3, image_size=12)
+  images = everything(input_pipeline.load(config).test)
+  for image, pixels in zip(images, stamps(5), strict=True):
+    expected = Image.fromarray(pixels[..., 0]).resize((12, 12), Image.BILINEAR)
+    difference = image.astype(int) - np.asarray(expected)[..., None]
+    assert np.abs(difference).max() <= 2
+
+
+def test_identity_is_of_name_version_split_and_positions(prepared, tmp_path):
+  copy = shutil.copytree(prepared[0], tmp_path / 'copy')
+  first, same, other = (
+    input_pipeline.load(config_of(folder, cache='none', **settings)).identity()
+    for folder, settings in (
+      (prepared[0], {}),
+      (copy, {}),
+      (copy, {'train': 'train[4:]'}),
+    )
+  )
+  assert same == first
+  assert other == first | {'train_names': other['train_names']} != first
+
+
+@pytest.mark.parametrize(
+  ('settings', 'match'),
+  [
+    ({'validation': ''}, "data.validation is 'validation', but tiny_stamps/1"),
+    ({'test': 'test[:'}, r"data.test is 'test\[:', but .* splits train, test;"),
+    ({'name': 'tiny_texts'}, 'tiny_texts/1.0.0 has no images .* are text'),
+    (
+      {'name': 'no_such_set'},
+      'TFDS cannot prepare no_such_set in .*no_such_se',
+    ),
+    ({'name': ''}, 'data.name is empty'),
+    ({'source': 'folder'}, "data.name is 'tiny_stamps'; it goes with"),
+  ],
+)
+def test_mistakes_are_one_line(prepared, settings, match):
+  source.prepare('tiny_texts', str(prepared[0]), downloads=False)
+  with pytest.raises(UserError, match=match) as caught:
+    input_pipeline.load(config_of(prepared[0], **settings))
+  assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize('name', ['tiny_stamps', 'celeb_a'])
+def test_without_a_network_the_message_comes_at_once(
+  tmp_path, monkeypatch, celeba_dir, name
+):
+  """Where TFDS alone would retry for minutes."""
+
+  def refuse(*args, **kwargs):
+    raise OSError('Network is unreachable')
+
+  monkeypatch.setattr(source.socket, 'create_connection', refuse)
+  monkeypatch.setattr(source.urllib.request, 'getproxies', dict)
+  monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path))
+  config = config_of('', name=name)
+  if name == 'celeb_a':
+    CelebA.folder = celeba_dir
+    config = make_small_config('')
+  with pytest.raises(UserError, match=f'prepare {name} .*unreachable'):
+    input_pipeline.load(config)
+
+
+def record_size(content):
+  """Bytes of the first record: two lengths and two checksums around it."""
+  return struct.unpack('<Q', content[:8])[0] + 16
+
+
+def flip(content, place):
+  return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda content: content[: len(content) // 2],
+    lambda content: content[: record_size(content)],
+    lambda content: flip(content, len(content) // 2),
+    lambda content: b'',
+  ],
+)
+def test_damaged_records_are_refused(prepared, tmp_path, damage):
+  folder = shutil.copytree(prepared[0], tmp_path / 'copy')
+  [path] = folder.glob('tiny_stamps/*/*-train.*')
+  path.write_bytes(damage(path.read_bytes()))
+  for settings in (
+    {'cache': 'none'},
+    {'cache': 'host'},
+    {'skip_corrupt': True},
+  ):
+    with pytest.raises(UserError, match='records of the train.*are damaged'):
+      everything(input_pipeline.load(config_of(folder, **settings)).train)
+
+
+def test_damaged_description_is_refused(prepared, tmp_path):
+  folder = shutil.copytree(prepared[0], tmp_path / 'copy')
+  [path] = folder.glob('tiny_stamps/*/features.json')
+  path.write_text('{')
+  with pytest.raises(UserError, match='tiny_stamps holds no intact data set'):
+    input_pipeline.load(config_of(folder))
+
+
+def test_celeba_of_tfds_is_that_of_the_folder(celeba_dir, tmp_path):
+  CelebA.folder = celeba_dir
+  CelebA(data_dir=tmp_path).download_and_prepare()
+  ours = input_pipeline.load(make_small_config(celeba_dir))
+  theirs = input_pipeline.load(make_small_config(tmp_path))
+  for name in SPLITS:
+    a, b = getattr(ours, name), getattr(theirs, name)
+    np.testing.assert_array_equal(everything(a), everything(b))
+    assert a.labels().names == b.labels().names
+    np.testing.assert_array_equal(a.labels().values, b.labels().values)
+
+
+@pytest.fixture
+def faces_config(monkeypatch):
+  sizes = {'train': 20, 'validation': 6, 'test': 5}
+  monkeypatch.setattr(cartoon_faces, '_SPLIT_SIZES', sizes)
+
+  def make(folder):
+    config = make_small_config(folder)
+    config.data.source = 'cartoon_faces'
+    return config
+
+  return make
+
+
+@pytest.mark.parametrize('beside', [None, '.DS_Store', 'mnist/3.0.1/x'])
+def test_cartoon_faces_are_rendered_once(
+  faces_config, tmp_path, capsys, beside
+):
+  folder = tmp_path / 'new [1]'
+  if beside:
+    (folder / beside).parent.mkdir(parents=True)
+    (folder / beside).touch()
+  config = faces_config(folder)
+  first = input_pipeline.load(config)
+  assert 'Preparing cartoon_faces' in capsys.readouterr().out
+  second = input_pipeline.load(config)
+  assert 'Preparing' not in capsys.readouterr().out
+  factors = cartoon_faces.sample_factors('validation', 6)
+  images = everything(first.validation)
+  np.testing.assert_array_equal(images, everything(second.validation))
+  for image, row in zip(images, factors, strict=True):
+    labels = dict(zip(cartoon_faces.FACTORS, map(int, row), strict=True))
+    face = cartoon_faces.render(labels).crop((15, 35, 163, 183))
+    expected = np.asarray(face.resize((16, 16), Image.BILINEAR), int)
+    assert np.abs(image - expected).mean() < 2  # JPEG's loss.
+  labels = first.validation.labels()
+  assert labels.names == tuple(cartoon_faces.FACTORS)
+  np.testing.assert_array_equal(labels.values, factors)
+  assert labels.class_names('glasses') == ['glasses 0', 'glasses 1']
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'cat/a.jpg'])
+def test_nothing_is_prepared_in_a_folder_of_images(
+  faces_config, tmp_path, name
+):
+  (tmp_path / name).parent.mkdir(exist_ok=True)
+  (tmp_path / name).touch()
+  with pytest.raises(UserError, match='add --config.data.source=folder'):
+    input_pipeline.load(faces_config(tmp_path))
+  assert not (tmp_path / 'cartoon_faces').exists()
+
+
+@pytest.mark.parametrize('module', [mnist, fashion_mnist, cifar10])
+def test_configs_of_tfds_are_valid(module):
+  schema.validate(module.get_config())
