@@ -193,7 +193,7 @@ def main() -> None:
 
 
 def _axes(path: str, base: ml_collections.ConfigDict) -> Axes:
-  """What varies, by config key, from the flags or else from the config."""
+  """The axes by config key, from the flags or else from the config."""
   given = {k: flag.value for k, flag in _AXES.items() if flag.value is not None}
   for text in _GRID.value:
     key, _, values = text.partition('=')

@@ -23,7 +23,7 @@ from configs import default
 
 
 def get_config():
-  """The article's settings; what is not named is as in `default`."""
+  """The article's settings; unnamed ones are those of `default`."""
   config = default.get_config()
   config.seed = 1265
 

@@ -1,7 +1,7 @@
 """A small VAE on the embedded cartoon faces: no download, minutes on a CPU.
 
 The likelihood's σ of 0.35 makes the code carry about 45 nats, enough for
-faces that can be told apart; the larger the σ, the less it carries, and the
+distinct faces; the larger the σ, the less it carries, and the
 more the reconstructions blur.
 """
 
@@ -9,7 +9,7 @@ from configs import default
 
 
 def get_config():
-  """The demo's settings; what is not named is as in `default`."""
+  """The demo's settings; unnamed ones are those of `default`."""
   config = default.get_config()
   config.seed = 1265
 

@@ -11,7 +11,7 @@ from configs import faces
 
 
 def get_config():
-  """What all points have; what is not named is as in `faces`."""
+  """Settings of all points; unnamed ones are those of `faces`."""
   config = faces.get_config()
   config.data.image_size = 32
   config.model.hidden_channels = (16, 32, 64, 128)
@@ -22,7 +22,7 @@ def get_config():
 
 
 def sweep():
-  """The settings that vary, each with its values."""
+  """The settings that vary, with their values."""
   return {
     'objective.beta': (0.5, 1.0, 2.0, 4.0),
     'model.latent_dim': (8, 16, 32),

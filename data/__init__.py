@@ -1,4 +1,4 @@
-"""Where images come from: a module for each source, found by its name.
+"""Sources of images, one module each, found by name.
 
 A source is a module with a function `find(data)`, which gets `config.data` and
 returns an `EncodedSplit` for each of 'train', 'validation' and 'test'.

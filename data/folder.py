@@ -41,7 +41,7 @@ def find(data) -> dict[str, EncodedSplit]:
   sub-folders, of the splits or of the folder, if every image is in one.
 
   Raises:
-    UserError: if there are too few images, or the names do not tell the
+    UserError: if there are too few images, or the names do not separate the
       training images from the others.
   """
   folder = existing_folder(data.dir)

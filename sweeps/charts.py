@@ -27,7 +27,7 @@ _MUTED, _FAINT, _MARKERS = '#667085', '#b9c2cf', 'osD^vPX*'
 # Without the palest colours, which do not show on white.
 _ORDERED = ListedColormap(matplotlib.colormaps['viridis'](np.linspace(0, 0.85)))
 
-# Curves, values on a curve, and panels that can be told apart.
+# Curves, values on a curve, and panels that stay distinguishable.
 _MOST_CURVES, _MOST_VALUES, _MOST_PANELS = 8, 12, 60
 
 

@@ -1,7 +1,8 @@
 """The record of a sweep: an Optuna study that several workers share.
 
 A point is a trial whose user attributes hold its name and settings. A worker
-asks for trials, sends heartbeats while it trains them, and tells their results.
+asks for trials, sends heartbeats while it trains them, and records their
+results.
 If a worker dies, its trial fails and a new trial of the point waits; the run
 goes on from its checkpoint, as its folder is named by the point. Of several
 trials of a point the last one counts.
@@ -231,7 +232,7 @@ class Study:
 
   @_patient
   def take(self, limit: int) -> list[Point]:
-    """Takes up to `limit` points; UserError if others extended the sweep."""
+    """Claims up to `limit` points; UserError if others extended the sweep."""
     with _alone(self.url):
       if self._study.user_attrs['sweep'] != self._definition:
         raise UserError('another worker has extended this sweep; start again.')

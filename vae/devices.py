@@ -30,7 +30,7 @@ class Topology:
 
   @property
   def num_devices(self) -> int:
-    """Of all processes together."""
+    """Number of devices of all processes together."""
     return self.local_devices * self.process_count
 
   def local_part(self, batches: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ class Topology:
 
 
 def current() -> Topology:
-  """That of the processes and devices that there are."""
+  """The topology of the processes and devices at hand."""
   return Topology(
     jax.local_device_count(), jax.process_index(), jax.process_count()
   )
@@ -77,13 +77,13 @@ def replicate(tree: Any, num_devices: int | None = None) -> Any:
 
   Args:
     tree: of arrays.
-    num_devices: only the first so many; by default all.
+    num_devices: number of devices to use, the first; by default all.
   """
   return jax.device_put(tree, _sharding(num_devices))
 
 
 def shard(tree: Any) -> Any:
-  """Places arrays [num_devices, …] on the first so many local devices."""
+  """Places arrays [num_devices, …], one row on each of the first devices."""
   return jax.tree.map(
     lambda a: jax.device_put(a, _sharding(len(a), AXIS)), tree
   )
@@ -110,44 +110,44 @@ def axis_size(axis_name: str | None) -> int:
 
 
 def as_first_process(tree: Any) -> Any:
-  """The tree of host arrays that the first process has, told to all.
+  """Broadcasts a tree of host arrays from the first process to all.
 
-  Bit by bit: the devices add what the processes say, and to add 0 would take
-  the sign off a negative one.
+  As bytes: the devices add the values of all processes, and adding 0 to
+  negative zero would lose its sign.
   """
   if jax.process_count() == 1:
     return tree
   leaves, structure = jax.tree.flatten(tree)
   leaves = [np.asarray(leaf) for leaf in leaves]
-  told = multihost_utils.broadcast_one_to_all(
+  received = multihost_utils.broadcast_one_to_all(
     [np.frombuffer(leaf.tobytes(), np.uint8) for leaf in leaves]
   )
   return jax.tree.unflatten(
     structure,
     [
       np.frombuffer(bits.tobytes(), leaf.dtype).reshape(leaf.shape)
-      for bits, leaf in zip(told, leaves, strict=True)
+      for bits, leaf in zip(received, leaves, strict=True)
     ],
   )
 
 
 def all_have(array: np.ndarray) -> bool:
-  """Whether all processes have the same array, of one shape; told to all."""
+  """Whether all processes have the same array, of one shape, in all of them."""
   same = np.array_equal(as_first_process(array), array)
   return least_of_all(same) == 1
 
 
 def least_of_all(number: float) -> float:
-  """The least that any process says, told to all; waits for the devices."""
+  """The minimum over all processes, in all of them; waits for the devices."""
   if jax.process_count() == 1:
     return number
   return float(np.min(multihost_utils.process_allgather(np.float32(number))))
 
 
 def free_memory() -> int | None:
-  """Bytes that every local device still has; None where they do not tell.
+  """Free bytes of the fullest local device; None if JAX does not know.
 
-  A CPU's memory is the host's, and it does not tell.
+  A CPU's memory is the host's, which JAX does not know.
   """
   free = []
   for device in jax.local_devices():

@@ -1,7 +1,7 @@
 """The network's layers: 3×3 convolutions of stride 1 and 2, dense layers.
 
-They start from the article's framework's initial values, and compute the
-convolutions in the way that is fast on the platform (vae/convolutions.py).
+They have PyTorch's initial values, as in the article, and compute convolutions
+in the way that is fast on the platform (vae/convolutions.py).
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ def bias_init(fan_in: int) -> nn.initializers.Initializer:
 
 
 def use_matmul(method: str) -> bool:
-  """Tells whether `method` means matrix products on the platform in use."""
+  """Whether a method means matrix products on the platform in use."""
   if method == 'auto':
     return jax.default_backend() == 'cpu'
   return method == 'matmul'

@@ -1,8 +1,8 @@
-"""Ambient switches of JAX and Flax, by which the same code has other numbers.
+"""Ambient switches of JAX and Flax that change the numbers of the same code.
 
-A run is a function of its config. So what an environment variable or another
-library switches is fixed where a run is trained or measured, and what cannot be
-fixed is recorded (`environment`).
+A run is a function of its config. So the switches that environment variables
+and other libraries set are fixed while a run is trained or measured, and those
+that cannot be fixed are recorded (`environment`).
 """
 
 from collections.abc import Iterator
@@ -19,11 +19,10 @@ PRNG = 'threefry2x32'
 
 @contextlib.contextmanager
 def fixed(dtype: Any) -> Iterator[None]:
-  """A context, for this thread, in which these switches have their defaults.
+  """A context, for this thread, in which the switches have their defaults.
 
   Args:
-    dtype: that the model computes in; float64 numbers are there for float64
-      alone.
+    dtype: of the model; only float64 enables 64-bit numbers.
   """
   with (
     jax.enable_x64(jnp.dtype(dtype) == jnp.float64),
@@ -31,7 +30,7 @@ def fixed(dtype: Any) -> Iterator[None]:
     jax.default_prng_impl(PRNG),
     jax.numpy_dtype_promotion('standard'),
     jax.numpy_rank_promotion('allow'),
-    # By which Flax would make other keys of the initial values.
+    # Flax derives the keys of the initial values by it.
     flax.config.temp_flip_flag('fix_rng_separator', False),
   ):
     yield
@@ -45,14 +44,14 @@ def precise(dtype: Any) -> Iterator[None]:
   GPU to TF32. Training does so too; a trained model is measured without.
 
   Args:
-    dtype: as of `fixed`.
+    dtype: as for `fixed`.
   """
   with fixed(dtype), jax.default_matmul_precision('highest'):
     yield
 
 
 def environment() -> dict[str, str | None]:
-  """What else the last bits of a run depend on.
+  """The environment that the last bits of a run depend on.
 
   Returns:
     `matmul_precision`, JAX_DEFAULT_MATMUL_PRECISION; and `jax` and `platform`,

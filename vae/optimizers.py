@@ -1,4 +1,4 @@
-"""The optimiser, and the learning rate that it follows."""
+"""The optimiser and its learning rate."""
 
 import dataclasses
 
@@ -11,9 +11,9 @@ import optax
 class Optimizer:
   """Adam, with a decaying learning rate and an L2 penalty in the gradient.
 
-  The article's optimiser decays weights so (Kingma & Ba 2015 with L2), not
-  decoupled from the gradient as AdamW does. Called with the learning rate of
-  the first epoch, which may be traced, it gives the transformation.
+  As in the article the penalty is a part of the gradient (Kingma & Ba 2015 with
+  L2), not decoupled from it as in AdamW. A call with the learning rate of the
+  first epoch, which may be traced, gives the transformation.
 
   Attributes:
     steps_per_epoch: number of updates between two decays.
@@ -21,8 +21,8 @@ class Optimizer:
     weight_decay: factor on the parameters that is added to the gradient of the
       loss in nats per image. PyTorch-VAE's loss is 2/D of that (D pixel
       values), so that its `weight_decay` is D/2 times as much here.
-    clip_norm: of the gradient over all parameters, at most, before the penalty
-      is added (Pascanu et al. 2013); 0 leaves it as it is.
+    clip_norm: limit of the gradient's norm over all parameters, before the
+      penalty is added (Pascanu et al. 2013); 0 for no limit.
   """
 
   steps_per_epoch: int = 1
@@ -35,8 +35,7 @@ class Optimizer:
   ) -> optax.GradientTransformation:
     """The transformation for a learning rate."""
     return optax.chain(
-      # One link, and without a state, whatever is asked for: so checkpoints
-      # have the same shape.
+      # One link without a state, so that checkpoints always have one shape.
       optax.stateless(self._clip_and_decay),
       optax.adam(self.schedule(learning_rate)),
     )
@@ -78,7 +77,7 @@ def advance_schedule(
 
 
 def from_config(config, steps_per_epoch: int) -> Optimizer:
-  """The optimiser that `config.optimizer` describes, but for its rate."""
+  """The optimiser of `config.optimizer`, without its learning rate."""
   return Optimizer(
     steps_per_epoch,
     config.optimizer.decay_per_epoch,
@@ -88,7 +87,7 @@ def from_config(config, steps_per_epoch: int) -> Optimizer:
 
 
 def learning_rates(config, num_epochs: int) -> np.ndarray:
-  """What the schedule says for each epoch, [num_epochs]."""
+  """The learning rate of each epoch, [num_epochs]."""
   optimizer = from_config(config, steps_per_epoch=1)
   schedule = optimizer.schedule(config.optimizer.learning_rate)
   return np.asarray(jax.vmap(schedule)(np.arange(num_epochs)))

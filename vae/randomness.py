@@ -1,10 +1,10 @@
-"""Every random draw, as a function of the seed and of what it is for.
+"""Keys and draws: every random number is a function of the seed and a purpose.
 
-A run's seed gives a key for each purpose. Training folds the step into its
-key; then, as in evaluation, the position of each example in the global batch,
-or in its split, is folded in. So neither the devices, nor how a batch is cut,
-nor a restart change a draw. Draws are float32, whatever the model computes in,
-and made within `numerics.fixed`.
+The seed of a run gives a key for each purpose. Training folds the step into its
+key, and then, like evaluation, the position of each example in the global batch
+or in its split. So neither the devices, nor the cut of a batch, nor a restart
+changes a draw. Draws are float32, whatever the dtype of the model, and made
+within `numerics.fixed`.
 """
 
 import jax
@@ -41,30 +41,30 @@ def measure_key(seed: int) -> jax.Array:
 
 
 def bound_key(seed: int) -> jax.Array:
-  """The same for the importance-weighted bound, whose draws are others."""
+  """The key of the importance-weighted bound, which has its own draws."""
   return _key(seed, 5)
 
 
 def _key(seed: int, purpose: int) -> jax.Array:
-  """A key that is the same whatever JAX's switches say.
+  """A key that does not depend on JAX's switches.
 
-  That of `jax.random.key(seed)`, which would add JAX_RANDOM_SEED_OFFSET.
+  `jax.random.key(seed)` would add JAX_RANDOM_SEED_OFFSET.
   """
   words = jnp.asarray([0, seed], np.uint32)
   return jax.random.fold_in(wrap(words), purpose)
 
 
 def wrap(words: jax.Array) -> jax.Array:
-  """The keys of their numbers, uint32 [..., 2]."""
+  """Keys from their numbers, uint32 [..., 2]."""
   return jax.random.wrap_key_data(words, impl=numerics.PRNG)
 
 
 def global_positions(axis_name: str | None, per_device: int) -> jax.Array:
-  """Of this device's examples in the global batch, [per_device].
+  """Positions of this device's examples in the global batch, [per_device].
 
   Args:
-    axis_name: of the devices; None where one has the whole batch.
-    per_device: how many examples this device has.
+    axis_name: of the devices; None if one has the whole batch.
+    per_device: number of examples of this device.
   """
   within = jnp.arange(per_device)
   if axis_name is None:
@@ -78,7 +78,7 @@ def example_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def split(keys: jax.Array, num: int) -> jax.Array:
-  """So many keys of each, [batch, num]."""
+  """Splits each key into `num`, [batch, num]."""
   return jax.vmap(lambda key: jax.random.split(key, num))(keys)
 
 

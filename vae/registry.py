@@ -18,7 +18,7 @@ from vae.errors import UserError
 def find(
   package: str, name: str, attribute: str, names: Iterable[str] = ()
 ) -> Any:
-  """What a module calls `attribute`.
+  """Finds a module by name, and returns its `attribute`.
 
   Args:
     package: such as `vae.models`, searched first.

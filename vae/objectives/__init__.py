@@ -18,7 +18,7 @@ from vae import registry
 
 @struct.dataclass
 class Batch:
-  """What an objective sees of the global batch, on one device.
+  """A device's part of the global batch, as an objective sees it.
 
   Attributes:
     images: [batch, height, width, channels], in [0, 1].
