@@ -83,7 +83,7 @@ def _alone(url: sqlalchemy.URL) -> Iterator[None]:
   with engine.connect() as connection:
     # The server frees the lock of a machine that lost its network.
     connection.exec_driver_sql(
-      "set idle_in_transaction_session_timeout = '60s'; "
+      "set idle_in_transaction_session_timeout = '300s'; "
       f'select pg_advisory_xact_lock({_ADVISORY_LOCK})'
     )
     yield

@@ -268,8 +268,8 @@ def train_loop(
   Args:
     program: as for `train_step`, like the next three.
     state: before the first update.
-    settings: of the run.
-    key: `randomness.train_key`.
+    settings: as for `train_step`.
+    key: as for `train_step`.
     stored: uint8 [num_examples, 8·k, 128] (`vae.splits`), or None.
     batches: [max_steps, per_device_batch, …], images or, with `stored`,
       indices of its images.
@@ -285,9 +285,8 @@ def train_loop(
     return train_step(program, state, settings, key, images)
 
   def body(index, carry):
-    state, metrics = carry
-    state, values = step(state, index)
-    return state, _set(metrics, index, values)
+    state, values = step(carry[0], index)
+    return state, _set(carry[1], index, values)
 
   shapes = jax.eval_shape(lambda: step(state, 0)[1])
   carry = (state, _buffers(shapes, len(batches)))
@@ -298,13 +297,11 @@ def train_loop(
 def make_train_steps(
   program: Program,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """Compiles several training steps into one dispatch over all devices.
+  """`train_loop` over all devices, a function of its arguments from `state` on.
 
-  Returns:
-    `train_loop`, a function of its arguments from `state` on: `state` is
-    donated; `batches` are [devices, max_steps, per_device_batch, …]
-    (`splits.Chunk`), all else is the same on every device. The same program
-    gives the same function, which is compiled once.
+  `state` is donated; `batches` are [devices, max_steps, per_device_batch, …]
+  (`splits.Chunk`), all else is the same on every device. The same program gives
+  the same function, which is compiled once.
   """
   return jax.pmap(
     functools.partial(train_loop, program),
@@ -375,12 +372,9 @@ def eval_loop(
 
 @functools.lru_cache(maxsize=8)
 def make_eval_steps(program: Program) -> Callable[..., Metrics]:
-  """Compiles the evaluation of several batches over all devices.
+  """`eval_loop` over all devices, a function of `variables` and what follows.
 
-  Returns:
-    `eval_loop`, a function of its arguments from `variables` on; `batches`
-    are [devices, max_steps, per_device_batch, …]. The same program gives the
-    same function.
+  `batches` are [devices, max_steps, per_device_batch, …].
   """
   return jax.pmap(
     functools.partial(eval_loop, program),

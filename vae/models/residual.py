@@ -10,6 +10,7 @@ from typing import Any
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 
 from vae import layers
 from vae import registry
@@ -152,5 +153,9 @@ def _conv(x: jax.Array, features: int, dtype: Any, stride: int = 1):
 
 def _normalise(x: jax.Array, dtype: Any) -> jax.Array:
   """Group normalisation and SiLU, in the caller's scope."""
-  groups = math.gcd(x.shape[-1], _MAX_GROUPS)
-  return nn.silu(nn.GroupNorm(num_groups=groups, dtype=dtype)(x))
+  norm = nn.GroupNorm(
+    num_groups=math.gcd(x.shape[-1], _MAX_GROUPS),
+    dtype=dtype,
+    param_dtype=jnp.promote_types(dtype, jnp.float32),
+  )
+  return nn.silu(norm(x))
