@@ -16,7 +16,8 @@ same way PyTorch-VAE's weight_decay is D/2 = 6,144 times as much here. The
 article's loss is val/mse + 0.00025 · val/kl.
 
 On 2,400 real grey faces in CelebA's layout (channels=1, beta=0.512) it reaches
-0.0155 ± 0.0002 in the article's units after 20 epochs (three seeds; README.md).
+0.0155 ± 0.0002 in the article's units after 20 epochs, over three seeds
+(docs/article.md).
 """
 
 from configs import default

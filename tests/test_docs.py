@@ -209,3 +209,15 @@ def test_readme_is_short_and_its_pictures_exist():
   assert len(text.splitlines()) <= 200
   pictures = re.findall(r'!\[[^]]*\]\(([^)]+)\)', text)
   assert pictures and all((ROOT / path).is_file() for path in pictures)
+
+
+def test_architecture_names_every_module():
+  text = (ROOT / 'docs/architecture.md').read_text()
+  named = set(re.findall(r'`([\w/]+\.py)`', text))
+  packages = ('data', 'evaluation', 'runs', 'sweeps', 'vae')
+  modules = [
+    *ROOT.glob('*.py'),
+    *(path for name in packages for path in ROOT.glob(f'{name}/**/*.py')),
+  ]
+  found = {str(p.relative_to(ROOT)) for p in modules if p.stem != '__init__'}
+  assert named == found
