@@ -38,7 +38,10 @@ def change_config(trained_run, workdir, change):
   ('change', 'match'),
   [
     (lambda model: model.update(prior='mixture'), "not fit this.*'prior'"),
-    (lambda model: model.update(latent_dim=7), 'do not go together: .* shape'),
+    (
+      lambda model: model.update(latent_dim=7),
+      r'does not fit its config: .*\[7, 128\]',
+    ),
   ],
 )
 def test_config_of_other_code_gets_one_line(

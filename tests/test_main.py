@@ -274,10 +274,9 @@ def test_processes_of_other_configs_do_not_train_together(finished, tmp_path):
     )
     for i in range(2)
   ]
-  messages = 'another config;', 'config.objective.beta is 2.0'
-  for process, message in zip(processes, messages, strict=True):
+  for process in processes:
     code, _, err = finish(process)
-    assert code == 2 and err.count('\n') == 1 and message in err
+    assert code == 2 and err.count('\n') == 1 and 'different configs' in err
   assert not (tmp_path / 'w').exists()
 
 

@@ -45,6 +45,11 @@ def call(objective, model, variables, batch):
   return nn.apply(objective.__call__, model)(variables, batch)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def apply(model, variables, inputs, method='__call__'):
+  return model.apply(variables, inputs, method=method)
+
+
 def evaluate(objective, model=None, **changes):
   model = model or make_model()
   variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
@@ -54,13 +59,12 @@ def evaluate(objective, model=None, **changes):
 def test_metrics_are_the_elbo_and_its_parts():
   model = make_model(sigma=0.3, learn_sigma=True)
   variables, metrics = evaluate(elbo.Objective(2.5, num_samples=4), model)
-  bound = model.bind(variables)
-  posterior = bound.encode(IMAGES)
+  posterior = apply(model, variables, IMAGES, 'encode')
   mean, logvar = posterior.mean, posterior.logvar
   kl = 0.5 * np.sum(mean**2 + np.exp(logvar) - 1 - logvar, axis=-1)
   distortions, squares = [], []
   for z in posterior.sample(make_batch().keys, 4):
-    decoded = bound.decode(z).mean
+    decoded = apply(model, variables, z, 'decode').mean
     log_prob = stats.norm.logpdf(IMAGES, decoded, 0.3).sum(axis=(1, 2, 3))
     distortions.append(-log_prob)
     squares.append(np.mean((IMAGES - decoded) ** 2, axis=(1, 2, 3)))
@@ -82,7 +86,7 @@ def test_articles_autoencoder_and_loss_in_these_units():
   model, half_d = make_model(), 8 * 8 * 3 / 2
   objective = elbo.Objective(0.00025 * half_d, sample_posterior=False)
   variables, metrics = evaluate(objective, model)
-  decoded = model.apply(variables, IMAGES).mean
+  decoded = apply(model, variables, IMAGES).mean
   mse = np.mean((IMAGES - decoded) ** 2, axis=(1, 2, 3))
   np.testing.assert_allclose(metrics['mse'], mse, rtol=1e-5)
   article = mse + 0.00025 * metrics['kl']
@@ -95,7 +99,7 @@ def test_articles_autoencoder_and_loss_in_these_units():
 def test_elbo_of_codes_is_the_likelihood_less_the_log_of_their_number():
   model = fsq.Model(SHAPE, levels=(4, 3), channels=(4,), sigma=0.5)
   variables, metrics = evaluate(elbo.Objective(), model)
-  decoded = model.apply(variables, IMAGES).mean
+  decoded = apply(model, variables, IMAGES).mean
   log_prob = stats.norm.logpdf(IMAGES, decoded, 0.5).sum(axis=(1, 2, 3))
   # 4 × 4 positions of 12 codes each.
   np.testing.assert_allclose(

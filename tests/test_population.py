@@ -47,7 +47,11 @@ def run_epoch(trainer):
 
 @pytest.mark.parametrize(
   ('model', 'objective'),
-  [('conv', 'free_bits'), ('mlp', 'elbo'), ('residual', 'elbo')],
+  [
+    ('conv', 'free_bits'),
+    ('mlp', 'elbo'),
+    pytest.param('residual', 'elbo', marks=pytest.mark.slow),
+  ],
 )
 def test_padding_of_the_latent_dimension_changes_nothing(model, objective):
   config, data = make_config(model, objective), make_data()

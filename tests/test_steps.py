@@ -214,23 +214,6 @@ def test_every_example_counts_once_whatever_the_batch_size():
       assert value == pytest.approx(totals[0][name], rel=1e-6), name
 
 
-def test_stored_images_are_the_images_that_are_sent():
-  settings, host = make_settings(), splits.ArraySplit(PIXELS[:53])
-  results = []
-  for split in (host, splits.DeviceSplit(host)):
-    stored = splits.stored_images(split)
-    state, found = steps.create_state(PROGRAM, seed=0), []
-    for chunk in splits.train_chunks(split, 0, 0, 0, 8, 4, devices.Topology()):
-      state, metrics = train(
-        *(PROGRAM, state, settings, chunk.batches, chunk.num_batches),
-        stored=stored,
-      )
-      found.append(metrics['loss'])
-    found += evaluate(PROGRAM, state, settings, split, 8, 4)
-    results.append((found, state))
-  jax.tree.map(np.testing.assert_array_equal, *results)
-
-
 def ppca_log_likelihood(x, latent_dim):
   """Mean log-likelihood at the maximum; Tipping & Bishop 1999, equation 8."""
   count, dimensions = x.shape
