@@ -91,9 +91,7 @@ def _train(
   data = input_pipeline.load(config)
   stop.raise_if_received()
   first = jax.process_index() == 0
-  writer = (
-    metric_writer.MetricWriter(workdir) if first else progress.NullWriter()
-  )
+  writer = metric_writer.MetricWriter(workdir) if first else progress.Writer()
   with contextlib.closing(writer):
     train.train_and_evaluate(config, workdir, data, writer, stop)
 

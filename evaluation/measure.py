@@ -18,8 +18,6 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
-import importlib
-import importlib.util
 import types
 from typing import Any
 from typing import NamedTuple
@@ -32,6 +30,7 @@ from runs.progress import track
 from vae import devices
 from vae import numerics
 from vae import randomness
+from vae import registry
 from vae import splits
 from vae import steps
 from vae.errors import UserError
@@ -248,18 +247,7 @@ def encode(
 
 def find(name: str) -> types.ModuleType:
   """The evaluator of a name; raises UserError if there is none."""
-  path = f'evaluation.{name}' if name in GROUPS else name
-  try:
-    found = importlib.util.find_spec(path)
-  except (ImportError, ValueError):
-    found = None
-  module = found and importlib.import_module(path)
-  if not hasattr(module, 'evaluate'):
-    raise UserError(
-      f'--metrics: there is no {name}; there are {", ".join(GROUPS)}, and '
-      'modules on PYTHONPATH that have evaluate(context, results).'
-    )
-  return module
+  return registry.find_module('evaluation', name, 'evaluate')
 
 
 def measure(

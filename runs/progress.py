@@ -59,9 +59,6 @@ class Writer:
     """Waits until everything is written."""
 
 
-NullWriter = Writer
-
-
 @dataclasses.dataclass(frozen=True)
 class Schedule:
   """The steps at which a run is logged and validated, and ends.

@@ -150,15 +150,13 @@ def check_data(
 
 @contextlib.contextmanager
 def _writing_errors(folder: epath.Path, flag: str) -> Iterator[None]:
-  """Turns any error of a file system, gs:// included, into a WriteError."""
+  """Turns errors of a disk or a bucket into a WriteError."""
   try:
     yield
-  except UserError:
-    raise
-  except Exception as error:
-    reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
+  except OSError as error:
     raise WriteError(
-      f'{flag}={folder} cannot be written ({reason}); name a folder that can.'
+      f'{flag}={folder} cannot be written ({error.strerror or error}); name a '
+      'folder that can.'
     ) from error
 
 

@@ -146,7 +146,7 @@ def small_config(celeba_dir):
   return make_small_config(celeba_dir)
 
 
-class Rows(progress.NullWriter):
+class Rows(progress.Writer):
   """A writer that keeps the rows, without the speed, and takes them back."""
 
   def __init__(self, rows=()):

@@ -79,7 +79,7 @@ def test_a_source_of_ones_own_is_a_module(tmp_path, monkeypatch, small_config):
   schema.validate(small_config)
   images = input_pipeline.load(small_config)
   state = train.train_and_evaluate(
-    small_config, tmp_path / 'run', images, progress.NullWriter()
+    small_config, tmp_path / 'run', images, progress.Writer()
   )
   assert int(state.step) == 5
   # Its pixels are resized as any others.

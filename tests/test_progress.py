@@ -20,7 +20,7 @@ class Clock:
     monkeypatch.setattr(time, 'monotonic', lambda: self.now)
 
 
-class ListWriter(progress.NullWriter):
+class ListWriter(progress.Writer):
   """A writer that keeps the rows."""
 
   def __init__(self):

@@ -1,33 +1,36 @@
-"""Classes by the names that configs give: a model, an objective.
+"""Modules by the names that configs and flags give, and settings of classes.
 
 A name is that of a module in a package of this project, or of any other module
 that can be imported, such as a file beside main.py.
 """
 
-from collections.abc import Iterable
 import dataclasses
 import importlib
 import importlib.util
-import pkgutil
+import pathlib
+import re
+import types
 from typing import Any
 from typing import get_type_hints
 
 from vae.errors import UserError
 
 
-def find(
-  package: str, name: str, attribute: str, names: Iterable[str] = ()
-) -> Any:
-  """Finds a module by name, and returns its `attribute`.
+def find(package: str, name: str, attribute: str) -> Any:
+  """Finds a module by name, and returns its `attribute`; see `find_module`."""
+  return getattr(find_module(package, name, attribute), attribute)
+
+
+def find_module(package: str, name: str, attribute: str) -> types.ModuleType:
+  """Finds a module by name.
 
   Args:
     package: such as `vae.models`, searched first.
     name: of a module in the package, or of one on `sys.path`.
-    attribute: of the module.
-    names: those of the package to list in the message; by default all.
+    attribute: that the module must have.
 
   Raises:
-    UserError: if there is no such module, or it has no such attribute.
+    UserError: if there is no such module, or it lacks the attribute.
   """
   for path in (f'{package}.{name}', name):
     try:
@@ -40,12 +43,15 @@ def find(
         raise UserError(
           f'{module.__file__} has no {attribute}; docs/extending.md shows one.'
         )
-      return getattr(module, attribute)
-  own = importlib.import_module(package).__path__
-  names = ', '.join(names or (m.name for m in pkgutil.iter_modules(own)))
+      return module
+  names = []
+  for place in map(pathlib.Path, importlib.import_module(package).__path__):
+    for path in sorted(place.glob('*.py')):
+      if re.search(rf'^(class|def) {attribute}\b', path.read_text(), re.M):
+        names.append(path.stem)
   raise UserError(
-    f'{package} has no {name!r}; it has {names}, and a module of your own must '
-    'be on PYTHONPATH.'
+    f'{package} has no {name!r}; it has {", ".join(names)}, and a module of '
+    'your own must be on PYTHONPATH.'
   )
 
 
