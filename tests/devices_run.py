@@ -90,7 +90,7 @@ def run_topology(config, num_devices, num_steps):
       for name in ('loss', 'grad_norm'):
         found[name] += metrics[name][:num_steps].tolist()
   leaves = jax.device_get(jax.tree.leaves(state.collections))
-  return found | {'statistics': np.concatenate(leaves).tolist()}
+  return found | {'statistics': np.concatenate([[], *leaves]).tolist()}
 
 
 def train_by(trainer, num_steps):
@@ -169,14 +169,14 @@ class Saved:
 
 def main():
   results = {}
-  for dtype, objective, num_steps, counts in (
-    ('float64', 'elbo', 20, (1, 4, 8)),
-    ('float64', 'free_bits', 10, (1, 4)),
-    ('float32', 'elbo', 1, (1, 8)),
+  for dtype, objective, model, num_steps, counts in (
+    ('float64', 'elbo', 'conv', 20, (1, 4, 8)),
+    ('float64', 'free_bits', 'mlp', 10, (1, 4)),
+    ('float32', 'elbo', 'conv', 1, (1, 8)),
   ):
     with numerics.fixed(dtype):
       results[f'{dtype} {objective}'] = [
-        run_topology(make_config(dtype, objective), count, num_steps)
+        run_topology(make_config(dtype, objective, model), count, num_steps)
         for count in counts
       ]
   with numerics.fixed('float64'):
