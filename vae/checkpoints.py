@@ -8,6 +8,7 @@ disks and in buckets, where nothing can be renamed.
 from collections.abc import Callable
 from collections.abc import Mapping
 import contextlib
+import functools
 import logging
 import math
 import sys
@@ -223,6 +224,7 @@ class CheckpointWriter:
     # Orbax's threads log a traceback of what is warned of in a line.
     for name in ('absl', 'asyncio'):
       logging.getLogger(name).addFilter(_is_not_of_orbax)
+    _hide_late_failures()
 
   def __enter__(self):
     return self
@@ -357,6 +359,22 @@ def _reason(error: BaseException) -> str:
       return cause.strerror
     cause = cause.__cause__ or cause.__context__
   return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+
+
+@functools.cache
+def _hide_late_failures() -> None:
+  """Silences the writes that end after Orbax's event loop.
+
+  Once one array cannot be written Orbax closes the loop; TensorStore prints a
+  traceback for each of the others.
+  """
+  previous = sys.unraisablehook
+
+  def hook(unraisable):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      previous(unraisable)
+
+  sys.unraisablehook = hook
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
