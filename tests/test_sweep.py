@@ -322,7 +322,7 @@ def test_search_prunes_points(finished, tmp_path):
     ),
     (['--beta=1', '--storage=mysql://x'], 'is not a supported database'),
     ([], 'there is nothing to vary'),
-    (['--latent_dim=2,1000000000'], 'model.latent_dim=1000000000'),
+    (['--latent_dim=2,1000000000'], 'parameters, and with config.'),
     (['--beta=1', '--config.data.dir=/nowhere'], '/nowhere'),
   ],
 )
