@@ -134,11 +134,11 @@ def other_data(run):
   [
     (no_checkpoint, (), 'checkpoints holds no complete checkpoint'),
     (truncated, (), 'cannot be restored'),
-    (other_shapes, (), 'has the shape .* the config asks for'),
+    (other_shapes, (), 'the checkpoint does not fit its config'),
     (None, ('--checkpoint=7',), 'no checkpoint 7; there are best, last'),
     (None, ('--split=best',), '--split=best'),
     (other_data, (), 'a run on other data'),
-    (None, ('--metrics=elbo',), 'no elbo; there are bounds, reconstruction'),
+    (None, ('--metrics=elbo',), "no 'elbo'; it has bounds, fid, labels"),
     (None, ('--inception_weights=gone.tgz',), 'gone.tgz cannot be used'),
     (None, ('--data_dir=gone',), 'gone; there is no such folder'),
     (None, ('--output=/dev/null/x',), '--output=/dev/null/x cannot be written'),

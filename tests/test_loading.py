@@ -84,6 +84,7 @@ def test_methods_are_the_models_whatever_the_number_of_rows(
   posterior = bound.encode(images / np.float32(255))
   decoded = np.clip(bound.decode(posterior.mean).mean, 0, 1)
   precisions, encode = [], loading._encode
+  before = encode._cache_size()
 
   def spy(*args):
     precisions.append(jax.config.jax_default_matmul_precision)
@@ -98,7 +99,7 @@ def test_methods_are_the_models_whatever_the_number_of_rows(
     )
   # All in float32, and with one compiled program.
   assert found[0].mean.dtype == np.float32 and set(precisions) == {'highest'}
-  assert encode._cache_size() == 1
+  assert encode._cache_size() <= before + 1
   same = model.encode(images / 255)
   np.testing.assert_allclose(same.mean, posterior.mean, atol=1e-5)
 

@@ -163,9 +163,7 @@ class TrainedVAE:
 
   def sample_latents(self, num_latents: int, seed: int = 0) -> np.ndarray:
     """Draws of z from the prior, [num_latents, *latent_shape]."""
-    keys = _keys(randomness.sample_key(seed), num_latents)
-    with numerics.fixed('float32'):
-      return np.asarray(self.prior.sample(keys)[0])
+    return _draw(self.prior, randomness.sample_key, seed, num_latents)
 
   def reconstruct(
     self, images: np.ndarray, seed: int | None = None
@@ -182,9 +180,8 @@ class TrainedVAE:
     posterior = self.encode(images)
     if seed is None:
       return self.decode(posterior.mean)
-    keys = _keys(randomness.measure_key(seed), len(images))
-    with numerics.fixed('float32'):
-      return self.decode(posterior.sample(keys)[0])
+    z = _draw(posterior, randomness.measure_key, seed, len(images))
+    return self.decode(z)
 
   def _check_images(self, images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
@@ -221,9 +218,16 @@ class TrainedVAE:
     )
 
 
-def _keys(key: jax.Array, num_keys: int) -> jax.Array:
+def _draw(
+  distribution: Any,
+  key_of_seed: Callable[[int], jax.Array],
+  seed: int,
+  count: int,
+) -> np.ndarray:
+  """A draw for each of `count` images, by its position."""
   with numerics.fixed('float32'):
-    return randomness.example_keys(key, jnp.arange(num_keys))
+    keys = randomness.example_keys(key_of_seed(seed), jnp.arange(count))
+    return np.asarray(distribution.sample(keys)[0])
 
 
 @functools.partial(jax.jit, static_argnums=0)

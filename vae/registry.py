@@ -44,11 +44,13 @@ def find_module(package: str, name: str, attribute: str) -> types.ModuleType:
           f'{module.__file__} has no {attribute}; docs/extending.md shows one.'
         )
       return module
-  names = []
-  for place in map(pathlib.Path, importlib.import_module(package).__path__):
-    for path in sorted(place.glob('*.py')):
-      if re.search(rf'^(class|def) {attribute}\b', path.read_text(), re.M):
-        names.append(path.stem)
+  (folder,) = importlib.import_module(package).__path__
+  pattern = re.compile(rf'^(class|def) {attribute}\b', re.M)
+  names = [
+    path.stem
+    for path in sorted(pathlib.Path(folder).glob('[!_]*.py'))
+    if pattern.search(path.read_text())
+  ]
   raise UserError(
     f'{package} has no {name!r}; it has {", ".join(names)}, and a module of '
     'your own must be on PYTHONPATH.'
