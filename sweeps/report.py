@@ -1,5 +1,8 @@
 """The results of a sweep in its workdir: a page, a table, an HParams view."""
 
+import runs  # noqa: F401 (Sets the environment of TensorFlow.)
+
+# isort: split
 import math
 import pathlib
 import tempfile

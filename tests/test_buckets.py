@@ -152,7 +152,7 @@ def test_failures_are_os_errors_with_a_reason(
 
 
 def test_failed_requests_are_retried(server, workdir):
-  server.set_faults(unavailable=0.3, writes_per_second=100)
+  server.set_faults(unavailable=0.1, writes_per_second=100)
   for number in range(20):
     for _ in range(2):
       (workdir / 'a').write_text(str(number))

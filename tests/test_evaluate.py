@@ -175,7 +175,7 @@ def test_other_data_that_is_named_is_noted(trained_run, data):
     path.write_text(path.read_text().replace(old.name, new))
   code, out, _ = evaluate(*flags)
   assert code == 2
-  assert re.search('note: .* other data: .* those of train have', out), out
+  assert re.search('note: .* other data: train_names was', out), out
   # Its results replace no others.
   folders = [path.name for path in (trained_run / 'evaluation').iterdir()]
   pattern = r'test_15_labels_data_dir=[0-9a-f]{12}'

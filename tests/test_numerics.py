@@ -41,7 +41,9 @@ def test_switches_change_no_bit_of_a_run(tmp_path):
       start(tmp_path / 'plain', num_epochs),
       start(tmp_path / 'switched', num_epochs, **switches),
     ]
-    plain, switched = (json.loads(p.communicate()[0]) for p in processes)
+    plain, switched = (
+      json.loads(p.communicate()[0].splitlines()[-1]) for p in processes
+    )
     assert plain == switched
     assert plain['steps'] == [5 * num_epochs] * 2
 

@@ -41,7 +41,7 @@ def test_values_have_the_type_of_their_setting(key, text, expected):
     ('objective.beta', '-1', 'it must be at least 0'),
     ('model.latent_dim', '1.5', 'config.model.latent_dim is 1.5'),
     ('model.learn_sigma', 'maybe', "config.model.learn_sigma is 'maybe'"),
-    ('model.hidden_channels', '8', 'a tuple of whole numbers'),
+    ('model.hidden_channels', '8', 'it must be a tuple'),
     ('objective.betta', '1', 'config.objective.betta: there is no such key'),
     ('objective.beta', '3:1', 'LOW less than HIGH'),
     ('objective.beta', '0:1:log', 'above 0 with :log'),
