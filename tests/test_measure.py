@@ -284,7 +284,14 @@ def test_evaluator_from_elsewhere_needs_a_file_alone(
   assert passes == ['highest']
 
 
-@pytest.mark.parametrize('name', ['elbo', 'json', '..', 'a b'])
-def test_unknown_evaluator_is_refused(name):
-  with pytest.raises(UserError, match='there are bounds, reconstruction'):
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('elbo', "no 'elbo'; it has bounds, fid, labels, posterior, recon"),
+    ('..', 'it has bounds, fid, labels, posterior, reconstruction'),
+    ('json', 'json/__init__.py has no evaluate'),
+  ],
+)
+def test_unknown_evaluator_is_refused(name, message):
+  with pytest.raises(UserError, match=message):
     measuring.find(name)
