@@ -208,3 +208,12 @@ def inception_file(tmp_path_factory):
   graph = test_fid.make_graph(side=21).SerializeToString()
   path.write_bytes(test_fid.pack(graph))
   return path
+
+
+@pytest.fixture(scope='module')
+def running():
+  """A bucket server that all clients of this process are sent to."""
+  from tests import bucket_server
+
+  with bucket_server.serve() as server, bucket_server.clients_sent_to(server):
+    yield server

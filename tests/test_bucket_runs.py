@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from tests import bucket_server
 from tests.celeba_builder import CelebA
 from tests.ports import free_port
 from tests.preloaded import run
@@ -25,15 +24,6 @@ PERMISSIONS = {
   f'storage.objects.{action}'
   for action in ('create', 'delete', 'get', 'list', 'update')
 }
-
-
-@pytest.fixture(scope='module')
-def running():
-  with (
-    bucket_server.serve() as server,
-    bucket_server.clients_sent_to(server),
-  ):
-    yield server
 
 
 @pytest.fixture

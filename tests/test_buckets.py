@@ -20,7 +20,6 @@ from data import folder as folders
 from data.encoded import SPLITS
 from runs import metric_writer
 from runs import workdirs
-from tests import bucket_server
 from tests.conftest import make_small_config
 from tests.conftest import ROOT
 from tests.test_checkpoints import assert_same
@@ -32,15 +31,6 @@ from vae import paths
 from vae.checkpoints import Checkpoints
 from vae.checkpoints import CheckpointWriter
 from vae.errors import UserError
-
-
-@pytest.fixture(scope='module')
-def running():
-  with (
-    bucket_server.serve() as server,
-    bucket_server.clients_sent_to(server),
-  ):
-    yield server
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 
 from runs import processes
 from runs import workdir_lock
-from tests import bucket_server
 from tests.conftest import ROOT
 from vae import paths
 from vae.errors import UserError
@@ -63,15 +62,6 @@ def try_to_hold(workdir):
 def kill(process):
   process.kill()
   process.wait()
-
-
-@pytest.fixture(scope='module')
-def running():
-  with (
-    bucket_server.serve() as server,
-    bucket_server.clients_sent_to(server),
-  ):
-    yield server
 
 
 @pytest.fixture

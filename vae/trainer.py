@@ -27,7 +27,7 @@ _MAX_BYTES = 64_000_000
 
 # Batches of a dispatch of the validation, at most, and dispatches ahead of one.
 _MAX_EVAL_BATCHES = 10
-EVAL_AHEAD = 2
+_EVAL_AHEAD = 2
 
 # Images that a TPU computes side by side, as XLA lays a batch along its lanes.
 _TPU_LANES = 128
@@ -175,7 +175,7 @@ class Trainer:
     dispatched: collections.deque[steps.Metrics] = collections.deque()
     for chunk, start in self.eval_chunks():
       # The devices have a few chunks of images before them, and no more.
-      if len(dispatched) > EVAL_AHEAD:
+      if len(dispatched) > _EVAL_AHEAD:
         jax.block_until_ready(dispatched.popleft())
       dispatched.append(self.evaluate(chunk, start))
       yield dispatched[-1]

@@ -12,6 +12,8 @@ reconstructs or measures calls
 `vae.models.base.VAE` has these for networks with one latent.
 """
 
+import functools
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -54,6 +56,11 @@ def from_config(config, axis_name: str | None = None) -> nn.Module:
 
 def check(config) -> None:
   """Raises ValueError if a model cannot take its settings; computes nothing."""
-  model = from_config(config)
+  _check(from_config(config))
+
+
+# The points of a sweep share a few models, and tracing one takes half a second.
+@functools.lru_cache(maxsize=64)
+def _check(model: nn.Module) -> None:
   images = jnp.zeros((1, *model.image_shape))
   jax.eval_shape(lambda key: model.init(key, images), jax.random.key(0))
