@@ -14,10 +14,8 @@ from absl import flags
 import jax
 import numpy as np
 
-from evaluation import measure
-from evaluation import output
-from runs import command_line
-from runs import run_flags
+from evaluation import measure, output
+from runs import command_line, run_flags
 from vae.errors import UserError
 
 flags.adopt_module_key_flags(run_flags)

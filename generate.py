@@ -19,14 +19,9 @@ from absl import flags
 from etils import epath
 import numpy as np
 
-from evaluation import measure
-from evaluation import plots
-from evaluation import posterior
-from evaluation import reconstruction
-from runs import command_line
-from runs import run_flags
-from vae import figures
-from vae import splits
+from evaluation import measure, plots, posterior, reconstruction
+from runs import command_line, run_flags
+from vae import figures, splits
 from vae.errors import UserError
 from vae.loading import TrainedVAE
 

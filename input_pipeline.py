@@ -6,8 +6,7 @@ comes as indices (`vae.splits`), and random changes of an image are part of the
 training step.
 """
 
-from collections.abc import Collection
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 import dataclasses
 import functools
 import math
@@ -19,17 +18,12 @@ import data as sources
 import numpy as np
 import tensorflow as tf
 
-from data import encoded
-from data import image_files
+from data import encoded, image_files
 from data.decoded import DecodedStore
-from data.encoded import EncodedSplit
-from data.encoded import SPLITS
+from data.encoded import EncodedSplit, SPLITS
 from data.image_files import Crop
-from runs import memory
-from runs import progress
-from runs import schema
-from vae import devices
-from vae import splits
+from runs import memory, progress, schema
+from vae import devices, splits
 from vae.errors import UserError
 
 # The accelerators are JAX's alone.

@@ -16,13 +16,8 @@ from etils import epath
 import jax
 import ml_collections
 
-from runs import command_line
-from runs import processes
-from runs import schema
-from runs import workdir_lock
-from runs import workdirs
-from vae import devices
-from vae import paths
+from runs import command_line, processes, schema, workdir_lock, workdirs
+from vae import devices, paths
 from vae.errors import UserError
 
 command_line.define_config('configs/faces.py')
@@ -82,8 +77,7 @@ def _train(
 ) -> None:
   # TensorFlow takes seconds to load, and is not needed to report a mistake.
   import input_pipeline
-  from runs import metric_writer
-  from runs import progress
+  from runs import metric_writer, progress
   import train
 
   # A library may have swallowed the exception of a signal.

@@ -23,15 +23,11 @@ import optuna
 import sqlalchemy
 
 from evaluation import measure
-from runs import command_line
-from runs import processes
-from runs import schema
-from runs import workdirs
+from runs import command_line, processes, schema, workdirs
 from sweeps import points
 from sweeps import study as studies
 from sweeps.points import Axes
-from vae import devices
-from vae import paths
+from vae import devices, paths
 from vae.checkpoints import Checkpoints
 from vae.errors import UserError
 

@@ -7,8 +7,7 @@ the step after it are finite, as only they prove that its state is good.
 """
 
 import collections
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -22,19 +21,11 @@ import ml_collections
 import numpy as np
 
 from runs import progress as progress_lib
-from runs import schema
-from runs import workdirs
-from runs.divergence import Divergence
-from runs.divergence import is_finite
+from runs import schema, workdirs
+from runs.divergence import Divergence, is_finite
 from runs.progress import Schedule
-from vae import checkpoints
-from vae import devices
-from vae import numerics
-from vae import optimizers
-from vae import splits
-from vae import steps
-from vae.checkpoints import Checkpoints
-from vae.checkpoints import CheckpointWriter
+from vae import checkpoints, devices, numerics, optimizers, splits, steps
+from vae.checkpoints import Checkpoints, CheckpointWriter
 from vae.errors import UserError
 from vae.population import Population
 from vae.trainer import Trainer

@@ -21,8 +21,7 @@ Each platform has a process of its own, and all run at the same time. Exits with
 """
 
 import argparse
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import itertools
 import json
@@ -40,13 +39,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 import numpy as np
 
-from benchmarks import end_to_end
-from benchmarks import jax_vae
-from benchmarks import results
+from benchmarks import end_to_end, jax_vae, results
 from runs import progress
 import train
-from vae import numerics
-from vae import splits
+from vae import numerics, splits
 from vae.trainer import Trainer
 
 # dtype and precision of products: largest relative difference of the loss at

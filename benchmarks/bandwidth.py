@@ -6,8 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from vae import models
-from vae import steps
+from vae import models, steps
 
 
 def minimum_bytes(config, batch_size: int, dtype: str, fused: bool) -> int:

@@ -20,14 +20,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from benchmarks import end_to_end
-from benchmarks import jax_vae
-from benchmarks import results
+from benchmarks import end_to_end, jax_vae, results
 from runs import metric_writer
 from tests import bucket_server
 import train
-from vae import paths
-from vae import splits
+from vae import paths, splits
 
 
 class _TimedWriter(metric_writer.MetricWriter):

@@ -18,11 +18,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from benchmarks import jax_vae
-from benchmarks import results
-from benchmarks import rounds
-from configs import celeba
-from configs import faces
+from benchmarks import jax_vae, results, rounds
+from configs import celeba, faces
 from vae.checkpoints import CheckpointWriter
 from vae.trainer import Trainer
 

@@ -20,9 +20,7 @@ import sys
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks import jax_vae
-from benchmarks import results
-from benchmarks import rounds
+from benchmarks import jax_vae, results, rounds
 
 # XLA's flag for each setting; the others are compared with the first.
 _FLAG = '--xla_gpu_enable_command_buffer'

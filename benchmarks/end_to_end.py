@@ -49,15 +49,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 import numpy as np
 
-from benchmarks import jax_vae
-from benchmarks import loop_recorder
-from benchmarks import loop_summary
-from benchmarks import results
-from runs import progress
-from runs import schema
+from benchmarks import jax_vae, loop_recorder, loop_summary, results
+from runs import progress, schema
 import train
-from vae import splits
-from vae import steps
+from vae import splits, steps
 
 # The flags that are not given, by platform.
 _ON_ACCELERATOR = {'epochs': 3, **loop_summary.CELEBA}

@@ -24,14 +24,12 @@ import jax
 import numpy as np
 from PIL import Image
 
-from benchmarks import results
-from benchmarks import rounds
+from benchmarks import results, rounds
 from configs import celeba
 from data import cartoon_faces
 import input_pipeline
 from runs import schema
-from vae import devices
-from vae import splits
+from vae import devices, splits
 
 _STEPS_PER_CHUNK = 10
 

@@ -6,8 +6,7 @@ for an output of each.
 """
 
 import collections
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import functools
@@ -20,9 +19,7 @@ from unittest import mock
 import jax
 
 from runs import progress
-from vae import splits
-from vae import steps
-from vae import trainer
+from vae import splits, steps, trainer
 from vae.checkpoints import CheckpointWriter
 
 # Work of the devices.

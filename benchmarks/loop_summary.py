@@ -3,8 +3,7 @@
 import statistics
 from typing import Any
 
-from benchmarks import loop_recorder
-from benchmarks import results
+from benchmarks import loop_recorder, results
 
 CELEBA = {'num_examples': 162_770, 'num_validation': 19_867}
 

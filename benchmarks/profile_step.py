@@ -19,8 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 
-from benchmarks import jax_vae
-from benchmarks import results
+from benchmarks import jax_vae, results
 
 # Operations that enclose others of the same line.
 _ENCLOSING = ('while', 'call', 'conditional')

@@ -13,8 +13,7 @@ import sys
 
 import jax
 
-from vae import devices
-from vae import paths
+from vae import devices, paths
 from vae.errors import UserError
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch')

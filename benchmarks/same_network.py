@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import jax_vae
-from vae import models
-from vae import objectives
+from vae import models, objectives
 
 # Largest differences: absolute of the outputs, relative of the loss and of each
 # parameter's gradient (Euclidean norms). They are float32's rounding; gradients

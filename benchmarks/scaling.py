@@ -19,9 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 
-from benchmarks import jax_vae
-from benchmarks import results
-from benchmarks import rounds
+from benchmarks import jax_vae, results, rounds
 
 
 def main() -> None:

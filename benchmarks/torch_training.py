@@ -21,8 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import torch_vae
 import input_pipeline
-from runs import command_line
-from runs import schema
+from runs import command_line, schema
 
 command_line.define_config('configs/celeba.py')
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'One run each.')

@@ -24,8 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import jax_vae
-from benchmarks import rounds
+from benchmarks import jax_vae, rounds
 
 WORDS = (
   'eager',

@@ -11,8 +11,7 @@ cycles.
 
 import argparse
 import collections
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import importlib.util
 import itertools
@@ -30,15 +29,9 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 
-from benchmarks import jax_vae
-from benchmarks import results
+from benchmarks import jax_vae, results
 from evaluation import bounds
-from vae import loading
-from vae import numerics
-from vae import population
-from vae import randomness
-from vae import splits
-from vae import steps
+from vae import loading, numerics, population, randomness, splits, steps
 
 PROGRAMS = ('train', 'eval', 'bound', 'sample', 'population')
 

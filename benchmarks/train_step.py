@@ -24,11 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 
-from benchmarks import bandwidth
-from benchmarks import jax_vae
-from benchmarks import results
-from benchmarks import rounds
-from benchmarks import same_network
+from benchmarks import bandwidth, jax_vae, results, rounds, same_network
 
 try:
   from benchmarks import torch_vae

@@ -11,8 +11,7 @@ import ml_collections
 
 from data.encoded import EncodedSplit
 from vae import registry
-from vae.errors import shown
-from vae.errors import UserError
+from vae.errors import shown, UserError
 
 
 def find(data: ml_collections.ConfigDict) -> dict[str, EncodedSplit]:

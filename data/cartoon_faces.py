@@ -9,13 +9,11 @@ import io
 import math
 
 import numpy as np
-from PIL import Image
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 import tensorflow_datasets as tfds
 
 from data.encoded import EncodedSplit
-from data.tfds import make_splits
-from data.tfds import prepare
+from data.tfds import make_splits, prepare
 
 WIDTH, HEIGHT = 178, 218
 

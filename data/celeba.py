@@ -11,15 +11,10 @@ from etils import epath
 import numpy as np
 
 from data import tfds
-from data.encoded import EncodedSplit
-from data.encoded import FileSplit
-from data.encoded import is_hidden
-from data.encoded import some
-from data.encoded import SPLITS
+from data.encoded import EncodedSplit, FileSplit, is_hidden, some, SPLITS
 from data.folder import existing_folder
 from runs import progress
-from vae.errors import shown
-from vae.errors import UserError
+from vae.errors import shown, UserError
 from vae.splits import Labels
 
 # Places of the images and the lists, relative to the unpacked archive.

@@ -1,8 +1,6 @@
 """Images of a split before they are decoded: in files or in memory."""
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 import hashlib
 import os
 import sys

@@ -1,8 +1,7 @@
 """A folder of images: its splits and its classes, by the names alone."""
 
 import collections
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import functools
 import hashlib
 import os
@@ -11,14 +10,10 @@ from etils import epath
 import numpy as np
 
 from data import image_files
-from data.encoded import EncodedSplit
-from data.encoded import FileSplit
-from data.encoded import is_hidden
-from data.encoded import SPLITS
+from data.encoded import EncodedSplit, FileSplit, is_hidden, SPLITS
 from runs import progress
 from vae import paths
-from vae.errors import shown
-from vae.errors import UserError
+from vae.errors import shown, UserError
 from vae.splits import Labels
 
 # Names of folders at the top, in lower case, and the split that each holds.

@@ -5,12 +5,10 @@ import io
 
 from etils import epath
 import numpy as np
-from PIL import Image
-from PIL import ImageOps
+from PIL import Image, ImageOps
 import tensorflow as tf
 
-from vae.errors import shown
-from vae.errors import UserError
+from vae.errors import shown, UserError
 
 # Version of `Crop.decode`: raised when it makes other pixels, so that decoded
 # images on disk are not taken for them.

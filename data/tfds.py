@@ -1,7 +1,6 @@
 """Image data sets of TFDS, by name and split expressions."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import os
 import socket
 import tempfile
@@ -12,17 +11,17 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data.encoded import digest
-from data.encoded import EncodedSplit
-from data.encoded import files_digest
-from data.encoded import is_hidden
-from data.encoded import MemorySplit
-from data.encoded import SPLITS
-from runs import progress
-from runs import workdirs
+from data.encoded import (
+  digest,
+  EncodedSplit,
+  files_digest,
+  is_hidden,
+  MemorySplit,
+  SPLITS,
+)
+from runs import progress, workdirs
 from vae import paths
-from vae.errors import shown
-from vae.errors import UserError
+from vae.errors import shown, UserError
 from vae.splits import Labels
 
 # A server of TFDS's, which stands for the network.

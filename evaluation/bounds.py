@@ -15,10 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluation import reconstruction
-from vae import devices
-from vae import distributions
-from vae import randomness
-from vae import steps
+from vae import devices, distributions, randomness, steps
 
 _NATS, _BITS = 'nats per image', 'bits per dimension'
 _OPTIMAL = 'the optimal σ, which is fitted to the same images'

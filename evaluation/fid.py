@@ -32,10 +32,7 @@ import numpy as np
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.util import tensor_util
 
-from vae import devices
-from vae import figures
-from vae import paths
-from vae import splits
+from vae import devices, figures, paths, splits
 from vae.errors import UserError
 
 URL = (

@@ -5,8 +5,7 @@ generating factor, or an attribute. A factor with a single value in either part
 cannot be scored: it is NaN, and left out of every mean.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
-from sklearn.utils.parallel import delayed
-from sklearn.utils.parallel import Parallel
+from sklearn.utils.parallel import delayed, Parallel
 
-from evaluation.measure import MAX_FITTED
-from evaluation.measure import Null
+from evaluation.measure import MAX_FITTED, Null
 from vae import splits
 
 NUM_BINS = 20

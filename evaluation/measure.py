@@ -13,26 +13,19 @@ a reason if the group cannot be measured. `GROUPS` are modules of this package;
 any other name is a module on `sys.path`.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import functools
 import types
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from evaluation import reconstruction
 from runs.progress import track
-from vae import devices
-from vae import numerics
-from vae import randomness
-from vae import registry
-from vae import splits
-from vae import steps
+from vae import devices, numerics, randomness, registry, splits, steps
 from vae.errors import UserError
 from vae.loading import TrainedVAE
 
@@ -301,8 +294,7 @@ def summarise(
   With few draws of z; batch size and seed of the settings count, its groups do
   not. Without sampling (a plain autoencoder) the bounds mean little.
   """
-  from evaluation import bounds
-  from evaluation import posterior
+  from evaluation import bounds, posterior
 
   context = Context(trained, split, settings)
   results = Measurements(split.num_examples)

@@ -7,12 +7,9 @@ import tempfile
 from etils import epath
 import numpy as np
 
-from evaluation import html_page
-from evaluation import plots
-from evaluation import posterior
+from evaluation import html_page, plots, posterior
 from evaluation.measure import Measurements
-from vae import figures
-from vae import paths
+from vae import figures, paths
 from vae.loading import TrainedVAE
 
 METRICS = 'metrics.json'

@@ -6,13 +6,14 @@ failure; it shows in a dimension's KL and in how little its mean moves.
 
 import numpy as np
 
-from evaluation.aggregate_posterior import draw
-from evaluation.aggregate_posterior import fit_mixture
-from evaluation.aggregate_posterior import gaussian_total_correlation
-from evaluation.aggregate_posterior import shares_in_holes
-from evaluation.aggregate_posterior import split_rate
-from evaluation.measure import MAX_FITTED
-from evaluation.measure import Null
+from evaluation.aggregate_posterior import (
+  draw,
+  fit_mixture,
+  gaussian_total_correlation,
+  shares_in_holes,
+  split_rate,
+)
+from evaluation.measure import MAX_FITTED, Null
 from vae import splits
 
 # A dimension is active if its mean's variance over the images exceeds this;

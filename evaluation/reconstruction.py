@@ -14,10 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import devices
-from vae import distributions
-from vae import randomness
-from vae import steps
+from vae import devices, distributions, randomness, steps
 
 # Draws of z per image for the expectations under the posterior. The error of
 # their mean over a split is far below that of the choice of images.

@@ -1,8 +1,6 @@
 """Flags, config files, and errors in one line."""
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import hashlib
 import os
@@ -14,19 +12,14 @@ import sys
 import traceback
 import warnings
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 import jax
 import ml_collections
 from ml_collections import config_flags
 
-from runs import memory
-from runs import processes
-from runs import schema
+from runs import memory, processes, schema
 from vae import paths
-from vae.errors import shown
-from vae.errors import UserError
+from vae.errors import shown, UserError
 
 _SCRIPTS = pathlib.Path(__file__).resolve().parent.parent
 

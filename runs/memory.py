@@ -8,8 +8,7 @@ import jax
 import ml_collections
 import psutil
 
-from vae import devices
-from vae import steps
+from vae import devices, steps
 from vae.errors import UserError
 
 # The limits of containers and services on Linux, and the process's own group.

@@ -1,7 +1,6 @@
 """A run's metrics in TensorBoard, through clu, and in `metrics.jsonl`."""
 
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import json
 import os

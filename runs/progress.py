@@ -1,8 +1,6 @@
 """Progress and metrics of runs in training, and of long passes over images."""
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses

@@ -6,13 +6,8 @@ import re
 from absl import flags
 from etils import epath
 
-from runs import command_line
-from runs import schema
-from runs import workdirs
-from vae import devices
-from vae import loading
-from vae import paths
-from vae import splits
+from runs import command_line, schema, workdirs
+from vae import devices, loading, paths, splits
 from vae.errors import UserError
 from vae.loading import TrainedVAE
 

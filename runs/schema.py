@@ -5,8 +5,7 @@ fields of the class of that name, which checks their values. All others are
 those of configs/default.py, and `RULES` checks their values.
 """
 
-from collections.abc import Iterable
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import difflib
 import math
@@ -19,10 +18,8 @@ import ml_collections
 
 from configs import default
 from runs import memory
-from vae import models
-from vae import objectives
-from vae.errors import shown
-from vae.errors import UserError
+from vae import models, objectives
+from vae.errors import shown, UserError
 
 # The groups whose keys are the fields of a class.
 _CLASSES = {'model': models, 'objective': objectives}

@@ -1,7 +1,6 @@
 """One run at a time in a workdir."""
 
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 import datetime
 import email.utils
@@ -20,8 +19,7 @@ import fsspec
 
 from runs import processes
 from vae import paths
-from vae.errors import UserError
-from vae.errors import WriteError
+from vae.errors import UserError, WriteError
 
 _FILENAME = 'lock.json'
 

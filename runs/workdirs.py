@@ -12,12 +12,8 @@ from etils import epath
 import ml_collections
 
 from runs import schema
-from vae import checkpoints
-from vae import loading
-from vae import numerics
-from vae import paths
-from vae.errors import UserError
-from vae.errors import WriteError
+from vae import checkpoints, loading, numerics, paths
+from vae.errors import UserError, WriteError
 
 _DATA = 'data.json'
 _ENVIRONMENT = 'environment.json'

@@ -4,8 +4,7 @@ import textwrap
 
 import adjustText
 import matplotlib
-from matplotlib import patheffects
-from matplotlib import ticker
+from matplotlib import patheffects, ticker
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,12 +13,9 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from evaluation import plots
-from evaluation import posterior
+from evaluation import plots, posterior
 from sweeps import points
-from sweeps.points import BETA
-from sweeps.points import Results
-from sweeps.points import SEED
+from sweeps.points import BETA, Results, SEED
 from vae import splits
 
 _MUTED, _FAINT, _MARKERS = '#667085', '#b9c2cf', 'osD^vPX*'

@@ -6,15 +6,10 @@ from etils import epath
 import ml_collections
 import numpy as np
 
-from evaluation import measure
-from evaluation import posterior
-from evaluation.measure import Measurements
-from evaluation.measure import Metric
+from evaluation import measure, posterior
+from evaluation.measure import Measurements, Metric
 from runs import metric_writer
-from vae import figures
-from vae import loading
-from vae import population
-from vae import splits
+from vae import figures, loading, population, splits
 
 # Pictures in a point's folder, and images in each.
 ORIGINALS = 'gallery/originals.png'

@@ -1,9 +1,7 @@
 """Points of a sweep: their settings, names, configs and results."""
 
 import ast
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import itertools
 import re
@@ -11,8 +9,7 @@ import re
 import ml_collections
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 import pandas as pd
 
 from runs import schema

@@ -11,11 +11,8 @@ from clu import metric_writers
 from etils import epath
 import pandas as pd
 
-from evaluation import html_page
-from evaluation import plots
-from sweeps import charts
-from sweeps import measuring
-from sweeps import points
+from evaluation import html_page, plots
+from sweeps import charts, measuring, points
 from sweeps.points import Results
 from vae import paths
 

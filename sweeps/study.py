@@ -8,9 +8,7 @@ goes on from its checkpoint, as its folder is named by the point. Of several
 trials of a point the last one counts.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import fcntl
@@ -22,22 +20,15 @@ import warnings
 
 import ml_collections
 import optuna
-from optuna.trial import FrozenTrial
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 import sqlalchemy
 
 from configs import default
-from runs import processes
-from runs import progress
-from runs import schema
+from runs import processes, progress, schema
 from sweeps import points
-from sweeps.points import Axes
-from sweeps.points import Point
-from sweeps.points import Results
-from sweeps.points import Values
+from sweeps.points import Axes, Point, Results, Values
 from vae import paths
-from vae.errors import UserError
-from vae.errors import WriteError
+from vae.errors import UserError, WriteError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)

@@ -14,23 +14,15 @@ from optuna.trial import TrialState
 
 from evaluation import measure
 import input_pipeline
-from runs import metric_writer
-from runs import progress
-from runs import workdir_lock
-from runs import workdirs
+from runs import metric_writer, progress, workdir_lock, workdirs
 from runs.processes import StopSignals
-from sweeps import measuring
-from sweeps import points
-from sweeps import report
-from sweeps.points import Point
-from sweeps.points import Results
-from sweeps.points import VALIDATION_METRICS
+from sweeps import measuring, points, report
+from sweeps.points import Point, Results, VALIDATION_METRICS
 from sweeps.study import Study
 import train
 from vae import splits
 from vae.checkpoints import Checkpoints
-from vae.errors import UserError
-from vae.errors import WriteError
+from vae.errors import UserError, WriteError
 
 _SECONDS_BETWEEN_POLLS = 2.0
 # The page takes seconds; the table is written after every point.

@@ -23,8 +23,7 @@ import pytest
 
 from configs import default
 from runs import progress
-from tests import bucket_server
-from tests import preloaded
+from tests import bucket_server, preloaded
 import train
 from vae import splits
 

@@ -11,11 +11,7 @@ import jax
 import numpy as np
 
 from tests.conftest import make_small_config
-from vae import devices
-from vae import numerics
-from vae import randomness
-from vae import splits
-from vae import steps
+from vae import devices, numerics, randomness, splits, steps
 from vae.errors import UserError
 from vae.population import Population
 from vae.trainer import Trainer

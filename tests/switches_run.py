@@ -12,9 +12,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from tests.conftest import make_data
-from tests.conftest import make_small_config
-from tests.conftest import Rows
+from tests.conftest import make_data, make_small_config, Rows
 import train
 from vae import loading
 

@@ -10,14 +10,16 @@ import sys
 import jax
 import pytest
 
-from benchmarks import accelerator_checks
-from benchmarks import bandwidth
-from benchmarks import jax_vae
-from benchmarks import loop_recorder
-from benchmarks import profile_step
-from benchmarks import rounds
-from benchmarks import same_network
-from benchmarks import tpu_compile
+from benchmarks import (
+  accelerator_checks,
+  bandwidth,
+  jax_vae,
+  loop_recorder,
+  profile_step,
+  rounds,
+  same_network,
+  tpu_compile,
+)
 from tests.conftest import ROOT
 
 # A part of each script's output.

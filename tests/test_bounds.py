@@ -6,16 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate
-from scipy import special
-from scipy import stats
+from scipy import integrate, special, stats
 
-from evaluation import bounds
-from evaluation import measure
-from evaluation import reconstruction
+from evaluation import bounds, measure, reconstruction
 from evaluation.bounds import WeightSums
-from vae import randomness
-from vae import splits
+from vae import randomness, splits
 from vae.loading import TrainedVAE
 from vae.models import conv
 

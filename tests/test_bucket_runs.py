@@ -11,11 +11,7 @@ import pytest
 from tests.celeba_builder import CelebA
 from tests.ports import free_port
 from tests.preloaded import run
-from tests.test_main import check_same
-from tests.test_main import finish
-from tests.test_main import metrics
-from tests.test_main import SMALL
-from tests.test_main import start
+from tests.test_main import check_same, finish, metrics, SMALL, start
 from vae import paths
 from vae.checkpoints import Checkpoints
 

@@ -18,18 +18,12 @@ from tensorboard.backend.event_processing import event_accumulator
 from data import cartoon_faces
 from data import folder as folders
 from data.encoded import SPLITS
-from runs import metric_writer
-from runs import workdirs
-from tests.conftest import make_small_config
-from tests.conftest import ROOT
-from tests.test_checkpoints import assert_same
-from tests.test_checkpoints import save_all
-from tests.test_checkpoints import state_at
+from runs import metric_writer, workdirs
+from tests.conftest import make_small_config, ROOT
+from tests.test_checkpoints import assert_same, save_all, state_at
 from tests.test_folder import write_images
-from vae import checkpoints
-from vae import paths
-from vae.checkpoints import Checkpoints
-from vae.checkpoints import CheckpointWriter
+from vae import checkpoints, paths
+from vae.checkpoints import Checkpoints, CheckpointWriter
 from vae.errors import UserError
 
 

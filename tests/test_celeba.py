@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import data
-from tests.conftest import make_small_config
-from tests.conftest import SPLIT_SIZES
+from tests.conftest import make_small_config, SPLIT_SIZES
 from vae.errors import UserError
 
 SPLITS = ('train', 'validation', 'test')

@@ -12,10 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from vae import checkpoint_files
-from vae import checkpoints
-from vae.checkpoints import Checkpoints
-from vae.checkpoints import CheckpointWriter
+from vae import checkpoint_files, checkpoints
+from vae.checkpoints import Checkpoints, CheckpointWriter
 from vae.errors import UserError
 
 # If one array cannot be read, Orbax closes the event loop that the threads of

@@ -5,8 +5,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tests.preloaded import program_lines
-from tests.preloaded import run
+from tests.preloaded import program_lines, run
 
 
 def run_script(body, *arguments, cwd=ROOT):

@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate
-from scipy import stats
+from scipy import integrate, stats
 
-from vae import distributions
-from vae import randomness
+from vae import distributions, randomness
 
 MEAN = np.array([[0.3, -1.2, 0.0], [2.0, 0.1, -0.4]], np.float32)
 LOGVAR = np.array([[0.5, -2.0, 0.0], [-0.1, 1.0, -6.0]], np.float32)

@@ -11,14 +11,12 @@ import pytest
 from configs import default
 from evaluation import measure
 import input_pipeline
-from runs import progress
-from runs import schema
+from runs import progress, schema
 from tests.conftest import ROOT
 from tests.preloaded import run
 import train
 import vae
-from vae import models
-from vae import objectives
+from vae import models, objectives
 
 PAGES = sorted(
   [

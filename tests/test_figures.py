@@ -4,8 +4,7 @@ from PIL import Image
 import pytest
 from scipy import stats
 
-from vae import distributions
-from vae import figures
+from vae import distributions, figures
 
 A, B = np.array([3.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
 

@@ -12,8 +12,7 @@ import pytest
 import generate
 from tests import test_measure
 from tests.preloaded import run
-from vae import figures
-from vae import loading
+from vae import figures, loading
 from vae.errors import UserError
 
 SIDE = 16

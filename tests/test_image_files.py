@@ -6,8 +6,7 @@ import random
 import warnings
 
 import numpy as np
-from PIL import Image
-from PIL import ImageOps
+from PIL import Image, ImageOps
 import pytest
 import tensorflow as tf
 

@@ -12,15 +12,10 @@ import pytest
 from data import image_files
 from data.decoded import DecodedStore
 import input_pipeline
-from runs import memory
-from runs import progress
-from runs import schema
-from tests.conftest import make_small_config
-from tests.conftest import SPLIT_SIZES
-from tests.conftest import write_faces
+from runs import memory, progress, schema
+from tests.conftest import make_small_config, SPLIT_SIZES, write_faces
 import train
-from vae import devices
-from vae import splits
+from vae import devices, splits
 from vae.errors import UserError
 
 SPLITS = ('train', 'validation', 'test')

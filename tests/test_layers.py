@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae import convolutions
-from vae import layers
+from vae import convolutions, layers
 from vae.batch_norm import BatchNormRectify
 
 CONVOLUTIONS = [

@@ -19,14 +19,11 @@ import pytest
 from scipy import stats
 
 import input_pipeline
-from tests.conftest import ROOT
-from tests.conftest import SPLIT_SIZES
+from tests.conftest import ROOT, SPLIT_SIZES
 from tests.ports import free_port
-from tests.preloaded import program_lines
-from tests.preloaded import run
+from tests.preloaded import program_lines, run
 import vae
-from vae import models
-from vae import randomness
+from vae import models, randomness
 from vae.checkpoints import Checkpoints
 from vae.loading import read_config
 

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from evaluation import measure as measuring
-from evaluation import output
-from evaluation import posterior
+from evaluation import output, posterior
 from evaluation.measure import Settings
 import input_pipeline
 from tests.conftest import make_small_config
 import vae
-from vae import models
-from vae import splits
+from vae import models, splits
 from vae.errors import UserError
 from vae.loading import TrainedVAE
 from vae.models import fsq

@@ -2,8 +2,7 @@ from etils import epath
 import jax
 import pytest
 
-from configs import celeba
-from configs import default
+from configs import celeba, default
 from runs import memory
 from vae import devices
 from vae.errors import UserError

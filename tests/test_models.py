@@ -6,13 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import article
-from configs import celeba
+from configs import article, celeba
 from vae import models
-from vae.models import conv
-from vae.models import fsq
-from vae.models import mlp
-from vae.models import residual
+from vae.models import conv, fsq, mlp, residual
 
 
 def init(model, images=None):

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.conftest import ROOT
-from vae import numerics
-from vae import randomness
+from vae import numerics, randomness
 
 X64 = {'JAX_ENABLE_X64': '1'}
 ALL = X64 | {

@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vae import distributions
-from vae import objectives
-from vae.models import conv
-from vae.models import fsq
-from vae.objectives import elbo
-from vae.objectives import free_bits
+from vae import distributions, objectives
+from vae.models import conv, fsq
+from vae.objectives import elbo, free_bits
 
 SHAPE = (8, 8, 3)
 IMAGES = np.random.default_rng(0).uniform(size=(5, *SHAPE)).astype(np.float32)

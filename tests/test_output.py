@@ -7,11 +7,8 @@ from etils import epath
 import numpy as np
 import pytest
 
-from evaluation import html_page
-from evaluation import output
-from evaluation.measure import Measurements
-from evaluation.measure import Metric
-from evaluation.measure import Null
+from evaluation import html_page, output
+from evaluation.measure import Measurements, Metric, Null
 from vae import figures
 
 

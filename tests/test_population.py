@@ -8,13 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import make_data
-from tests.conftest import make_small_config
-from tests.conftest import Rows
+from tests.conftest import make_data, make_small_config, Rows
 import train
 import vae
-from vae import numerics
-from vae import population
+from vae import numerics, population
 from vae.population import Population
 from vae.trainer import Trainer
 

@@ -3,13 +3,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from evaluation import measure
-from evaluation import reconstruction
+from evaluation import measure, reconstruction
 from tests import test_bounds
-from tests.test_bounds import COUNT
-from tests.test_bounds import SIGMA
-from vae import numerics
-from vae import splits
+from tests.test_bounds import COUNT, SIGMA
+from vae import numerics, splits
 
 
 @pytest.fixture(scope='module')

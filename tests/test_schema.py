@@ -4,9 +4,7 @@ import pkgutil
 import pytest
 
 import configs
-from configs import celeba
-from configs import default
-from configs import faces
+from configs import celeba, default, faces
 from runs import schema
 from vae.errors import UserError
 

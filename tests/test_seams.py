@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 
 from runs import schema
-from tests.conftest import make_data
-from tests.conftest import make_small_config
-from tests.conftest import Rows
+from tests.conftest import make_data, make_small_config, Rows
 import train
 import vae
-from vae import models
-from vae import objectives
+from vae import models, objectives
 from vae.errors import UserError
 
 MODEL = """

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vae import devices
-from vae import splits
+from vae import devices, splits
 
 COUNT = 43
 BATCH_SIZE = 8

@@ -11,14 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from vae import devices
-from vae import objectives
-from vae import optimizers
-from vae import randomness
-from vae import splits
-from vae import steps
-from vae.models import conv
-from vae.models import mlp
+from vae import devices, objectives, optimizers, randomness, splits, steps
+from vae.models import conv, mlp
 from vae.objectives import elbo
 
 KEY = randomness.train_key(0)

@@ -19,10 +19,8 @@ import pytest
 
 from evaluation import measure
 import input_pipeline
-from runs import metric_writer
-from runs import processes
-from sweeps import measuring
-from sweeps import report
+from runs import metric_writer, processes
+from sweeps import measuring, report
 from sweeps import study as studies
 from sweeps import worker as workers
 from tests import postgres
@@ -31,8 +29,7 @@ from tests.preloaded import run
 import train
 from vae import loading
 from vae.checkpoints import Checkpoints
-from vae.errors import UserError
-from vae.errors import WriteError
+from vae.errors import UserError, WriteError
 
 SMALL = (
   '--config=configs/celeba.py',

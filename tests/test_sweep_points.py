@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from configs import default
-from configs import faces_sweep
+from configs import default, faces_sweep
 from sweeps import points
 from sweeps.points import Range
 from vae.errors import UserError

@@ -16,9 +16,7 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.util import tensor_util
 
 from evaluation import plots
-from sweeps import charts
-from sweeps import measuring
-from sweeps import report
+from sweeps import charts, measuring, report
 from sweeps.points import Results
 from tests.browser import open_page
 from tests.test_output import Outline

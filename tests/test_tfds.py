@@ -8,9 +8,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from configs import cifar10
-from configs import fashion_mnist
-from configs import mnist
+from configs import cifar10, fashion_mnist, mnist
 from data import cartoon_faces
 from data import tfds as source
 import input_pipeline

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from runs import divergence
-from tests.conftest import make_data
-from tests.conftest import make_small_config
-from tests.conftest import Rows
+from tests.conftest import make_data, make_small_config, Rows
 import train
 from vae import splits
 from vae.checkpoints import Checkpoints

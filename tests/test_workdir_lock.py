@@ -12,8 +12,7 @@ import time
 
 import pytest
 
-from runs import processes
-from runs import workdir_lock
+from runs import processes, workdir_lock
 from tests.conftest import ROOT
 from vae import paths
 from vae.errors import UserError

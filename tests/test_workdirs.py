@@ -5,8 +5,7 @@ import jax
 import pytest
 
 from configs import celeba
-from runs import schema
-from runs import workdirs
+from runs import schema, workdirs
 from vae.errors import UserError
 
 COUNTS = {'train': 40, 'validation': 10}

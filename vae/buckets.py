@@ -17,8 +17,7 @@ os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
 # isort: split
 import aiohttp
 from fsspec import asyn
-from gcsfs import core
-from gcsfs import retry
+from gcsfs import core, retry
 from google.auth import exceptions as auth
 import requests
 

@@ -5,15 +5,13 @@ metrics of the state's validation and a digest of every array, by which a
 flipped bit or a file cut short is found.
 """
 
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 import jax

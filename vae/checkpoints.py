@@ -5,8 +5,7 @@ beside it, which marks a folder that is being written or deleted. So it is on
 disks and in buckets, where nothing can be renamed.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import functools
 import logging
@@ -20,12 +19,9 @@ import uuid
 from etils import epath
 import jax
 
-from vae import checkpoint_files
-from vae import paths
-from vae.checkpoint_files import DamagedError
-from vae.checkpoint_files import Restored
-from vae.errors import UserError
-from vae.errors import WriteError
+from vae import checkpoint_files, paths
+from vae.checkpoint_files import DamagedError, Restored
+from vae.errors import UserError, WriteError
 
 METRIC = 'val/loss'
 

@@ -16,8 +16,7 @@ import math
 
 from flax import struct
 import jax
-from jax import lax
-from jax import nn
+from jax import lax, nn
 import jax.numpy as jnp
 from jax.scipy import special
 import numpy as np

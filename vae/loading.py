@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from vae import checkpoints
-from vae import distributions
-from vae import models
-from vae import numerics
-from vae import paths
-from vae import randomness
-from vae import steps
+from vae import (
+  checkpoints,
+  distributions,
+  models,
+  numerics,
+  paths,
+  randomness,
+  steps,
+)
 from vae.errors import UserError
 
 CONFIG = 'config.json'

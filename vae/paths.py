@@ -3,8 +3,7 @@
 Importing this module makes epath and fsspec reach gs:// by `vae.buckets`.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent import futures
 import contextlib
 import functools

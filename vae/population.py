@@ -10,9 +10,7 @@ stay 0, and each member is the run that it would be by itself.
 Each member has the whole of its batches, so that nothing is communicated.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -21,17 +19,13 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from vae import devices
-from vae import randomness
-from vae import splits
-from vae import steps
+from vae import devices, randomness, splits, steps
 from vae.checkpoints import Checkpoints
 from vae.devices import Topology
 from vae.errors import UserError
 from vae.loading import TrainedVAE
 from vae.steps import TrainState
-from vae.trainer import steps_per_dispatch
-from vae.trainer import Trainer
+from vae.trainer import steps_per_dispatch, Trainer
 
 # Settings that may differ between members; all others are the same.
 FREE_KEYS = (

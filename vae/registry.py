@@ -10,8 +10,7 @@ import importlib.util
 import pathlib
 import re
 import types
-from typing import Any
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from vae.errors import UserError
 

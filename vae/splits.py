@@ -11,9 +11,7 @@ first copies all into another layout. As [num_images, 8·k, 128], with zeros
 behind the last pixel, each image is k whole tiles and is picked in place.
 """
 
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math

@@ -21,13 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vae import devices
-from vae import models
-from vae import numerics
-from vae import objectives
-from vae import optimizers
-from vae import randomness
-from vae import splits
+from vae import (
+  devices,
+  models,
+  numerics,
+  objectives,
+  optimizers,
+  randomness,
+  splits,
+)
 from vae.optimizers import Optimizer
 
 Metrics = dict[str, jax.Array]

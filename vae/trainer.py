@@ -1,9 +1,7 @@
 """A run in training, on all devices of all processes."""
 
 import collections
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import math
 
@@ -12,11 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import devices
-from vae import figures
-from vae import randomness
-from vae import splits
-from vae import steps
+from vae import devices, figures, randomness, splits, steps
 from vae.checkpoints import Checkpoints
 
 # Steps of a dispatch by default. A CPU is slow, and Ctrl-C and progress wait

@@ -5,8 +5,7 @@ is at least float32, whatever `dtype` they compute in.
 """
 
 import math
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 from flax import linen as nn
 import jax

@@ -10,13 +10,11 @@ article's listing (`configs/article.py`) 3,225,795.
 
 from collections.abc import Sequence
 import math
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 from flax import linen as nn
 
-from vae import layers
-from vae import registry
+from vae import layers, registry
 from vae.batch_norm import BatchNormRectify
 from vae.models import base
 

@@ -8,11 +8,9 @@ their number: positions · Σ log levels nats, whatever the image.
 
 import jax
 
-from vae import distributions
-from vae import registry
+from vae import distributions, registry
 from vae.distributions import at_least_float32
-from vae.models import base
-from vae.models import residual
+from vae.models import base, residual
 
 
 class Model(base.VAE):

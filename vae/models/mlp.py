@@ -1,13 +1,11 @@
 """A fully connected VAE, as in Kingma & Welling 2014, of any depth."""
 
 import math
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 from flax import linen as nn
 
-from vae import layers
-from vae import registry
+from vae import layers, registry
 from vae.models import base
 
 _ACTIVATIONS = {

@@ -12,8 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vae import layers
-from vae import registry
+from vae import layers, registry
 from vae.models import base
 
 # Groups of a normalisation, at most.

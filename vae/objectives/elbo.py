@@ -11,9 +11,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from vae import distributions
-from vae import randomness
-from vae import registry
+from vae import distributions, randomness, registry
 from vae.objectives import Batch
 
 

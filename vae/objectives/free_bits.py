@@ -15,11 +15,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from vae import distributions
-from vae import registry
+from vae import distributions, registry
 from vae.errors import UserError
-from vae.objectives import Batch
-from vae.objectives import elbo
+from vae.objectives import Batch, elbo
 
 
 @struct.dataclass
