@@ -32,13 +32,10 @@ class EncodedSplit:
 
   A subclass sets `num_examples` and overrides `items`, and `open` if an item is
   not yet an image. The other methods have defaults.
-
-  Attributes:
-    num_examples: number of images.
-    threads: images that are opened at a time.
   """
 
   num_examples: int
+  # Images that are opened at a time.
   threads = (
     len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
   )
@@ -48,10 +45,7 @@ class EncodedSplit:
     raise NotImplementedError
 
   def open(self, item: tf.Tensor) -> tf.Tensor:
-    """The image of an item: a file's bytes, or uint8 [height, width, channels].
-
-    It is made of TensorFlow's operations.
-    """
+    """An item's image: a file's bytes, or uint8 [height, width, channels]."""
     return item
 
   def labels(self) -> Labels | None:
@@ -75,9 +69,7 @@ class EncodedSplit:
   ) -> tf.data.Dataset:
     """Opens and decodes images; leaves out those for which this fails.
 
-    Returns:
-      Pairs of a position in `indices`, ascending, and what `decode` makes of
-      the opened image.
+    Returns pairs of a position in `indices`, ascending, and a decoded image.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -127,13 +119,7 @@ class FileSplit(EncodedSplit):
     names: Sequence[str],
     read_labels: Callable[[], Labels | None] = lambda: None,
   ):
-    """Lists the files.
-
-    Args:
-      folder: the images' folder.
-      names: the files' paths relative to it.
-      read_labels: reads what `labels` returns.
-    """
+    """Lists the files, whose paths are relative to the folder."""
     self._folder, self.labels = str(folder), read_labels
     self.num_examples = len(names)
     # Bytes, as some file systems' names are no UTF-8.
@@ -173,14 +159,7 @@ def _fetch(path: bytes) -> bytes:
 def files_digest(folder: str, names: Iterable[bytes]) -> str | None:
   """A digest of files by their paths, sizes and times of change.
 
-  In a bucket, generations stand for sizes and times.
-
-  Args:
-    folder: the files' folder.
-    names: paths relative to it.
-
-  Returns:
-    The digest, or None if a file is missing.
+  In a bucket, generations stand for sizes and times. None if a file is missing.
   """
   if paths.is_remote(folder):
     generations = paths.list_generations(folder)
