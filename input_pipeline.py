@@ -6,7 +6,7 @@ comes as indices (`vae.splits`), and random changes of an image are part of the
 training step.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 import dataclasses
 import functools
 import math
@@ -40,17 +40,14 @@ _BATCH_SIZE = 256
 # Bytes that decoded images leave free on the disk.
 _MARGIN = 1 << 30
 
-# A file that is not complete after this long is given up.
-_SECONDS_TO_WRITE = 24 * 3600
-
 
 def load(
   config, decode: Collection[str] = ('train', 'validation')
 ) -> splits.DataSet:
-  """Loads the train, validation and test split that `config.data` describes.
+  """Loads the splits that a complete and valid `config` describes.
 
   Args:
-    config: complete and valid (`schema.validate`).
+    config: see `configs/default.py`.
     decode: splits whose images are decoded now, unless `config.data.cache` is
       none; other splits are decoded when they are first read.
 
@@ -79,7 +76,6 @@ def load(
 
 
 def _check_sizes(config, found) -> None:
-  """Checks that no split is empty, and that there is a batch to train on."""
   for name, split in found.items():
     if not split.num_examples:
       raise UserError(
@@ -106,16 +102,11 @@ class ImageSplit:
   ):
     """Describes the split; nothing is read.
 
-    Args:
-      name: the split's name in messages.
-      source: the encoded images.
-      crop: makes examples of them.
-      cached: whether they stay in host memory.
-      decoded_dir: if they do, keeps them between runs; none if empty.
+    If it is `cached`, examples stay in host memory, and in `decoded_dir` (if
+    that is not empty) between runs.
     """
-    kept = cached and decoded_dir
-    fingerprint = source.fingerprint() if kept else None
-    self._folder = decoded_dir if fingerprint else None
+    fingerprint = source.fingerprint() if cached and decoded_dir else None
+    self._folder = os.path.expanduser(decoded_dir) if fingerprint else None
     self._name, self._source, self._crop = name, source, crop
     self._key = encoded.digest(
       image_files.DECODING, tf.__version__, crop, fingerprint
@@ -145,32 +136,25 @@ class ImageSplit:
   @functools.cached_property
   def images(self) -> np.ndarray:
     """All images, uint8 [num_examples, height, width, channels]."""
-    start, done = time.monotonic(), 'read'
-    path = self._path(self._name)
-    images = read_array(path)
-    if images is None:
-      progress.say(f'{self._name}: decoding {self.num_examples:,} images …')
-      images = np.empty((self.num_examples, *self.image_shape), np.uint8)
-      batches = self._stream(np.arange(self.num_examples), _BATCH_SIZE)
-      for index, batch in enumerate(batches):
-        images[index * _BATCH_SIZE :][: len(batch)] = batch
-      keep_array(path, images)
-      done = 'decoded'
+    start = time.monotonic()
+    images = self._kept(self._name, self._decode)
     progress.say(
-      f'{self._name}: {done} {len(images):,} images in '
+      f'{self._name}: {len(images):,} decoded images in '
       f'{time.monotonic() - start:.1f}s, {images.nbytes / 1e6:,.0f} MB'
     )
     return images
 
+  def _decode(self) -> np.ndarray:
+    progress.say(f'{self._name}: decoding {self.num_examples:,} images …')
+    images = np.empty((self.num_examples, *self.image_shape), np.uint8)
+    batches = self._stream(np.arange(self.num_examples), _BATCH_SIZE)
+    for index, batch in enumerate(batches):
+      images[index * _BATCH_SIZE :][: len(batch)] = batch
+    return images
+
   def skip_corrupt(self) -> None:
     """Leaves out the images that cannot be decoded, and counts them."""
-    path = self._path(f'{self._name}_corrupt')
-    corrupt = read_array(path)
-    if corrupt is None:
-      progress.say(f'{self._name}: looking for corrupt images …')
-      sound = [p for p, _ in self._read(self._indices, _BATCH_SIZE)]
-      corrupt = np.setdiff1d(self._indices, np.concatenate([[], *sound]))
-      keep_array(path, corrupt)
+    corrupt = self._kept(f'{self._name}_corrupt', self._find_corrupt)
     if len(corrupt):
       progress.warn(
         f'{self._name}: skipped {len(corrupt)} of {self.num_examples} images '
@@ -179,12 +163,21 @@ class ImageSplit:
       self._indices = np.delete(self._indices, corrupt)
       self._key = encoded.digest(self._key, corrupt.tobytes())
 
-  def _path(self, name: str) -> pathlib.Path | None:
-    """The place of an array between runs, if it is kept."""
+  def _find_corrupt(self) -> np.ndarray:
+    progress.say(f'{self._name}: looking for corrupt images …')
+    sound = [p for p, _ in self._read(self._indices, _BATCH_SIZE)]
+    return np.setdiff1d(self._indices, np.concatenate([[], *sound]))
+
+  def _kept(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array of an earlier run, or one that is made and kept."""
     if not self._folder:
-      return None
-    folder = os.path.expanduser(self._folder)
-    return pathlib.Path(folder, f'{name}_{self._key}.npy')
+      return make()
+    path = pathlib.Path(self._folder, f'{name}_{self._key}.npy')
+    array = read_array(path)
+    if array is None:
+      array = make()
+      keep_array(path, array)
+    return array
 
   def _read(
     self, indices: np.ndarray, batch_size: int
@@ -223,10 +216,8 @@ class ImageSplit:
     return encoded.some([self._source.name(index) for index in indices])
 
 
-def read_array(path: pathlib.Path | None) -> np.ndarray | None:
+def read_array(path: pathlib.Path) -> np.ndarray | None:
   """Reads what `keep_array` has written; None if it is absent or damaged."""
-  if path is None:
-    return None
   try:
     with path.open('rb') as file:
       array = np.lib.format.read_array(file, allow_pickle=False)
@@ -235,21 +226,19 @@ def read_array(path: pathlib.Path | None) -> np.ndarray | None:
     return None
 
 
-def keep_array(path: pathlib.Path | None, array: np.ndarray) -> None:
+def keep_array(path: pathlib.Path, array: np.ndarray) -> None:
   """Writes an array for the next run, or warns if it cannot be written.
 
   A checksum follows it: a bit that flips on the disk would go into training
   unseen.
   """
-  if path is None:
-    return
   folder = path.parent
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(folder).free < array.nbytes + _MARGIN:
       raise OSError('the disk is almost full')
-    for old in folder.glob('*.partial'):  # Of killed processes.
-      if time.time() - old.stat().st_mtime > _SECONDS_TO_WRITE:
+    for old in folder.glob('*.partial'):
+      if time.time() - old.stat().st_mtime > 24 * 3600:  # A killed process's.
         shutil.rmtree(old, ignore_errors=True)
     with tempfile.TemporaryDirectory(suffix='.partial', dir=folder) as partial:
       complete = pathlib.Path(partial, path.name)

@@ -26,19 +26,14 @@ _IMAGES = (
 _LISTS = ('', 'Anno', 'Eval')
 
 _HOW_TO_GET_CELEBA = (
-  'Get CelebA from Kaggle (kaggle datasets download -d '
-  'jessicali9530/celeba-dataset && unzip -q celeba-dataset.zip -d celeba) and '
-  'name the folder with --config.data.dir=celeba. --config=configs/faces.py '
-  'needs no download.'
+  'Get CelebA by "kaggle datasets download -d jessicali9530/celeba-dataset", '
+  'unpack it and name the folder with --config.data.dir, or take '
+  '--config=configs/faces.py, which needs no download.'
 )
 
 
 def find(data) -> dict[str, EncodedSplit]:
-  """Finds CelebA in `data.dir`, or has TFDS download it.
-
-  Raises:
-    UserError: if it is not there, or a list is damaged.
-  """
+  """Finds CelebA in `data.dir`, or has TFDS download it."""
   if data.dir:
     folder = existing_folder(data.dir)
     for images in (folder / place for place in _IMAGES):
@@ -56,9 +51,8 @@ def _find_files(
   path = _find_list(folder, 'list_eval_partition')
   if path is None:
     raise UserError(
-      f'{shown(folder)} holds the images of CelebA but no '
-      'list_eval_partition.txt or .csv with their splits; get it from the same '
-      'place, or split at random with --config.data.source=folder.'
+      f'{shown(folder)} holds no list_eval_partition.txt or .csv; get it from '
+      'where the images are from, or add --config.data.source=folder.'
     )
   splits = _read_splits(path)
   # One listing is much faster than asking for each of 202,599 files.
@@ -77,31 +71,27 @@ def _find_files(
 
 
 def _find_list(folder: epath.Path, name: str) -> epath.Path | None:
-  for place in _LISTS:
-    for suffix in ('.txt', '.csv'):
-      if (path := folder / place / f'{name}{suffix}').exists():
-        return path
-  return None
+  files = (f'{name}.txt', f'{name}.csv')
+  places = (folder / place / file for place in _LISTS for file in files)
+  return next((path for path in places if path.exists()), None)
 
 
 def _read_splits(path: epath.Path) -> pd.Series:
   """The number of the split, as text, by the name of the file."""
-  options = {'header': None, 'names': [0, 1], 'dtype': str}
-  splits = _read_list(path, na_filter=False, **options)[1]
+  splits = _read_list(path, header=None, names=[0, 1], dtype=str)[1]
   splits = splits.drop('image_id', errors='ignore')  # The head of a .csv.
   # An image of two splits would be trained on and tested with.
   wrong = ~splits.isin(['0', '1', '2']) | splits.index.duplicated()
   if wrong.any():
     raise UserError(
-      f'{shown(path)} must have each file once, with 0 (train), 1 (validation) '
-      f'or 2 (test), but not so {some(splits.index[wrong])}; get the list '
-      'again.'
+      f'{shown(path)} does not have each file once, with 0 (train), 1 '
+      f'(validation) or 2 (test): {some(splits.index[wrong])}.'
     )
   return splits
 
 
 def _read_attributes(folder: epath.Path, images: list[str]) -> Labels | None:
-  """Reads the attributes, 0 (no) or 1 (yes), in the order of `images`."""
+  """Reads the attributes, 0 (no) or 1 (yes)."""
   path = _find_list(folder, 'list_attr_celeba')
   if path is None:
     return None
@@ -112,8 +102,8 @@ def _read_attributes(folder: epath.Path, images: list[str]) -> Labels | None:
   wrong = ~table.isin([-1, 0, 1]).all(axis='columns')
   if wrong.any() or table.empty:
     raise UserError(
-      f'{shown(path)} lacks the attributes of {wrong.sum()} images, -1, 0 or 1 '
-      f'each: {some(table.index[wrong])}; get the list again.'
+      f'{shown(path)} lacks the attributes of {wrong.sum()} images: '
+      f'{some(table.index[wrong])}; get the list again.'
     )
   values = (table.to_numpy() == 1).astype(np.int32)
   return Labels(tuple(table.columns), values)

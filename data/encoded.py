@@ -31,7 +31,7 @@ class EncodedSplit:
   """Base class of a source's splits.
 
   A subclass sets `num_examples` and overrides `items`, and `open` if an item is
-  not yet an image. The other methods have defaults.
+  not yet an image.
   """
 
   num_examples: int
@@ -157,9 +157,9 @@ def _fetch(path: bytes) -> bytes:
 
 
 def files_digest(folder: str, names: Iterable[bytes]) -> str | None:
-  """A digest of files by their paths, sizes and times of change.
+  """A digest of files' paths, sizes and times; None if one is missing.
 
-  In a bucket, generations stand for sizes and times. None if a file is missing.
+  In a bucket, generations stand for sizes and times.
   """
   if paths.is_remote(folder):
     generations = paths.list_generations(folder)

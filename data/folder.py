@@ -1,6 +1,5 @@
 """A folder of images: its splits and its classes, by the names alone."""
 
-import collections
 from collections.abc import Iterator
 import functools
 import hashlib
@@ -10,7 +9,7 @@ from etils import epath
 import numpy as np
 
 from data import image_files
-from data.encoded import EncodedSplit, FileSplit, is_hidden, SPLITS
+from data.encoded import EncodedSplit, FileSplit, is_hidden, some, SPLITS
 from runs import progress
 from vae import paths
 from vae.errors import shown, UserError
@@ -40,24 +39,18 @@ def find(data) -> dict[str, EncodedSplit]:
       training images from the others.
   """
   folder = existing_folder(data.dir)
-  images, left_out = [], collections.Counter()
-  for name in _walk(folder):
-    if any(map(is_hidden, name.split(os.sep))):
-      left_out['hidden'] += 1
-    elif name.lower().endswith(image_files.SUFFIXES):
-      images.append(name)
-    else:
-      left_out[os.path.splitext(name)[1].lower() or 'without suffix'] += 1
+  files = list(_walk(folder))
+  images = [name for name in files if _is_image(name)]
   split_folders = _find_splits(folder, images)
   parts = {
     split: [name for name in images if _folder(name) == top]
     for split, top in split_folders.items()
   } or {'train': images}
-  if beside := len(images) - sum(map(len, parts.values())):
-    left_out['images beside the splits'] = beside
-  if left_out:
-    kinds = [f'{kind} {count:,}' for kind, count in sorted(left_out.items())]
-    progress.say(f'left out of {shown(folder)}: {shown(", ".join(kinds))}')
+  if left_out := sorted(set(files).difference(*parts.values())):
+    progress.say(
+      f'left out of {shown(folder)}: {len(left_out):,} files that are hidden, '
+      f'no images, or in no split ({some(left_out)})'
+    )
   parts = _cut_missing(folder, parts)
   for split, names in parts.items():
     top = split_folders.get(split)
@@ -102,6 +95,11 @@ def _walk(top: epath.Path) -> Iterator[str]:
     yield from (os.path.normpath(os.path.join(place, name)) for name in files)
 
 
+def _is_image(name: str) -> bool:
+  hidden = any(map(is_hidden, name.split(os.sep)))
+  return name.lower().endswith(image_files.SUFFIXES) and not hidden
+
+
 def _find_splits(folder: epath.Path, images: list[str]) -> dict[str, str]:
   """Finds the folders at the top that are splits, by split; may be empty."""
   tops = sorted({_folder(name) for name in images})
@@ -112,13 +110,8 @@ def _find_splits(folder: epath.Path, images: list[str]) -> dict[str, str]:
       f'{shown(folder)} holds {", ".join(found)}; call one folder train, at '
       'most one each val and test, and give other names to those of classes.'
     )
-  if len(found) == 1 and set(tops) - {'', *found}:
-    progress.say(
-      f'{shown(folder)}: {found[0]}/ is a class, as other folders are beside '
-      'it and no val/ or test/.'
-    )
-    return {}
-  return by_split
+  # A class may be called train.
+  return {} if len(found) == 1 and set(tops) - {'', *found} else by_split
 
 
 def _cut_missing(

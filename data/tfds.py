@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 import os
 import socket
-import tempfile
 import urllib.request
 
 from etils import epath
@@ -13,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from data import encoded
 from data.encoded import EncodedSplit, is_hidden, MemorySplit, SPLITS
-from runs import progress, workdirs
+from runs import progress
 from vae import paths
 from vae.errors import shown, UserError
 from vae.splits import Labels
@@ -44,31 +43,29 @@ def prepare(
   root = epath.Path(directory or tfds.core.constants.DATA_DIR).expanduser()
   if builder := _find_prepared(name, root):
     return builder
+  if paths.is_remote(root):
+    raise UserError(
+      f'{shown(root)} holds no {shown(name)}; prepare it on a disk and copy it '
+      'there.'
+    )
   if directory:
     _check_purpose(root, name)
-  if paths.is_remote(root):
-    workdirs.check_writable(root, '--config.data.dir')
   progress.say(f'Preparing {name} with TFDS in {root} …')
   try:
-    with tempfile.TemporaryDirectory() as aside:
-      # TensorFlow, which TFDS writes with, waits forever for a missing bucket.
-      place = epath.Path(aside) if paths.is_remote(root) else root
-      builder = tfds.builder(name, data_dir=place)
-      if not downloads:
-        tfds.disable_progress_bar()
-      elif not urllib.request.getproxies():  # TFDS would retry for minutes.
-        socket.create_connection(_SERVER, timeout=5).close()
-      builder.download_and_prepare()
-      if place != root:
-        paths.copy(place, root)
+    builder = tfds.builder(name, data_dir=root)
+    if not downloads:
+      tfds.disable_progress_bar()
+    elif not urllib.request.getproxies():  # TFDS would retry for minutes.
+      socket.create_connection(_SERVER, timeout=5).close()
+    builder.download_and_prepare()
   except Exception as error:  # Each data set has errors of its own.
     if builder := _find_prepared(name, root):  # By another process.
       return builder
     reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
     raise UserError(
       f'TFDS cannot prepare {shown(name)} in {shown(root)} ({shown(reason)}); '
-      'name a folder that can be written, or a copy of the data directory of a '
-      'machine with TFDS and a network, with --config.data.dir.'
+      'name another folder, or a copy of one that was prepared elsewhere, with '
+      '--config.data.dir.'
     ) from error
   return _find_prepared(name, root)
 
@@ -111,8 +108,7 @@ def make_splits(
 
   Args:
     builder: the data set.
-    expressions: TFDS's expression for each split, such as 'train[:90%]'; by
-      default TFDS's split of the same name.
+    expressions: TFDS's expression for each split; by default its name.
     label_names: the labels' order; alphabetical by default.
 
   Raises:

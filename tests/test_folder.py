@@ -107,7 +107,9 @@ def test_folders_called_as_splits_are_these(tmp_path, capsys, folders):
   out = capsys.readouterr().out
   for split, folder in zip(SPLITS, folders, strict=True):
     assert f'{split}: 20 images of {folder}/' in out
-  assert 'images beside the splits 2' in out
+  assert (
+    '2 files that are hidden, no images, or in no split (curve.png, ' in out
+  )
 
 
 @pytest.mark.parametrize('missing', ['validation', 'test'])
@@ -123,12 +125,11 @@ def test_missing_split_is_cut_from_training(tmp_path, capsys, missing):
   assert f'{missing}: 9 images by the hashes' in capsys.readouterr().out
 
 
-def test_a_class_may_be_called_train(tmp_path, capsys):
+def test_a_class_may_be_called_train(tmp_path):
   names = [numbered(9, c + '/{}.png') for c in ('car', 'plane', 'train')]
   write_images(tmp_path, sum(names, []))
   classes = find_classes(tmp_path)
   assert set(classes.values()) == {'car', 'plane', 'train'}
-  assert 'train/ is a class' in capsys.readouterr().out
   write_images(tmp_path / 'alone', numbered(100, 'train/{}/0.png'))
   assert find(tmp_path / 'alone') == by_hash(numbered(100, 'train/{}/0.png'))
 
@@ -193,9 +194,8 @@ def test_other_files_are_left_out_and_counted(tmp_path, capsys):
   for name in ('a.txt', 'b.TXT', 'README'):
     (folder / name).write_text('')
   assert find(folder) == first
-  assert capsys.readouterr().out.startswith(
-    f'left out of {folder}: .txt 2, hidden 4, without suffix 1\n'
-  )
+  out = capsys.readouterr().out
+  assert f'left out of {folder}: 7 files' in out and 'and 4 more' in out
   assert set(find_classes(folder).values()) == {'a', 'b'}
 
 

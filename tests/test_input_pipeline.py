@@ -114,9 +114,9 @@ def test_images_are_decoded_when_the_data_is_loaded(small_config, capsys):
   images = input_pipeline.load(small_config)
   assert re.fullmatch(
     'train: decoding 40 images …\n'
-    r'train: decoded 40 images in \S+s, 0 MB\n'
+    r'train: 40 decoded images in \S+s, 0 MB\n'
     'validation: decoding 11 images …\n'
-    r'validation: decoded 11 images in \S+s, 0 MB\n',
+    r'validation: 11 decoded images in \S+s, 0 MB\n',
     capsys.readouterr().out,
   )
   everything(images.train), everything(images.validation)
@@ -164,7 +164,7 @@ def test_the_second_run_decodes_nothing(own_config, monkeypatch, capsys):
     for name in ('train', 'validation'):
       ours, theirs = everything(getattr(first, name)), getattr(second, name)
       np.testing.assert_array_equal(ours, everything(theirs))
-  assert 'train: read 39 images' in capsys.readouterr().out
+  assert 'train: 39 decoded images' in capsys.readouterr().out
 
 
 def replace_image(config):

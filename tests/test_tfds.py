@@ -9,7 +9,6 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from configs import cifar10, fashion_mnist, mnist
 from data import cartoon_faces
 from data import tfds as source
 import input_pipeline
@@ -249,8 +248,3 @@ def test_nothing_is_prepared_in_a_folder_of_images(faces_config):
     input_pipeline.load(faces_config)
   [found] = epath.Path(faces_config.data.dir).iterdir()
   assert found.name == 'cat'
-
-
-@pytest.mark.parametrize('module', [mnist, fashion_mnist, cifar10])
-def test_configs_of_tfds_are_valid(module):
-  schema.validate(module.get_config())
