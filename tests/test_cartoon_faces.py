@@ -41,17 +41,3 @@ def test_every_factor_shows(name):
     for b in pictures[i + 1 :]:
       # Hundreds of grey levels: more than a pixel's edge.
       assert np.abs(a - b).sum() > 500
-
-
-def test_a_face_is_where_its_factors_say():
-  """The centre of the skin's pixels moves by as much as the factor does."""
-  labels = dict.fromkeys(FACTORS, 0)
-  centers = {}
-  for x, y in ((0, 0), (7, 0), (0, 7)):
-    picture = np.asarray(cartoon_faces.render(labels | {'x': x, 'y': y}))
-    skin = np.all(picture == FACTORS['skin'][0], axis=-1)
-    centers[x, y] = np.argwhere(skin).mean(axis=0)
-  travel = FACTORS['x'][7] - FACTORS['x'][0]
-  for place, moved in (((7, 0), (0, travel)), ((0, 7), (travel, 0))):
-    found = centers[place] - centers[0, 0]
-    np.testing.assert_allclose(found, moved, atol=0.5)

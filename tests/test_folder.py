@@ -199,7 +199,7 @@ def test_other_files_are_left_out_and_counted(tmp_path, capsys):
   assert set(find_classes(folder).values()) == {'a', 'b'}
 
 
-@pytest.mark.parametrize('name', ['cf[1]', 'a**', 'two\nlines', b'\xff\xfe'])
+@pytest.mark.parametrize('name', ['cf[1]', 'two\nlines', b'\xff\xfe'])
 def test_folders_and_files_may_have_any_name(tmp_path, name):
   folder = tmp_path / os.fsdecode(name)
   write_images(folder, [f'{i}{os.fsdecode(name)}.png' for i in range(9)])

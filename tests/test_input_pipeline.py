@@ -36,10 +36,9 @@ def image_path(config, number):
   return folder / f'{number:06d}.jpg'
 
 
-def truncate(config, *numbers):
-  for number in numbers:
-    path = image_path(config, number)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def truncate(config, number):
+  path = image_path(config, number)
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def fails(config, match):
@@ -79,19 +78,6 @@ def test_source_must_be_a_module_that_finds_data(small_config):
   fails(small_config, "'celebba'; it has cartoon_faces, celeba, folder, tfds")
   small_config.data.source = 'colorsys'
   fails(small_config, 'colorsys.py has no find')
-
-
-def test_crop_and_resize_are_pils(celeba_dir, small_config):
-  small_config.data.image_size = 64
-  images = everything(input_pipeline.load(small_config).train)
-  assert images.dtype == np.uint8 and images.shape == (40, 64, 64, 3)
-  for index in range(40):
-    with Image.open(image_path(small_config, index + 1)) as image:
-      square = image.crop((15, 35, 163, 183))
-    expected = square.resize((64, 64), Image.Resampling.BILINEAR)
-    difference = np.abs(images[index] - np.asarray(expected, int))
-    # PIL rounds between its two passes.
-    assert difference.max() <= 2 and difference.mean() < 0.3
 
 
 def test_cache_changes_nothing(small_config):
@@ -214,11 +200,6 @@ def no_folder(config, monkeypatch):
   pathlib.Path(config.data.decoded_dir).parent.write_text('a file')
 
 
-def no_room(config, monkeypatch):
-  usage = shutil.disk_usage('/')._replace(free=1 << 20)
-  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
-
-
 def disk_fills(config, monkeypatch):
   def save(file, array, allow_pickle):
     file.write(b'the first bytes')
@@ -227,7 +208,7 @@ def disk_fills(config, monkeypatch):
   monkeypatch.setattr(np, 'save', save)
 
 
-@pytest.mark.parametrize('fault', [no_folder, no_room, disk_fills])
+@pytest.mark.parametrize('fault', [no_folder, disk_fills])
 def test_a_full_disk_is_one_line(own_config, monkeypatch, capsys, fault):
   fault(own_config, monkeypatch)
   images = input_pipeline.load(own_config, decode=('train',))
