@@ -67,9 +67,9 @@ class EncodedSplit:
   def read(
     self, indices: np.ndarray, decode: Callable[[tf.Tensor], tf.Tensor]
   ) -> tf.data.Dataset:
-    """Opens and decodes images; leaves out those for which this fails.
+    """Pairs of a position in `indices`, ascending, and a decoded image.
 
-    Returns pairs of a position in `indices`, ascending, and a decoded image.
+    Images that cannot be opened or decoded are left out.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -123,17 +123,14 @@ class FileSplit(EncodedSplit):
     self._folder, self.labels = str(folder), read_labels
     self.num_examples = len(names)
     # Bytes, as some file systems' names are no UTF-8.
-    names = [os.fsencode(name) for name in names]
-    self._names = np.array(names, object)
-    top = os.fsencode(self._folder)
-    self._paths = np.array([os.path.join(top, name) for name in names], object)
+    self._names = np.array([os.fsencode(name) for name in names], object)
     if paths.is_remote(folder):
       self.threads = _FETCHED_AT_ONCE
 
   def items(self, indices):
-    return tf.data.Dataset.from_tensor_slices(
-      tf.constant(self._paths[indices], tf.string)
-    )
+    top = os.fsencode(self._folder)
+    found = [os.path.join(top, name) for name in self._names[indices]]
+    return tf.data.Dataset.from_tensor_slices(tf.constant(found, tf.string))
 
   def open(self, item):
     if paths.is_remote(self._folder):
@@ -142,7 +139,7 @@ class FileSplit(EncodedSplit):
     return tf.io.read_file(item)
 
   def name(self, index):
-    return os.fsdecode(self._paths[index])
+    return os.path.join(self._folder, os.fsdecode(self._names[index]))
 
   def fingerprint(self):
     return files_digest(self._folder, self._names)

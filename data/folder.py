@@ -54,7 +54,7 @@ def find(data) -> dict[str, EncodedSplit]:
   parts = _cut_missing(folder, parts)
   for split, names in parts.items():
     top = split_folders.get(split)
-    place = f'of {shown(top)}/' if top else 'by the hashes of their names'
+    place = f'of {shown(top)}/' if top else 'chosen by the hashes of the names'
     progress.say(f'{split}: {len(names):,} images {place}')
   labels = _labels(parts, level=1 if split_folders else 0)
   return {

@@ -56,7 +56,7 @@ class Crop:
     if image.dtype == tf.string:
       image = self._decode_file(image)
     else:
-      image = self._cut(self._convert(image))
+      image = self._fit(image)
     image = tf.image.resize(
       image, (self.image_size, self.image_size), antialias=True
     )
@@ -71,8 +71,8 @@ class Crop:
       lambda: self._decode_jpeg(encoded),
       lambda: tf.cond(
         is_png & ~turned,
-        lambda: self._cut(self._convert(tf.io.decode_png(encoded, channels=3))),
-        lambda: self._cut(self._decode_other(encoded)),
+        lambda: self._fit(tf.io.decode_png(encoded, channels=3)),
+        lambda: self._fit(self._decode_other(encoded)),
       ),
     )
 
@@ -104,14 +104,11 @@ class Crop:
     image = tf.numpy_function(by_pillow, [encoded], tf.uint8)
     return tf.ensure_shape(image, (None, None, self.channels))
 
-  def _convert(self, pixels):
-    if pixels.shape[-1] == self.channels:
-      return pixels
-    if self.channels == 3:
-      return tf.image.grayscale_to_rgb(pixels)
-    return tf.image.rgb_to_grayscale(pixels)
-
-  def _cut(self, pixels):
+  def _fit(self, pixels):
+    if pixels.shape[-1] < self.channels:
+      pixels = tf.image.grayscale_to_rgb(pixels)
+    elif pixels.shape[-1] > self.channels:
+      pixels = tf.image.rgb_to_grayscale(pixels)
     shape = tf.shape(pixels)
     top, left, height, width = self._window(shape[0], shape[1])
     return pixels[top : top + height, left : left + width]

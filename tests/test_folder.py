@@ -122,7 +122,7 @@ def test_missing_split_is_cut_from_training(tmp_path, capsys, missing):
   # A single missing split has the lowest tenth.
   assert found[missing] == by_hash(train)['validation']
   assert found['train'] == set(train) - found[missing]
-  assert f'{missing}: 9 images by the hashes' in capsys.readouterr().out
+  assert f'{missing}: 9 images chosen by the hash' in capsys.readouterr().out
 
 
 def test_a_class_may_be_called_train(tmp_path):
