@@ -1,5 +1,6 @@
 """CelebA in a folder: its lists of splits and attributes."""
 
+import os
 import re
 import shutil
 
@@ -140,9 +141,11 @@ def test_damaged_list_of_attributes(folder, change, match):
     train.labels()
 
 
-def test_folder_without_celeba(tmp_path):
-  (tmp_path / 'a.jpg').write_bytes(b'')
-  with pytest.raises(UserError, match='holds other files') as caught:
+def test_nothing_is_downloaded_into_a_folder_of_other_images(tmp_path):
+  (tmp_path / 'cat').mkdir()
+  (tmp_path / 'cat' / 'a.jpg').write_bytes(b'')
+  with pytest.raises(UserError, match='add --config.data.source=f') as caught:
     find(tmp_path)
+  assert os.listdir(tmp_path) == ['cat']
   assert 'kaggle datasets download' in str(caught.value)
   assert '\n' not in str(caught.value)

@@ -6,12 +6,11 @@ import re
 import shutil
 
 import numpy as np
-from PIL import Image
 import pytest
 
 from data import image_files
 import input_pipeline
-from runs import memory, schema
+from runs import memory
 from tests.conftest import make_small_config, SPLIT_SIZES, write_faces
 from vae import devices, splits
 from vae.errors import UserError
@@ -46,31 +45,6 @@ def fails(config, match):
     everything(input_pipeline.load(config).train)
   assert str(caught.value).isprintable()
   return str(caught.value)
-
-
-OWN_SOURCE = """
-import numpy as np
-from data.encoded import MemorySplit
-
-def find(data):
-  pixels = np.random.default_rng(0).integers(0, 256, (56, 20, 30, 3), np.uint8)
-  sizes = {'train': (0, 40), 'validation': (40, 51), 'test': (51, 56)}
-  return {split: MemorySplit(pixels[a:b]) for split, (a, b) in sizes.items()}
-"""
-
-
-def test_a_source_of_ones_own_is_a_module(tmp_path, monkeypatch, small_config):
-  (tmp_path / 'noise.py').write_text(OWN_SOURCE)
-  monkeypatch.syspath_prepend(tmp_path)
-  small_config.data.source = 'noise'
-  schema.validate(small_config)
-  images = everything(input_pipeline.load(small_config).test)
-  # Its pixels are resized as any others.
-  pixels = np.random.default_rng(0).integers(0, 256, (56, 20, 30, 3), np.uint8)
-  for index, image in enumerate(images):
-    square = Image.fromarray(pixels[51 + index][:, 5:25])
-    expected = np.asarray(square.resize((16, 16), Image.Resampling.BILINEAR))
-    assert np.abs(image.astype(int) - expected).max() <= 2
 
 
 def test_source_must_be_a_module_that_finds_data(small_config):
