@@ -6,11 +6,16 @@ comes as indices (`vae.splits`), and random changes of an image are part of the
 training step.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 import dataclasses
 import functools
 import math
+import os
+import pathlib
+import shutil
+import tempfile
 import time
+import zlib
 
 import data as sources
 
@@ -19,7 +24,6 @@ import numpy as np
 import tensorflow as tf
 
 from data import encoded, image_files
-from data.decoded import DecodedStore
 from data.encoded import EncodedSplit, SPLITS
 from data.image_files import Crop
 from runs import memory, progress, schema
@@ -33,14 +37,17 @@ tf.config.set_visible_devices([], 'TPU')
 # Images of a batch when a whole split is decoded.
 _BATCH_SIZE = 256
 
+# Bytes that decoded images leave free on the disk.
+_MARGIN = 1 << 30
+
 
 def load(
   config, decode: Collection[str] = ('train', 'validation')
 ) -> splits.DataSet:
-  """Loads the train, validation and test split that `config.data` describes.
+  """Loads the splits that a complete and valid `config` describes.
 
   Args:
-    config: complete and valid (`schema.validate`).
+    config: see `configs/default.py`.
     decode: splits whose images are decoded now, unless `config.data.cache` is
       none; other splits are decoded when they are first read.
 
@@ -53,13 +60,13 @@ def load(
   crop = Crop(settings.crop_size, settings.image_size, settings.channels)
   num_examples = sum(split.num_examples for split in found.values())
   cache = _choose_cache(settings.cache, num_examples, crop.image_shape)
-  store = DecodedStore('' if cache == 'none' else settings.decoded_dir)
   loaded = {}
   for name in SPLITS:
-    split = ImageSplit(name, found[name], crop, store, cache != 'none')
+    loaded[name] = ImageSplit(
+      name, found[name], crop, cache != 'none', settings.decoded_dir
+    )
     if settings.skip_corrupt:
-      split.skip_corrupt()
-    loaded[name] = split
+      loaded[name].skip_corrupt()
   _check_sizes(config, loaded)
   for name in decode if cache != 'none' else ():
     _ = loaded[name].images
@@ -69,7 +76,6 @@ def load(
 
 
 def _check_sizes(config, found) -> None:
-  """Checks that no split is empty, and that there is a batch to train on."""
   for name, split in found.items():
     if not split.num_examples:
       raise UserError(
@@ -91,21 +97,17 @@ class ImageSplit:
     name: str,
     source: EncodedSplit,
     crop: Crop,
-    store: DecodedStore,
     cached: bool,
+    decoded_dir: str,
   ):
     """Describes the split; nothing is read.
 
-    Args:
-      name: the split's name in messages.
-      source: the encoded images.
-      crop: makes examples of them.
-      store: keeps the examples between runs.
-      cached: whether they stay in host memory.
+    If it is `cached`, examples stay in host memory, and in `decoded_dir` (if
+    that is not empty) between runs.
     """
-    fingerprint = source.fingerprint() if store.keeps else None
+    fingerprint = source.fingerprint() if cached and decoded_dir else None
+    self._folder = os.path.expanduser(decoded_dir) if fingerprint else None
     self._name, self._source, self._crop = name, source, crop
-    self._store = store if fingerprint else DecodedStore('')
     self._key = encoded.digest(
       image_files.DECODING, tf.__version__, crop, fingerprint
     )
@@ -115,7 +117,6 @@ class ImageSplit:
 
   @property
   def num_examples(self) -> int:
-    """Number of images."""
     return len(self._indices)
 
   def batches(self, indices, batch_size):
@@ -135,31 +136,25 @@ class ImageSplit:
   @functools.cached_property
   def images(self) -> np.ndarray:
     """All images, uint8 [num_examples, height, width, channels]."""
-    start, done = time.monotonic(), 'read'
-    images = self._store.read(f'{self._name}_{self._key}')
-    if images is None:
-      progress.say(f'{self._name}: decoding {self.num_examples:,} images …')
-      images = np.empty((self.num_examples, *self.image_shape), np.uint8)
-      batches = self._stream(np.arange(self.num_examples), _BATCH_SIZE)
-      for index, batch in enumerate(batches):
-        images[index * _BATCH_SIZE :][: len(batch)] = batch
-      self._store.write(f'{self._name}_{self._key}', images)
-      done = 'decoded'
+    start = time.monotonic()
+    images = self._kept(self._name, self._decode)
     progress.say(
-      f'{self._name}: {done} {len(images):,} images in '
+      f'{self._name}: {len(images):,} decoded images in '
       f'{time.monotonic() - start:.1f}s, {images.nbytes / 1e6:,.0f} MB'
     )
     return images
 
+  def _decode(self) -> np.ndarray:
+    progress.say(f'{self._name}: decoding {self.num_examples:,} images …')
+    images = np.empty((self.num_examples, *self.image_shape), np.uint8)
+    batches = self._stream(np.arange(self.num_examples), _BATCH_SIZE)
+    for index, batch in enumerate(batches):
+      images[index * _BATCH_SIZE :][: len(batch)] = batch
+    return images
+
   def skip_corrupt(self) -> None:
     """Leaves out the images that cannot be decoded, and counts them."""
-    key = f'{self._name}_corrupt_{self._key}'
-    corrupt = self._store.read(key)
-    if corrupt is None:
-      progress.say(f'{self._name}: looking for corrupt images …')
-      sound = [p for p, _ in self._read(self._indices, _BATCH_SIZE)]
-      corrupt = np.setdiff1d(self._indices, np.concatenate([[], *sound]))
-      self._store.write(key, corrupt)
+    corrupt = self._kept(f'{self._name}_corrupt', self._find_corrupt)
     if len(corrupt):
       progress.warn(
         f'{self._name}: skipped {len(corrupt)} of {self.num_examples} images '
@@ -167,6 +162,22 @@ class ImageSplit:
       )
       self._indices = np.delete(self._indices, corrupt)
       self._key = encoded.digest(self._key, corrupt.tobytes())
+
+  def _find_corrupt(self) -> np.ndarray:
+    progress.say(f'{self._name}: looking for corrupt images …')
+    sound = [p for p, _ in self._read(self._indices, _BATCH_SIZE)]
+    return np.setdiff1d(self._indices, np.concatenate([[], *sound]))
+
+  def _kept(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array of an earlier run, or one that is made and kept."""
+    if not self._folder:
+      return make()
+    path = pathlib.Path(self._folder, f'{name}_{self._key}.npy')
+    array = read_array(path)
+    if array is None:
+      array = make()
+      keep_array(path, array)
+    return array
 
   def _read(
     self, indices: np.ndarray, batch_size: int
@@ -205,6 +216,50 @@ class ImageSplit:
     return encoded.some([self._source.name(index) for index in indices])
 
 
+def read_array(path: pathlib.Path) -> np.ndarray | None:
+  """Reads what `keep_array` has written; None if it is absent or damaged."""
+  try:
+    with path.open('rb') as file:
+      array = np.lib.format.read_array(file, allow_pickle=False)
+      return array if file.read() == _checksum(array) else None
+  except Exception:  # A damaged head can claim anything.
+    return None
+
+
+def keep_array(path: pathlib.Path, array: np.ndarray) -> None:
+  """Writes an array for the next run, or warns if it cannot be written.
+
+  A checksum follows it: a bit that flips on the disk would go into training
+  unseen.
+  """
+  folder = path.parent
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < array.nbytes + _MARGIN:
+      raise OSError('the disk is almost full')
+    for old in folder.glob('*.partial'):
+      if time.time() - old.stat().st_mtime > 24 * 3600:  # A killed process's.
+        shutil.rmtree(old, ignore_errors=True)
+    with tempfile.TemporaryDirectory(suffix='.partial', dir=folder) as partial:
+      complete = pathlib.Path(partial, path.name)
+      with complete.open('wb') as file:
+        np.save(file, array, allow_pickle=False)
+        file.write(_checksum(array))
+      complete.replace(path)
+  except OSError as error:
+    progress.warn(
+      f'note: decoded images are not kept in {folder} '
+      f'({error.strerror or error}); name another folder with '
+      '--config.data.decoded_dir, or none.'
+    )
+
+
+def _checksum(array: np.ndarray) -> bytes:
+  about = repr((array.dtype.str, array.shape, array.flags.c_contiguous))
+  data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+  return zlib.crc32(data, zlib.crc32(about.encode())).to_bytes(4, 'big')
+
+
 def _choose_cache(
   cache: str, num_examples: int, image_shape: tuple[int, int, int]
 ) -> str:
@@ -216,28 +271,27 @@ def _choose_cache(
   if cache == 'none':
     return cache
   # One program for all processes needs one place, so the least of them counts.
-  host, device = devices.least_of_all(memory.free()), devices.free_memory()
-  no_device = device is None
-  free = {
-    'host': host,
-    'device': math.inf if no_device else devices.least_of_all(device),
-  }
+  on_device = devices.free_memory()
+  free = {'host': devices.least_of_all(memory.free()), 'device': math.inf}
+  if on_device is not None:
+    free['device'] = devices.least_of_all(on_device)
   need = {
     'host': num_examples * math.prod(image_shape),
     'device': num_examples * math.prod(splits.tiled_shape(image_shape)),
   }
-  if cache == 'auto':
-    if need['host'] >= free['host'] / 2:
-      return 'none'
-    # A device without memory of its own gains nothing by a copy. Half of what
-    # is free is left to the batch: compiled for a TPU, training on CelebA takes
-    # 2.00 GB for the images, and 0.20 GB for a batch of 128 on a chip.
-    fits = not no_device and need['device'] < free['device'] / 2
-    return 'device' if fits else 'host'
-  if need[cache] > free[cache]:
-    raise UserError(
-      f'config.data.cache is {cache}, but the images take '
-      f'{need[cache] / 1e9:.1f} GB and there are {free[cache] / 1e9:.1f} GB '
-      'free; use none or auto.'
-    )
-  return cache
+  if cache != 'auto':
+    if need[cache] > free[cache]:
+      raise UserError(
+        f'config.data.cache is {cache}, but the images take '
+        f'{need[cache] / 1e9:.1f} GB and there are {free[cache] / 1e9:.1f} GB '
+        'free; use none or auto.'
+      )
+    return cache
+  if need['host'] >= free['host'] / 2:
+    return 'none'
+  # A device without memory of its own gains nothing by a copy. Half of what is
+  # free is left to the batch: compiled for a TPU, training on CelebA takes
+  # 2.00 GB for the images, and 0.20 GB for a batch of 128 on a chip.
+  if on_device is not None and need['device'] < free['device'] / 2:
+    return 'device'
+  return 'host'

@@ -13,11 +13,7 @@ Gaussian likelihood with σ = 1 and
 
 For another image size, another beta stands for the same kld_weight. In the
 same way PyTorch-VAE's weight_decay is D/2 = 6,144 times as much here. The
-article's loss is val/mse + 0.00025 · val/kl.
-
-On 2,400 real grey faces in CelebA's layout (channels=1, beta=0.512) it reaches
-0.0155 ± 0.0002 in the article's units after 20 epochs, over three seeds
-(docs/article.md).
+article's loss is val/mse + 0.00025 · val/kl. docs/article.md has results.
 """
 
 from configs import default
@@ -27,21 +23,15 @@ def get_config():
   """The article's settings; unnamed ones are those of `default`."""
   config = default.get_config()
   config.seed = 1265
-
   config.data.source = 'celeba'
   config.data.image_size = 64
-
   config.model.latent_dim = 128
   config.model.hidden_channels = (32, 64, 128, 256, 512)
   config.model.likelihood = 'gaussian'
   config.model.sigma = 1.0
-
   config.objective.beta = 1.536
-
   config.optimizer.learning_rate = 0.005
   config.optimizer.decay_per_epoch = 0.95
-  config.optimizer.weight_decay = 0.0
-
   config.train.batch_size = 64
   config.train.num_epochs = 100
   config.train.flip = True

@@ -15,11 +15,9 @@ def get_config():
   config.data.train = 'train[:45000]'
   config.data.validation = 'train[45000:]'
   config.data.image_size = 32
-
   config.model.latent_dim = 128
   config.model.hidden_channels = (64, 128, 256)
   config.model.learn_sigma = True
-
   config.train.batch_size = 128
   config.train.num_epochs = 50
   return config

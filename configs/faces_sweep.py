@@ -3,8 +3,7 @@
   python sweep.py --config=configs/faces_sweep.py
 
 Four β × three latent dimensions × three seeds: 36 runs of 18 epochs each, on
-images of 32×32, in fifteen minutes on two cores. At β = 1 the ELBO is about 290
-nats with 16 dimensions (docs/sweeps.md).
+images of 32×32, in fifteen minutes on two cores (docs/sweeps.md).
 """
 
 from configs import faces

@@ -16,11 +16,9 @@ def get_config():
   config.data.validation = 'train[50000:]'
   config.data.image_size = 28
   config.data.channels = 1
-
   config.model.latent_dim = 16
   config.model.hidden_channels = (32, 64)
   config.model.likelihood = 'bernoulli'
-
   config.train.batch_size = 128
   config.train.num_epochs = 10
   config.train.flip = False

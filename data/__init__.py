@@ -15,11 +15,7 @@ from vae.errors import shown, UserError
 
 
 def find(data: ml_collections.ConfigDict) -> dict[str, EncodedSplit]:
-  """Finds the train, validation and test split of a data set.
-
-  Args:
-    data: `config.data`; its `source` names a module of this package or one of
-      the user's own on `sys.path`.
+  """Finds the train, validation and test split that `config.data` describes.
 
   Raises:
     UserError: if there is no such source, or data is missing or damaged.

@@ -45,17 +45,12 @@ FACTORS = {
 
 _SPLIT_SIZES = {'train': 4000, 'validation': 500, 'test': 500}
 _SUPERSAMPLING = 2
-_JPEG_QUALITY = 92
 _WHITE = (250, 250, 250)
 _DARK = (36, 30, 34)
 
 
 def find(data) -> dict[str, EncodedSplit]:
-  """Finds the cartoon faces in `data.dir`, or renders them into it.
-
-  Raises:
-    UserError: if they cannot be written there.
-  """
+  """Finds the cartoon faces in `data.dir`, or renders them into it."""
   builder = prepare('cartoon_faces', data.dir, downloads=False)
   return make_splits(builder, label_names=tuple(FACTORS))
 
@@ -67,21 +62,16 @@ class CartoonFaces(tfds.core.GeneratorBasedBuilder):
   RELEASE_NOTES = {'1.0.0': 'Fourteen factors.'}
 
   def _info(self) -> tfds.core.DatasetInfo:
+    shape = (HEIGHT, WIDTH, 3)
+    image = tfds.features.Image(shape=shape, encoding_format='jpeg')
+    factors = {  # Indices of the values in FACTORS.
+      name: tfds.features.ClassLabel(num_classes=len(values))
+      for name, values in FACTORS.items()
+    }
     return tfds.core.DatasetInfo(
       builder=self,
       description=__doc__,
-      features=tfds.features.FeaturesDict(
-        {
-          'image': tfds.features.Image(
-            shape=(HEIGHT, WIDTH, 3), encoding_format='jpeg'
-          ),
-          # The index of the value in FACTORS.
-          'factors': {
-            name: tfds.features.ClassLabel(num_classes=len(values))
-            for name, values in FACTORS.items()
-          },
-        }
-      ),
+      features=tfds.features.FeaturesDict({'image': image, 'factors': factors}),
       disable_shuffling=True,
     )
 
@@ -108,12 +98,7 @@ def render(labels: dict[str, int]) -> Image.Image:
   factors = {name: FACTORS[name][index] for name, index in labels.items()}
   size = (WIDTH * _SUPERSAMPLING, HEIGHT * _SUPERSAMPLING)
   image = Image.new('RGB', size, factors['background'])
-  face = _Pen(
-    ImageDraw.Draw(image),
-    center=(WIDTH / 2 + factors['x'], HEIGHT / 2 + factors['y']),
-    scale=factors['scale'],
-    rotation=math.radians(factors['rotation']),
-  )
+  face = _Pen(ImageDraw.Draw(image), factors)
   _draw_head(face, factors)
   _draw_eyes(face, factors)
   _draw_mouth(face, factors)
@@ -123,7 +108,7 @@ def render(labels: dict[str, int]) -> Image.Image:
 def encode_jpeg(image: Image.Image) -> io.BytesIO:
   """A JPEG in an open file, as TFDS takes it."""
   buffer = io.BytesIO()
-  image.save(buffer, format='JPEG', quality=_JPEG_QUALITY)
+  image.save(buffer, format='JPEG', quality=92)
   buffer.seek(0)
   return buffer
 
@@ -131,33 +116,32 @@ def encode_jpeg(image: Image.Image) -> io.BytesIO:
 class _Pen:
   """Draws in the face's own coordinates: pixels from its centre, y down."""
 
-  def __init__(self, draw, center, scale, rotation):
-    self._draw = draw
-    cos, sin = math.cos(rotation), math.sin(rotation)
-    self._matrix = scale * np.array([[cos, -sin], [sin, cos]])
-    self._center = np.array(center)
-    self._scale = scale
+  def __init__(self, draw, factors):
+    self._draw, self._scale = draw, factors['scale']
+    angle = math.radians(factors['rotation'])
+    cos, sin = math.cos(angle), math.sin(angle)
+    self._matrix = self._scale * np.array([[cos, -sin], [sin, cos]])
+    self._center = (WIDTH / 2 + factors['x'], HEIGHT / 2 + factors['y'])
 
   def polygon(self, points, color):
     self._draw.polygon(self._to_canvas(points), fill=color)
 
   def line(self, points, color, width):
     width = max(1, round(width * self._scale * _SUPERSAMPLING))
-    self._draw.line(
-      self._to_canvas(points), fill=color, width=width, joint='curve'
-    )
-
-  def ellipse(self, x, y, radius_x, radius_y, color, start=0, stop=360):
-    """An ellipse, or the part of it between two angles (0: right, 90: down)."""
-    angles = np.radians(np.linspace(start, stop, 40))
-    points = np.stack(
-      [x + radius_x * np.cos(angles), y + radius_y * np.sin(angles)], axis=-1
-    )
-    self.polygon(points, color)
+    points = self._to_canvas(points)
+    self._draw.line(points, fill=color, width=width, joint='curve')
 
   def _to_canvas(self, points):
     points = np.asarray(points, float) @ self._matrix.T + self._center
     return [tuple(p) for p in points * _SUPERSAMPLING]
+
+
+def _ellipse(x, y, radius_x, radius_y, start=0, stop=360):
+  """Points of an ellipse between two angles (0: right, 90: down), [40, 2]."""
+  angles = np.radians(np.linspace(start, stop, 40))
+  return np.stack(
+    [x + radius_x * np.cos(angles), y + radius_y * np.sin(angles)], axis=-1
+  )
 
 
 def _darker(color, factor):
@@ -165,51 +149,46 @@ def _darker(color, factor):
 
 
 def _draw_head(face, factors):
-  skin, style, color = (
-    factors[k] for k in ('skin', 'hair_style', 'hair_color')
-  )
+  skin, hair = factors['skin'], factors['hair_color']
+  style = factors['hair_style']
   if style == 'long':
-    face.ellipse(0, -14, 48, 52, color)
-    face.polygon([(-48, -14), (48, -14), (50, 58), (-50, 58)], color)
+    face.polygon(_ellipse(0, -14, 48, 52), hair)
+    face.polygon([(-48, -14), (48, -14), (50, 58), (-50, 58)], hair)
   elif style == 'afro':
-    face.ellipse(0, -24, 58, 52, color)
-  face.ellipse(-39, 2, 8, 11, _darker(skin, 0.9))
-  face.ellipse(39, 2, 8, 11, _darker(skin, 0.9))
-  face.ellipse(0, 0, 39, 52, skin)
+    face.polygon(_ellipse(0, -24, 58, 52), hair)
+  for side in (-1, 1):
+    face.polygon(_ellipse(side * 39, 2, 8, 11), _darker(skin, 0.9))
+  face.polygon(_ellipse(0, 0, 39, 52), skin)
   face.polygon([(0, -4), (6, 14), (-5, 14)], _darker(skin, 0.84))
   if style in ('short', 'long'):
-    face.ellipse(0, -12, 41, 44, color, start=198, stop=342)
+    face.polygon(_ellipse(0, -12, 41, 44, 198, 342), hair)
   elif style == 'afro':
-    face.ellipse(0, -18, 42, 38, color, start=204, stop=336)
+    face.polygon(_ellipse(0, -18, 42, 38, 204, 336), hair)
   elif style == 'mohawk':
-    face.polygon([(-9, -40), (-13, -72), (13, -72), (9, -40)], color)
+    face.polygon([(-9, -40), (-13, -72), (13, -72), (9, -40)], hair)
 
 
 def _draw_eyes(face, factors):
+  shape, brow = factors['eye_shape'], _darker(factors['hair_color'], 0.8)
   radius_x, radius_y = {
     'round': (8, 8),
     'wide': (11, 9),
     'narrow': (11, 4),
     'sleepy': (9, 7),
-  }[factors['eye_shape']]
-  brow = _darker(factors['hair_color'], 0.8)
+  }[shape]
+  iris, tilt, y = min(5, radius_y), factors['brow'] / 2, -10
   for side in (-1, 1):
-    x, y = side * 16, -10
-    face.ellipse(x, y, radius_x, radius_y, _WHITE)
-    iris = min(5, radius_y)
-    face.ellipse(x, y, iris, iris, factors['eye_color'])
-    face.ellipse(x, y, iris / 2, iris / 2, _DARK)
-    if factors['eye_shape'] == 'sleepy':
-      lid = _darker(factors['skin'], 0.88)
-      face.ellipse(x, y, radius_x + 1, radius_y + 1, lid, start=180, stop=360)
-    tilt = factors['brow'] / 2
-    face.line(
-      [(x - side * 10, y - 14 - tilt), (x + side * 10, y - 14 + tilt)], brow, 4
-    )
+    x = side * 16
+    face.polygon(_ellipse(x, y, radius_x, radius_y), _WHITE)
+    face.polygon(_ellipse(x, y, iris, iris), factors['eye_color'])
+    face.polygon(_ellipse(x, y, iris / 2, iris / 2), _DARK)
+    if shape == 'sleepy':
+      lid = _ellipse(x, y, radius_x + 1, radius_y + 1, 180, 360)
+      face.polygon(lid, _darker(factors['skin'], 0.88))
+    inner, outer = x - side * 10, x + side * 10
+    face.line([(inner, y - 14 - tilt), (outer, y - 14 + tilt)], brow, 4)
     if factors['glasses']:
-      angles = np.radians(np.linspace(0, 360, 40))
-      frame = np.stack([x + 14 * np.cos(angles), y + 13 * np.sin(angles)], -1)
-      face.line(frame, _DARK, 3)
+      face.line(_ellipse(x, y, 14, 13), _DARK, 3)
   if factors['glasses']:
     face.line([(-3, -10), (3, -10)], _DARK, 3)
     face.line([(-39, -12), (-30, -10)], _DARK, 3)
@@ -217,7 +196,7 @@ def _draw_eyes(face, factors):
 
 
 def _draw_mouth(face, factors):
-  curve, gap = factors['mouth_curve'], factors['mouth_open']
+  curve, gap, lip = factors['mouth_curve'], factors['mouth_open'], (176, 62, 66)
   x = np.linspace(-16, 16, 17)
   # Corners rise and the middle falls in a smile.
   bow = 28 + curve * (1 - 2 * (x / 16) ** 2) / 2
@@ -226,6 +205,5 @@ def _draw_mouth(face, factors):
   lower = np.stack([x, bow + opening], axis=-1)
   if gap:
     face.polygon(np.concatenate([upper, lower[::-1]]), (120, 24, 32))
-  lip = (176, 62, 66)
   face.line(upper, lip, 3)
   face.line(lower, lip, 3)

@@ -31,14 +31,11 @@ class EncodedSplit:
   """Base class of a source's splits.
 
   A subclass sets `num_examples` and overrides `items`, and `open` if an item is
-  not yet an image. The other methods have defaults.
-
-  Attributes:
-    num_examples: number of images.
-    threads: images that are opened at a time.
+  not yet an image.
   """
 
   num_examples: int
+  # Images that are opened at a time.
   threads = (
     len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
   )
@@ -48,10 +45,7 @@ class EncodedSplit:
     raise NotImplementedError
 
   def open(self, item: tf.Tensor) -> tf.Tensor:
-    """The image of an item: a file's bytes, or uint8 [height, width, channels].
-
-    It is made of TensorFlow's operations.
-    """
+    """An item's image: a file's bytes, or uint8 [height, width, channels]."""
     return item
 
   def labels(self) -> Labels | None:
@@ -73,11 +67,9 @@ class EncodedSplit:
   def read(
     self, indices: np.ndarray, decode: Callable[[tf.Tensor], tf.Tensor]
   ) -> tf.data.Dataset:
-    """Opens and decodes images; leaves out those for which this fails.
+    """Pairs of a position in `indices`, ascending, and a decoded image.
 
-    Returns:
-      Pairs of a position in `indices`, ascending, and what `decode` makes of
-      the opened image.
+    Images that cannot be opened or decoded are left out.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -127,27 +119,18 @@ class FileSplit(EncodedSplit):
     names: Sequence[str],
     read_labels: Callable[[], Labels | None] = lambda: None,
   ):
-    """Lists the files.
-
-    Args:
-      folder: the images' folder.
-      names: the files' paths relative to it.
-      read_labels: reads what `labels` returns.
-    """
+    """Lists the files, whose paths are relative to the folder."""
     self._folder, self.labels = str(folder), read_labels
     self.num_examples = len(names)
     # Bytes, as some file systems' names are no UTF-8.
-    names = [os.fsencode(name) for name in names]
-    self._names = np.array(names, object)
-    top = os.fsencode(self._folder)
-    self._paths = np.array([os.path.join(top, name) for name in names], object)
+    self._names = np.array([os.fsencode(name) for name in names], object)
     if paths.is_remote(folder):
       self.threads = _FETCHED_AT_ONCE
 
   def items(self, indices):
-    return tf.data.Dataset.from_tensor_slices(
-      tf.constant(self._paths[indices], tf.string)
-    )
+    top = os.fsencode(self._folder)
+    found = [os.path.join(top, name) for name in self._names[indices]]
+    return tf.data.Dataset.from_tensor_slices(tf.constant(found, tf.string))
 
   def open(self, item):
     if paths.is_remote(self._folder):
@@ -156,7 +139,7 @@ class FileSplit(EncodedSplit):
     return tf.io.read_file(item)
 
   def name(self, index):
-    return os.fsdecode(self._paths[index])
+    return os.path.join(self._folder, os.fsdecode(self._names[index]))
 
   def fingerprint(self):
     return files_digest(self._folder, self._names)
@@ -171,16 +154,9 @@ def _fetch(path: bytes) -> bytes:
 
 
 def files_digest(folder: str, names: Iterable[bytes]) -> str | None:
-  """A digest of files by their paths, sizes and times of change.
+  """A digest of files' paths, sizes and times; None if one is missing.
 
   In a bucket, generations stand for sizes and times.
-
-  Args:
-    folder: the files' folder.
-    names: paths relative to it.
-
-  Returns:
-    The digest, or None if a file is missing.
   """
   if paths.is_remote(folder):
     generations = paths.list_generations(folder)

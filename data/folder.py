@@ -1,7 +1,6 @@
 """A folder of images: its splits and its classes, by the names alone."""
 
-import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import functools
 import hashlib
 import os
@@ -10,7 +9,7 @@ from etils import epath
 import numpy as np
 
 from data import image_files
-from data.encoded import EncodedSplit, FileSplit, is_hidden, SPLITS
+from data.encoded import EncodedSplit, FileSplit, is_hidden, some, SPLITS
 from runs import progress
 from vae import paths
 from vae.errors import shown, UserError
@@ -40,50 +39,27 @@ def find(data) -> dict[str, EncodedSplit]:
       training images from the others.
   """
   folder = existing_folder(data.dir)
-  images, left_out = [], collections.Counter()
-  for name in _walk(folder):
-    if any(map(is_hidden, name.split(os.sep))):
-      left_out['hidden'] += 1
-    elif name.lower().endswith(image_files.SUFFIXES):
-      images.append(name)
-    else:
-      left_out[os.path.splitext(name)[1].lower() or 'without suffix'] += 1
+  files = list(_walk(folder))
+  images = [name for name in files if _is_image(name)]
   split_folders = _find_splits(folder, images)
   parts = {
     split: [name for name in images if _folder(name) == top]
     for split, top in split_folders.items()
   } or {'train': images}
-  if beside := len(images) - sum(map(len, parts.values())):
-    left_out['images beside the splits'] = beside
-  if left_out:
-    kinds = ', '.join(
-      f'{shown(kind, 30)} {count:,}' for kind, count in sorted(left_out.items())
-    )
-    progress.say(f'left out of {shown(folder)}: {shown(kinds)}')
-  missing = [split for split in SPLITS if split not in parts]
-  if len(parts['train']) <= len(missing):
-    raise UserError(
-      f'{shown(folder / split_folders.get("train", ""))} holds '
-      f'{len(parts["train"])} images ({" ".join(image_files.SUFFIXES)}); '
-      f'{len(missing) + 1} splits need at least {len(missing) + 1}.'
-    )
-  parts |= _cut(parts['train'], missing)
-  for split, top in split_folders.items():
-    progress.say(f'{split}: {len(parts[split]):,} images of {shown(top)}/')
-  for split in missing if split_folders else ():
+  if left_out := sorted(set(files).difference(*parts.values())):
     progress.say(
-      f'{split}: {len(parts[split]):,} images of {split_folders["train"]}/, a '
-      'tenth by the hashes of the names'
+      f'left out of {shown(folder)}: {len(left_out):,} files that are hidden, '
+      f'no images, or in no split ({some(left_out)})'
     )
-  level = 1 if split_folders else 0
-  classes = _classes(sum(parts.values(), []), level)
+  parts = _cut_missing(folder, parts)
+  for split, names in parts.items():
+    top = split_folders.get(split)
+    place = f'of {shown(top)}/' if top else 'chosen by the hashes of the names'
+    progress.say(f'{split}: {len(names):,} images {place}')
+  labels = _labels(parts, level=1 if split_folders else 0)
   return {
-    split: FileSplit(
-      folder,
-      sorted(parts[split]),
-      functools.partial(_make_labels, sorted(parts[split]), level, classes),
-    )
-    for split in SPLITS
+    split: FileSplit(folder, names, functools.partial(labels.get, split))
+    for split, names in parts.items()
   }
 
 
@@ -119,60 +95,52 @@ def _walk(top: epath.Path) -> Iterator[str]:
     yield from (os.path.normpath(os.path.join(place, name)) for name in files)
 
 
+def _is_image(name: str) -> bool:
+  hidden = any(map(is_hidden, name.split(os.sep)))
+  return name.lower().endswith(image_files.SUFFIXES) and not hidden
+
+
 def _find_splits(folder: epath.Path, images: list[str]) -> dict[str, str]:
   """Finds the folders at the top that are splits, by split; may be empty."""
   tops = sorted({_folder(name) for name in images})
-  found = {}
-  for top in tops:
-    split = _SPLIT_NAMES.get(top.lower())
-    if split in found:
-      raise UserError(
-        f'{shown(folder)} holds {found[split]}/ and {top}/, and both are the '
-        f'{split} split; leave one.'
-      )
-    if split:
-      found[split] = top
-  if found and 'train' not in found:
+  found = [top for top in tops if top.lower() in _SPLIT_NAMES]
+  by_split = {_SPLIT_NAMES[top.lower()]: top for top in found}
+  if len(by_split) < len(found) or (found and 'train' not in by_split):
     raise UserError(
-      f'{shown(folder)} holds {" and ".join(found.values())}/ and no train/; '
-      'call the folder of the training images train/, or give these other '
-      'names if they are classes.'
+      f'{shown(folder)} holds {", ".join(found)}; call one folder train, at '
+      'most one each val and test, and give other names to those of classes.'
     )
-  if len(found) == 1 and set(tops) - {'', found['train']}:
-    progress.say(
-      f'{shown(folder)}: {found["train"]}/ is a class, as other folders are '
-      'beside it and no val/ or test/.'
-    )
-    return {}
-  below = collections.defaultdict(set)
-  for name in images:
-    below[_folder(name)].add(_SPLIT_NAMES.get(_folder(name, 1).lower(), ''))
-  for top, names in below.items():
-    if not found and len(names - {''}) > 1:  # They would be mixed.
-      raise UserError(
-        f'{shown(folder / top)} holds the splits {", ".join(sorted(names))}; '
-        f'name it with --config.data.dir={shown(folder / top)}.'
-      )
-  return found
+  # A class may be called train.
+  return {} if len(found) == 1 and set(tops) - {'', *found} else by_split
 
 
-def _cut(images: list[str], missing: Sequence[str]) -> dict[str, list[str]]:
-  """Cuts the missing splits, a tenth each, from the training images.
+def _cut_missing(
+  folder: epath.Path, parts: dict[str, list[str]]
+) -> dict[str, list[str]]:
+  """All splits, sorted; the missing ones are cut from the training images.
 
   The hash of an image's name is a number in [0, 1): below 0.1 the image is in
   the first missing split, below 0.2 in the second, else in the train split,
   whatever other images there are. A split that would be empty, as in a folder
   of a few dozen images, gets the one image with the nearest hash.
   """
-  images = sorted(images, key=_hash)
+  missing = [split for split in SPLITS if split not in parts]
+  images = sorted(parts['train'], key=_hash)
+  if len(images) <= len(missing):
+    raise UserError(
+      f'{shown(folder)} holds {len(images)} images to train on '
+      f'({" ".join(image_files.SUFFIXES)}); {len(missing) + 1} splits need at '
+      f'least {len(missing) + 1}.'
+    )
   hashes = list(map(_hash, images))
-  parts, start = {}, 0
+  parts, start = dict(parts), 0
   for index, split in enumerate(missing):
     end = int(np.searchsorted(hashes, _HELD_OUT * (index + 1)))
     last = len(images) - (len(missing) - index)
     end = min(max(end, start + 1), last)
     parts[split], start = images[start:end], end
-  return parts | {'train': images[start:]}
+  parts['train'] = images[start:]
+  return {split: sorted(parts[split]) for split in SPLITS}
 
 
 def _hash(name: str) -> float:
@@ -181,26 +149,30 @@ def _hash(name: str) -> float:
   return int.from_bytes(digest[:8], 'big') / 2**64
 
 
-def _classes(images: list[str], level: int) -> list[str]:
-  """The classes' names; empty if an image has none, or all have the same."""
-  classes = {_folder(name, level) for name in images}
+def _labels(
+  parts: dict[str, list[str]], level: int
+) -> dict[str, Labels | None]:
+  """The class of each image, its folder at this level; None if one has none.
+
+  Also if all have the same.
+  """
+  images = sum(parts.values(), [])
+  classes = sorted({_folder(name, level) for name in images})
   outside = [name for name in images if not _folder(name, level)]
   if len(classes) > 1 and outside:
     progress.say(
       f'no classes: {len(outside):,} of {len(images):,} images are in no '
       f'sub-folder, such as {shown(outside[0])}'
     )
-  return sorted(classes) if len(classes) > 1 and not outside else []
-
-
-def _make_labels(
-  images: list[str], level: int, classes: list[str]
-) -> Labels | None:
-  if not classes:
-    return None
+  if len(classes) == 1 or outside:
+    return dict.fromkeys(parts)
   indices = {name: index for index, name in enumerate(classes)}
-  values = [[indices[_folder(name, level)]] for name in images]
-  return Labels(('class',), np.array(values, np.int32), {'class': classes})
+  labels = {}
+  for split, names in parts.items():
+    values = [[indices[_folder(name, level)]] for name in names]
+    values = np.array(values, np.int32)
+    labels[split] = Labels(('class',), values, {'class': classes})
+  return labels
 
 
 def _folder(name: str, level: int = 0) -> str:

@@ -46,19 +46,17 @@ class Crop:
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
-    """(height, width, channels) of an example."""
     return (self.image_size, self.image_size, self.channels)
 
   def decode(self, image: tf.Tensor) -> tf.Tensor:
     """Makes an example, uint8 [image_size, image_size, channels].
 
-    Args:
-      image: bytes of an image file, or pixels, uint8 [height, width, channels].
+    Of a file's bytes, or of pixels, uint8 [height, width, channels].
     """
     if image.dtype == tf.string:
       image = self._decode_file(image)
     else:
-      image = self._cut(self._convert(image))
+      image = self._fit(image)
     image = tf.image.resize(
       image, (self.image_size, self.image_size), antialias=True
     )
@@ -73,8 +71,8 @@ class Crop:
       lambda: self._decode_jpeg(encoded),
       lambda: tf.cond(
         is_png & ~turned,
-        lambda: self._cut(self._convert(tf.io.decode_png(encoded, channels=3))),
-        lambda: self._cut(self._decode_other(encoded)),
+        lambda: self._fit(tf.io.decode_png(encoded, channels=3)),
+        lambda: self._fit(self._decode_other(encoded)),
       ),
     )
 
@@ -82,11 +80,9 @@ class Crop:
     shape = tf.io.extract_jpeg_shape(encoded)
 
     def decode(channels):  # Only the part that is used.
+      window = self._window(shape[0], shape[1])
       return tf.io.decode_and_crop_jpeg(
-        encoded,
-        self._window(shape[0], shape[1]),
-        channels=channels,
-        dct_method='INTEGER_ACCURATE',
+        encoded, window, channels, dct_method='INTEGER_ACCURATE'
       )
 
     if self.channels == 3:
@@ -108,14 +104,11 @@ class Crop:
     image = tf.numpy_function(by_pillow, [encoded], tf.uint8)
     return tf.ensure_shape(image, (None, None, self.channels))
 
-  def _convert(self, pixels):
-    if pixels.shape[-1] == self.channels:
-      return pixels
-    if self.channels == 3:
-      return tf.image.grayscale_to_rgb(pixels)
-    return tf.image.rgb_to_grayscale(pixels)
-
-  def _cut(self, pixels):
+  def _fit(self, pixels):
+    if pixels.shape[-1] < self.channels:
+      pixels = tf.image.grayscale_to_rgb(pixels)
+    elif pixels.shape[-1] > self.channels:
+      pixels = tf.image.rgb_to_grayscale(pixels)
     shape = tf.shape(pixels)
     top, left, height, width = self._window(shape[0], shape[1])
     return pixels[top : top + height, left : left + width]
@@ -128,13 +121,7 @@ class Crop:
 
 
 def _open(content: bytes) -> Image.Image:
-  """Decodes by Pillow: the first frame, upright.
-
-  Raises:
-    ValueError: why it cannot be decoded.
-  """
-  if not content:
-    raise ValueError('it is empty')
+  """Decodes by Pillow: the first frame, upright."""
   try:
     image = Image.open(io.BytesIO(content), formats=_FORMATS)
   except Image.UnidentifiedImageError:
@@ -157,16 +144,12 @@ def why_undecodable(content: bytes) -> str:
 def load(
   path: str, image_shape: tuple[int, int, int], crop_size: int | None = None
 ) -> np.ndarray:
-  """Reads an image file of any size; prints how it is resized.
+  """Reads an image file of any size; prints how it is cut and resized.
 
   Args:
-    path: a JPEG, PNG, GIF, WebP, BMP or TIFF file.
+    path: an image file.
     image_shape: (height, width, channels) of the model, a square.
-    crop_size: side of the central square that is cut out; by default, and if
-      the image is smaller, its largest one.
-
-  Returns:
-    uint8 [height, width, channels].
+    crop_size: side of the central square; by default the largest one.
 
   Raises:
     UserError: if there is no such file, or it is not an image.
@@ -174,10 +157,8 @@ def load(
   try:
     content = epath.Path(path).expanduser().read_bytes()
   except (OSError, RuntimeError, ValueError) as error:
-    reason = getattr(error, 'strerror', None) or error
-    if isinstance(error, FileNotFoundError):
-      reason = 'there is no such file'
-    raise UserError(f'{shown(path)} cannot be read: {reason}.') from error
+    reason = shown(f'{type(error).__name__}: {error}')
+    raise UserError(f'{shown(path)} cannot be read ({reason}).') from error
   _, size, channels = image_shape
   crop = Crop(crop_size or 0, size, channels)
   try:

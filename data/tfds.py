@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 import os
 import socket
-import tempfile
 import urllib.request
 
 from etils import epath
@@ -11,15 +10,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data.encoded import (
-  digest,
-  EncodedSplit,
-  files_digest,
-  is_hidden,
-  MemorySplit,
-  SPLITS,
-)
-from runs import progress, workdirs
+from data import encoded
+from data.encoded import EncodedSplit, is_hidden, MemorySplit, SPLITS
+from runs import progress
 from vae import paths
 from vae.errors import shown, UserError
 from vae.splits import Labels
@@ -29,11 +22,7 @@ _SERVER = ('storage.googleapis.com', 443)
 
 
 def find(data) -> dict[str, EncodedSplit]:
-  """Finds the data set `data.name` in `data.dir`, or has TFDS download it.
-
-  Raises:
-    UserError: if it cannot be had, or lacks such splits or images.
-  """
+  """Finds the data set `data.name` in `data.dir`, or has TFDS download it."""
   builder = prepare(data.name, data.dir)
   return make_splits(builder, {split: data[split] for split in SPLITS})
 
@@ -44,7 +33,7 @@ def prepare(
   """Finds a data set that TFDS has prepared, or has it prepared.
 
   Args:
-    name: the data set's name, with `/CONFIG` and `:VERSION` if it needs them.
+    name: with `/CONFIG` and `:VERSION` if it needs them.
     directory: TFDS's data directory; if empty, the default one.
     downloads: whether preparing it needs the network.
 
@@ -54,31 +43,29 @@ def prepare(
   root = epath.Path(directory or tfds.core.constants.DATA_DIR).expanduser()
   if builder := _find_prepared(name, root):
     return builder
+  if paths.is_remote(root):
+    raise UserError(
+      f'{shown(root)} holds no {shown(name)}; prepare it on a disk and copy it '
+      'there.'
+    )
   if directory:
     _check_purpose(root, name)
-  if paths.is_remote(root):
-    workdirs.check_writable(root, '--config.data.dir')
   progress.say(f'Preparing {name} with TFDS in {root} …')
   try:
-    with tempfile.TemporaryDirectory() as aside:
-      # TensorFlow, which TFDS writes with, waits forever for a missing bucket.
-      place = epath.Path(aside) if paths.is_remote(root) else root
-      builder = tfds.builder(name, data_dir=place)
-      if not downloads:
-        tfds.disable_progress_bar()
-      elif not urllib.request.getproxies():  # TFDS would retry for minutes.
-        socket.create_connection(_SERVER, timeout=5).close()
-      builder.download_and_prepare()
-      if place != root:
-        paths.copy(place, root)
+    builder = tfds.builder(name, data_dir=root)
+    if not downloads:
+      tfds.disable_progress_bar()
+    elif not urllib.request.getproxies():  # TFDS would retry for minutes.
+      socket.create_connection(_SERVER, timeout=5).close()
+    builder.download_and_prepare()
   except Exception as error:  # Each data set has errors of its own.
     if builder := _find_prepared(name, root):  # By another process.
       return builder
     reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
     raise UserError(
       f'TFDS cannot prepare {shown(name)} in {shown(root)} ({shown(reason)}); '
-      'name a folder that can be written, or a copy of the data directory of a '
-      'machine with TFDS and a network, with --config.data.dir.'
+      'name another folder, or a copy of one that was prepared elsewhere, with '
+      '--config.data.dir.'
     ) from error
   return _find_prepared(name, root)
 
@@ -121,14 +108,14 @@ def make_splits(
 
   Args:
     builder: the data set.
-    expressions: TFDS's expression for each split, such as 'train[:90%]'; by
-      default TFDS's split of the same name.
+    expressions: TFDS's expression for each split; by default its name.
     label_names: the labels' order; alphabetical by default.
 
   Raises:
     UserError: if there is no such split, or no image in the examples.
   """
   info, found = builder.info, {}
+  features = _flat(info.features)
   images = [
     name
     for name, feature in info.features.items()
@@ -140,37 +127,32 @@ def make_splits(
       f'{", ".join(info.features)}.'
     )
   image = 'image' if 'image' in images else images[0]
-  labels = _label_features(info.features)
-  labels = {name: labels[name] for name in label_names or sorted(labels)}
+  labels = {
+    name: features[name]
+    for name in label_names or sorted(features)
+    if isinstance(features[name], tfds.features.ClassLabel)
+    or (features[name].shape == () and features[name].np_dtype == np.bool_)
+  }
   for split in SPLITS:
     expression = (expressions or {}).get(split) or split
     try:
-      info.splits[expression]
+      found[split] = _TfdsSplit(builder, expression, image, labels)
     except ValueError as error:
       raise UserError(
         f'config.data.{split} is {expression!r}, but {info.full_name} has the '
         f'splits {", ".join(info.splits)}; name a part of one with '
         f"--config.data.{split}, such as 'train[90%:]'."
       ) from error
-    found[split] = _TfdsSplit(builder, expression, image, labels)
   return found
 
 
-def _label_features(features) -> dict[str, tuple[list[str], Sequence[str]]]:
-  """Place in an example and classes of each label.
-
-  Labels are the class labels and booleans, also of dictionaries.
-  """
-  found = {}
-  for key, feature in features.items():
-    nested = isinstance(feature, tfds.features.FeaturesDict)
-    for name, inner in feature.items() if nested else ((key, feature),):
-      place = [key, name] if nested else [key]
-      if isinstance(inner, tfds.features.ClassLabel):
-        found[name] = place, inner.names
-      elif inner.shape == () and inner.np_dtype == np.bool_:
-        found[name] = place, ()
-  return found
+def _flat(features) -> dict:
+  """Features, or their values, by name, with those of dictionaries."""
+  flat = {}
+  for name, feature in features.items():
+    nested = isinstance(feature, (dict, tfds.features.FeaturesDict))
+    flat.update(feature.items() if nested else {name: feature})
+  return flat
 
 
 class _TfdsSplit(EncodedSplit):
@@ -195,18 +177,15 @@ class _TfdsSplit(EncodedSplit):
       return None
 
     def values(example):
-      found = []
-      for place, _ in self._labels.values():
-        value = example[place[0]]
-        found.append(value if len(place) == 1 else value[place[1]])
-      return tf.stack([tf.cast(value, tf.int32) for value in found])
+      flat = _flat(example)
+      return tf.stack([tf.cast(flat[name], tf.int32) for name in self._labels])
 
-    # Numbers are names only if it is plain what they number.
-    classes = {
-      name: names
-      for name, (_, names) in self._labels.items()
-      if not all(map(str.isdecimal, names)) or names and len(self._labels) == 1
-    }
+    classes = {}
+    for name, feature in self._labels.items():
+      names = getattr(feature, 'names', [])
+      # Numbers are names only if it is plain what they number.
+      if not all(map(str.isdecimal, names)) or names and len(self._labels) == 1:
+        classes[name] = names
     return Labels(tuple(self._labels), np.array(self._read(values)), classes)
 
   def name(self, index):
@@ -214,11 +193,12 @@ class _TfdsSplit(EncodedSplit):
 
   def fingerprint(self):
     names = [os.fsencode(os.path.basename(p)) for p in self._info.filepaths]
-    files = files_digest(str(self._builder.data_dir), names)
-    return files and digest(self._split, files)
+    files = encoded.files_digest(str(self._builder.data_dir), names)
+    return files and encoded.digest(self._split, files)
 
   def names_digest(self, indices):
-    return digest(self._builder.info.full_name, self._split, *indices.tolist())
+    name = self._builder.info.full_name
+    return encoded.digest(name, self._split, *indices.tolist())
 
   def _read(self, function):
     """A function's values for all examples, in order."""

@@ -47,17 +47,15 @@ def find(folder):
 
 
 def find_classes(folder):
-  """The class of each image by name, and the names of all classes."""
-  found, known = {}, set()
+  """The class of each image by name."""
+  found = {}
   for images in encoded(folder).values():
     labels = images.labels()
     assert labels.names == ('class',)
-    known.add(tuple(labels.classes['class']))
     for index, [value] in enumerate(labels.values):
       path = os.path.relpath(images.name(index), folder)
       found[path] = labels.class_names('class')[value]
-  [names] = known
-  return found, list(names)
+  return found
 
 
 def by_hash(names):
@@ -109,7 +107,9 @@ def test_folders_called_as_splits_are_these(tmp_path, capsys, folders):
   out = capsys.readouterr().out
   for split, folder in zip(SPLITS, folders, strict=True):
     assert f'{split}: 20 images of {folder}/' in out
-  assert 'images beside the splits 2' in out
+  assert (
+    '2 files that are hidden, no images, or in no split (curve.png, ' in out
+  )
 
 
 @pytest.mark.parametrize('missing', ['validation', 'test'])
@@ -122,15 +122,14 @@ def test_missing_split_is_cut_from_training(tmp_path, capsys, missing):
   # A single missing split has the lowest tenth.
   assert found[missing] == by_hash(train)['validation']
   assert found['train'] == set(train) - found[missing]
-  assert 'images of train/, a tenth' in capsys.readouterr().out
+  assert f'{missing}: 9 images chosen by the hash' in capsys.readouterr().out
 
 
-def test_a_class_may_be_called_train(tmp_path, capsys):
+def test_a_class_may_be_called_train(tmp_path):
   names = [numbered(9, c + '/{}.png') for c in ('car', 'plane', 'train')]
   write_images(tmp_path, sum(names, []))
-  classes, known = find_classes(tmp_path)
-  assert known == ['car', 'plane', 'train'] and len(classes) == 27
-  assert 'train/ is a class' in capsys.readouterr().out
+  classes = find_classes(tmp_path)
+  assert set(classes.values()) == {'car', 'plane', 'train'}
   write_images(tmp_path / 'alone', numbered(100, 'train/{}/0.png'))
   assert find(tmp_path / 'alone') == by_hash(numbered(100, 'train/{}/0.png'))
 
@@ -138,10 +137,8 @@ def test_a_class_may_be_called_train(tmp_path, capsys):
 @pytest.mark.parametrize(
   ('folders', 'match'),
   [
-    (('test',), 'test/ and no train/'),
-    (('images', 'Val'), 'Val/ and no train/'),
-    (('train', 'val', 'dev'), 'dev/ and val/, and both are the validation'),
-    (('mnist/train', 'mnist/test'), 'mnist holds the splits.*dir=.*mnist'),
+    (('images', 'Val'), 'holds Val; call one folder train'),
+    (('train', 'val', 'dev'), 'holds dev, train, val; call .* at most one'),
   ],
 )
 def test_folders_that_do_not_tell_the_training_images(tmp_path, folders, match):
@@ -156,9 +153,8 @@ def test_classes_are_below_the_splits_and_the_same_in_all(tmp_path):
   # The test split lacks some, and its first.
   test = [n for d in (3, 5, 9) for n in numbered(4, f'test/{d}/{{}}.png')]
   write_images(tmp_path, train + test)
-  classes, known = find_classes(tmp_path)
-  assert known == [str(digit) for digit in range(10)]
-  assert classes == {name: name.split('/')[1] for name in train + test}
+  expected = {name: name.split('/')[1] for name in train + test}
+  assert find_classes(tmp_path) == expected
 
 
 def test_an_image_without_a_class_leaves_no_classes(tmp_path, capsys):
@@ -181,8 +177,8 @@ def test_links_to_folders_are_followed_once(tmp_path):
   # In circles, and again under a name that comes before the real one.
   (top / 'd' / 'root').symlink_to('..')
   (top / 'Again').symlink_to('d')
-  classes, known = find_classes(top)
-  assert known == ['a', 'b', 'c', 'd'] and len(classes) == 40
+  classes = find_classes(top)
+  assert set(classes.values()) == set('abcd') and len(classes) == 40
   (tmp_path / 'link').symlink_to('data')
   assert find(tmp_path / 'link') == find(top)
 
@@ -193,23 +189,17 @@ def test_other_files_are_left_out_and_counted(tmp_path, capsys):
   write_images(folder, names)
   first = find(folder)
   capsys.readouterr()
-  hidden = (
-    '._0.png',
-    '.thumbnails/0.png',
-    '__MACOSX/a/._1.png',
-    'a/@eaDir/0.png',
-  )
+  hidden = ['._0.png', '.thumbnails/0.png', '__MACOSX/1.png', 'a/@eaDir/0.png']
   write_images(folder, hidden)
   for name in ('a.txt', 'b.TXT', 'README'):
     (folder / name).write_text('')
   assert find(folder) == first
-  assert capsys.readouterr().out == (
-    f'left out of {folder}: .txt 2, hidden 4, without suffix 1\n'
-  )
-  assert find_classes(folder)[1] == ['a', 'b']
+  out = capsys.readouterr().out
+  assert f'left out of {folder}: 7 files' in out and 'and 4 more' in out
+  assert set(find_classes(folder).values()) == {'a', 'b'}
 
 
-@pytest.mark.parametrize('name', ['cf[1]', 'a**', 'two\nlines', b'\xff\xfe'])
+@pytest.mark.parametrize('name', ['cf[1]', 'two\nlines', b'\xff\xfe'])
 def test_folders_and_files_may_have_any_name(tmp_path, name):
   folder = tmp_path / os.fsdecode(name)
   write_images(folder, [f'{i}{os.fsdecode(name)}.png' for i in range(9)])

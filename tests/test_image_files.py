@@ -79,13 +79,23 @@ FILES = {
 }
 
 
+DAMAGED = (
+  'JPEG',
+  'progressive JPEG',
+  'CMYK JPEG',
+  'PNG',
+  'GIF',
+  'WebP',
+  'TIFF',
+)
+
+
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('name', FILES)
 def test_image_files_are_decoded_as_by_pillow(name, channels):
   for crop in (148, 0):
-    difference = decode(FILES[name], channels, crop) - by_pillow(
-      FILES[name], channels, crop
-    )
+    expected = by_pillow(FILES[name], channels, crop)
+    difference = decode(FILES[name], channels, crop) - expected
     assert np.abs(difference).max() <= ROUNDING
 
 
@@ -105,16 +115,13 @@ def test_images_are_turned_as_the_camera_was_held(format):
     7: across[::-1, ::-1],
     8: across[::-1],
   }
-  options = {'JPEG': {'quality': 100, 'subsampling': 0}}.get(
-    format, {'lossless': True}
-  )
+  options = {'quality': 100, 'subsampling': 0, 'lossless': True}
   for orientation, expected in upright.items():
     content = encode(square, format, exif=exif(orientation), **options)
     assert np.abs(decode(content) - expected).mean() < 2
 
 
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('mode', ['L', 'RGB'])
+@pytest.mark.parametrize(('mode', 'channels'), [('L', 3), ('RGB', 1)])
 def test_pixels_are_treated_as_their_file(mode, channels):
   pixels = np.asarray(picture(mode=mode)).reshape(218, 178, -1)
   np.testing.assert_array_equal(
@@ -132,16 +139,7 @@ def test_image_of_the_right_size_is_not_resampled():
 def damaged(seed):
   """Files that are cut short, or have flipped bits."""
   chance = random.Random(seed)
-  names = (
-    'JPEG',
-    'progressive JPEG',
-    'CMYK JPEG',
-    'PNG',
-    'GIF',
-    'WebP',
-    'TIFF',
-  )
-  for name in names:
+  for name in DAMAGED:
     content = FILES[name]
     for number in range(9):
       yield name, content[: chance.randrange(len(content))]
@@ -178,7 +176,6 @@ def test_damaged_files_are_decoded_as_by_pillow_or_refused(record_property):
 @pytest.mark.parametrize(
   ('content', 'reason'),
   [
-    (b'', 'it is empty'),
     (b'<!DOCTYPE html>' * 40, 'it is none of JPEG, PNG'),
     (encode(picture(), 'PNG')[:5000], 'truncated'),
     (encode(Image.new('F', (20, 20)), 'TIFF'), 'its pixels are of type F'),
@@ -198,9 +195,8 @@ def test_users_file_becomes_an_example(tmp_path, capsys):
     assert image.dtype == np.uint8
     difference = image - by_pillow(FILES['JPEG'], crop=side)
     assert np.abs(difference).max() <= ROUNDING
-    assert (
-      f'178×218, cut to its central {side}×{side}' in capsys.readouterr().out
-    )
+    out = capsys.readouterr().out
+    assert f'178×218, cut to its central {side}×{side}' in out
   for name in ('gone.jpg', 'a\0b'):
     with pytest.raises(UserError, match='cannot be read'):
       image_files.load(str(tmp_path / name), (SIZE, SIZE, 3))
