@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from vae import convolutions, layers
-from vae.batch_norm import BatchNormRectify
 
 CONVOLUTIONS = [
   (layers.Conv(5), nn.Conv(5, (3, 3))),
@@ -64,9 +63,8 @@ def test_parts_do_not_lose_bfloat16s_digits(monkeypatch):
   x = jnp.ones((512, 2, 2, 1), jnp.bfloat16)
   kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
   monkeypatch.setattr(convolutions, '_BYTES_AT_A_TIME', 1)
-  gradient = jax.grad(lambda k: convolutions.conv_transpose_matmul(x, k).sum())(
-    kernel
-  )
+  total = lambda k: convolutions.conv_transpose(x, k, 'matmul').sum()
+  gradient = jax.grad(total)(kernel)
   # Of 512 · 4 ones; added up in bfloat16 they would stay at 256.
   assert gradient.astype(np.float32).max() == 2048
 
@@ -121,7 +119,7 @@ def test_batch_norm_is_flax_layers(negative_slope, train):
     grads, (y, updated) = grad(x, bias, params)
     return y, updated.get('norm', updated), grads
 
-  ours = results(BatchNormRectify(negative_slope), lambda tree: tree)
+  ours = results(layers.BatchNormRectify(negative_slope), lambda tree: tree)
   flax = results(FlaxNorm(negative_slope), lambda tree: {'norm': tree})
   if train:
     # PyTorch's running variance is the unbiased estimate, Flax's is not.
@@ -140,7 +138,7 @@ def test_batch_norm_is_flax_layers(negative_slope, train):
 def test_batch_norm_of_bfloat16_has_float32_statistics():
   # Their sum in bfloat16 would stand still at 256.
   x = jnp.ones((4096, 1), jnp.bfloat16) + jnp.arange(4096)[:, None] % 2
-  module = BatchNormRectify(0.0)
+  module = layers.BatchNormRectify(0.0)
   variables = module.init(jax.random.key(0), x, jnp.zeros(1), True)
   y, updates = module.apply(
     variables, x, jnp.zeros(1), True, mutable='batch_stats'

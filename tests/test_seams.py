@@ -13,11 +13,10 @@ from vae.errors import UserError
 MODEL = """
 from flax import linen as nn
 
-from vae import distributions
-from vae.models import base
+from vae import distributions, models
 
 
-class Model(base.VAE):
+class Model(models.VAE):
   size: int = 5
 
   @property

@@ -233,11 +233,6 @@ class Bernoulli:
     )
 
 
-def at_least_float32(x: jax.Array) -> jax.Array:
-  """`x` with no fewer bits than float32: bfloat16 is widened."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _standard_normal(
   keys: jax.Array, shape: tuple[int, ...], num_samples: int
 ) -> jax.Array:

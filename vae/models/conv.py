@@ -14,15 +14,13 @@ from typing import Any, Literal
 
 from flax import linen as nn
 
-from vae import layers, registry
-from vae.batch_norm import BatchNormRectify
-from vae.models import base
+from vae import layers, models, registry
 
 # The rectifiers, each by its slope below zero.
 _SLOPES = {'leaky_relu': 0.01, 'relu': 0.0}
 
 
-class Model(base.VAE):
+class Model(models.VAE):
   """The network of the article.
 
   Attributes:
@@ -107,12 +105,14 @@ class Encoder(nn.Module):
       x, bias = layers.Conv(
         features, stride=2, dtype=self.dtype, method=self.convolution
       )(x)
-      x = _batch_norm(self, index)(x, bias, train)
-    x = x.reshape(x.shape[0], -1)
-    fan_in = x.shape[-1]
-    mean = layers.dense(self.latent_dim, fan_in, self.dtype, 'mean')(x)
-    logvar = layers.dense(self.latent_dim, fan_in, self.dtype, 'logvar')(x)
-    return mean, logvar
+      x = layers.BatchNormRectify(
+        self.negative_slope, self.axis_name, name=f'BatchNorm_{index}'
+      )(x, bias, train)
+    x = x.reshape(len(x), -1)
+    return tuple(
+      layers.dense(x, self.latent_dim, self.dtype, name)
+      for name in ('mean', 'logvar')
+    )
 
 
 class Decoder(nn.Module):
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, z, train):
     z = z.astype(self.dtype)
-    x = layers.dense(math.prod(self.start_shape), z.shape[-1], self.dtype)(z)
+    x = layers.dense(z, math.prod(self.start_shape), self.dtype)
     x = x.reshape(-1, *self.start_shape)
     if not self.hidden_channels:
       return x
@@ -137,7 +137,9 @@ class Decoder(nn.Module):
       x, bias = layers.ConvTranspose(
         features, dtype=self.dtype, method=self.convolution
       )(x)
-      x = _batch_norm(self, index)(x, bias, train)
+      x = layers.BatchNormRectify(
+        self.negative_slope, self.axis_name, name=f'BatchNorm_{index}'
+      )(x, bias, train)
     x, bias = layers.Conv(
       self.image_channels, dtype=self.dtype, method=self.convolution
     )(x)
@@ -152,9 +154,3 @@ def mirrored(hidden_channels: Sequence[int]) -> tuple[int, ...]:
   """
   backwards = tuple(hidden_channels)[::-1]
   return (*backwards[1:], *backwards[-1:])
-
-
-def _batch_norm(module: Encoder | Decoder, index: int) -> BatchNormRectify:
-  return BatchNormRectify(
-    module.negative_slope, module.axis_name, name=f'BatchNorm_{index}'
-  )

@@ -8,12 +8,11 @@ their number: positions · Σ log levels nats, whatever the image.
 
 import jax
 
-from vae import distributions, registry
-from vae.distributions import at_least_float32
-from vae.models import base, residual
+from vae import distributions, layers, models, registry
+from vae.models import residual
 
 
-class Model(base.VAE):
+class Model(models.VAE):
   """A residual network with a spatial latent of codes.
 
   Attributes:
@@ -59,7 +58,7 @@ class Model(base.VAE):
     """The code of each position, with a straight-through gradient."""
     (z,) = self.encoder(images, train)
     return distributions.Codes(
-      distributions.quantise(at_least_float32(z), self.levels)
+      distributions.quantise(layers.at_least_float32(z), self.levels)
     )
 
   def prior(self) -> distributions.UniformCodes:
