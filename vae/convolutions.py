@@ -1,14 +1,13 @@
 """3×3 convolutions as XLA has them, and as matrix products for CPUs.
 
-XLA's convolutions are the fast path on GPU and TPU. On CPU they are slow, the
-gradients above all; there each is written as one matrix product, before which
+XLA's convolutions are fast on GPU and TPU. On CPU they are slow, the gradients
+above all; there each is written as one matrix product, before which
 neighbouring pixels are gathered, or after which they are scattered. Both ways
 agree to rounding.
 
-The nine taps of each pixel are several times as large as an image. They are not
-kept for the gradient but gathered anew, and where they are largest, for a part
-of the batch at a time, so that they stay in the processor's cache. So there are
-reverse-mode derivatives alone.
+The nine taps of each pixel are several times as large as an image. They are
+gathered again for the gradient, which is reverse-mode alone, and where they are
+largest, for a part of the batch at a time, so that they stay in the cache.
 
 Images and kernels are of the same dtype. Padding is `SAME` as Flax defines it.
 """
@@ -31,9 +30,6 @@ def conv(
   x: jax.Array, kernel: jax.Array, stride: int, method: str = 'auto'
 ) -> jax.Array:
   """A convolution, [batch, ⌈height/stride⌉, ⌈width/stride⌉, out].
-
-  As a matrix product that of stride 1 is made for few output channels, as the
-  decoder's last layer has.
 
   Args:
     x: [batch, height, width, in].
@@ -122,17 +118,11 @@ def _gather(x: jax.Array) -> jax.Array:
   pairs = x.reshape(batch, height // 2, 2, width // 2, 2 * channels)
   even, odd = pairs[:, :, 0], pairs[:, :, 1]
   rows = (even, odd, jnp.pad(even[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0))))
-  return jnp.concatenate(
-    [
-      taps
-      for row in rows
-      for taps in (
-        row,
-        jnp.pad(row[:, :, 1:, :channels], ((0, 0), (0, 0), (0, 1), (0, 0))),
-      )
-    ],
-    axis=-1,
-  )
+  taps = []
+  for row in rows:
+    right = row[:, :, 1:, :channels]
+    taps += [row, jnp.pad(right, ((0, 0), (0, 0), (0, 1), (0, 0)))]
+  return jnp.concatenate(taps, axis=-1)
 
 
 def _scatter(taps: jax.Array) -> jax.Array:
@@ -159,8 +149,9 @@ def _scatter(taps: jax.Array) -> jax.Array:
   return x.reshape(batch, 2 * height, 2 * width, -1)
 
 
-# The stride-1 convolution. Its taps are planes, [3, 3, out, batch, height,
-# width], which shift by whole rows where pixels of a few channels would not.
+# The stride-1 convolution, made for few output channels, as the decoder's last
+# layer has. Its taps are planes, [3, 3, out, batch, height, width], which shift
+# by whole rows where pixels of a few channels would not.
 @jax.custom_vjp
 def _plain_conv(x, kernel):
   height, width = x.shape[1:3]
@@ -181,9 +172,9 @@ def _plain_conv_backward(residuals, dy):
   dy = jnp.pad(dy.transpose(3, 0, 1, 2), ((0, 0), (0, 0), (1, 1), (1, 1)))
   planes = jnp.stack(
     [
-      dy[..., 2 - i : 2 - i + height, 2 - j : 2 - j + width]
-      for i in range(3)
-      for j in range(3)
+      dy[..., i : i + height, j : j + width]
+      for i in (2, 1, 0)
+      for j in (2, 1, 0)
     ]
   )
   planes = planes.reshape(9 * len(dy), -1)
@@ -197,27 +188,15 @@ _plain_conv.defvjp(
 )
 
 
-def _planes(kernel: jax.Array) -> jax.Array:
-  """[9·out, in]."""
-  return kernel.swapaxes(2, 3).reshape(-1, kernel.shape[2])
-
-
-def _in_parts(
-  part: Callable[..., tuple[jax.Array, Any]],
-  num_taps: int,
-  *batches: jax.Array,
-) -> tuple[jax.Array, Any]:
+def _in_parts(part: Callable, num_taps: int, *batches: jax.Array):
   """Goes through `batches`, [batch, …] each, a part at a time.
 
   `part` returns an array [part, …] and a summand or None; the result is the
   arrays of all parts together, [batch, …], and the sum.
   """
-  batch = len(batches[0])
-  num_parts = 1
-  num_bytes = num_taps * batches[0].itemsize
-  while (
-    num_bytes > num_parts * _BYTES_AT_A_TIME and batch % (2 * num_parts) == 0
-  ):
+  batch, num_parts = len(batches[0]), 1
+  most = num_taps * batches[0].itemsize / _BYTES_AT_A_TIME
+  while num_parts < most and batch % (2 * num_parts) == 0:
     num_parts *= 2
   if num_parts == 1:
     return part(*batches)
@@ -227,13 +206,13 @@ def _in_parts(
     # The total is at least float32: many parts of bfloat16 would lose digits.
     return jax.tree.map(jnp.add, total, sums), whole
 
-  parts = [a.reshape(num_parts, -1, *a.shape[1:]) for a in batches]
+  parts = tuple(a.reshape(num_parts, -1, *a.shape[1:]) for a in batches)
   shapes = jax.eval_shape(part, *(a[0] for a in parts))[1]
   zeros = jax.tree.map(
     lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)),
     shapes,
   )
-  total, whole = lax.scan(body, zeros, tuple(parts))
+  total, whole = lax.scan(body, zeros, parts)
   total = jax.tree.map(lambda t, s: t.astype(s.dtype), total, shapes)
   return whole.reshape(batch, *whole.shape[2:]), total
 
@@ -241,6 +220,11 @@ def _in_parts(
 def _matrix(kernel: jax.Array) -> jax.Array:
   """[9·in, out]."""
   return kernel.reshape(-1, kernel.shape[3])
+
+
+def _planes(kernel: jax.Array) -> jax.Array:
+  """[9·out, in]."""
+  return _matrix(kernel.swapaxes(2, 3))
 
 
 def _flat(x: jax.Array) -> jax.Array:

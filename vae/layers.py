@@ -47,12 +47,12 @@ def dense(
 
 
 class Conv(nn.Module):
-  """A 3×3 convolution; parameters as `nn.Conv`'s.
+  """A 3×3 convolution; parameters as `nn.Conv`'s, but at least float32.
 
   Attributes:
     features: number of output channels.
     stride: 1 or 2, in both directions.
-    dtype: of the computation and the output; parameters are at least float32.
+    dtype: of the computation and the output.
     method: as of `convolutions.conv`.
   """
 
@@ -70,10 +70,7 @@ class Conv(nn.Module):
 
 
 class ConvTranspose(nn.Module):
-  """A 3×3 transposed convolution of stride 2; doubles the image.
-
-  Attributes: as of `Conv`; parameters as `nn.ConvTranspose`'s.
-  """
+  """A 3×3 transposed convolution of stride 2, like `Conv`."""
 
   features: int
   dtype: Any = jnp.float32
@@ -159,9 +156,8 @@ def _normalise_and_rectify(x, scale, shift, negative_slope, axis_name):
   over the gradient; the input is all that is kept in between. Automatic
   differentiation would keep, and read, three arrays of its size.
 
-  Returns:
-    The result, of the input's dtype; the mean and the variance of each channel,
-    at least float32. No gradient goes through these two.
+  Returns the result, and the mean and variance of each channel, at least
+  float32, through which no gradient goes.
   """
   return _forward(x, scale, shift, negative_slope, axis_name)[0]
 

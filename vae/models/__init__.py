@@ -104,7 +104,6 @@ class VAE(nn.Module):
     return distributions.Gaussian(outputs, sigma)
 
   def prior(self) -> Any:
-    """p(z) = N(0, I)."""
     return distributions.StandardNormal(self.latent_shape)
 
   def latent_mask(self) -> jax.Array | float:
@@ -125,8 +124,7 @@ def from_config(config, axis_name: str | None = None) -> nn.Module:
     axis_name: the pmap axis over which a global batch is laid.
   """
   size = config.data.image_size
-  # A config that is older than the choice of a model has the only one of then.
-  return find(config.model.get('name', 'conv'))(
+  return find(config.model.name)(
     image_shape=(size, size, config.data.channels),
     axis_name=axis_name,
     **registry.settings(config.model),

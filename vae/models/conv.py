@@ -8,7 +8,6 @@ channels (`configs/celeba.py`) make 3,937,635 parameters, and those of the
 article's listing (`configs/article.py`) 3,225,795.
 """
 
-from collections.abc import Sequence
 import math
 from typing import Any, Literal
 
@@ -32,8 +31,7 @@ class Model(models.VAE):
       as many as `hidden_channels`; empty for the mirror image of the encoder
       (`mirrored`).
     activation: the rectifier.
-    convolution: how convolutions are computed: as the framework's own, as
-      matrix products, or as is fast on the platform.
+    convolution: as `method` of `vae.convolutions.conv`.
   """
 
   latent_dim: int = 128
@@ -51,40 +49,30 @@ class Model(models.VAE):
       decoder_channels=self.decoder_channels,
     )
     height, width, channels = self.image_shape
-    stride = 2 ** len(self.hidden_channels)
+    num_layers = len(self.hidden_channels)
+    stride = 2**num_layers
     if height % stride or width % stride:
       raise ValueError(
-        f'hidden_channels has {len(self.hidden_channels)} entries, each of '
-        f'which halves the image; its sides must be multiples of {stride}, not '
-        f'{height}×{width}.'
+        f'hidden_channels has {num_layers} entries, each of which halves the '
+        f'image; its sides must be multiples of {stride}, not {height}×{width}.'
       )
     decoder_channels = self.decoder_channels or mirrored(self.hidden_channels)
-    if len(decoder_channels) != len(self.hidden_channels):
+    if len(decoder_channels) != num_layers:
       raise ValueError(
         f'decoder_channels has {len(decoder_channels)} entries; it must have '
-        f'{len(self.hidden_channels)}, as hidden_channels, or none for their '
-        'mirror image.'
+        f'{num_layers}, as hidden_channels, or none for their mirror image.'
       )
-    block: dict[str, Any] = dict(
-      negative_slope=_SLOPES[self.activation],
-      dtype=self.dtype,
-      convolution=self.convolution,
-      axis_name=self.axis_name,
-    )
-    self.encoder = Encoder(self.latent_dim, self.hidden_channels, **block)
+    slope = _SLOPES[self.activation]
+    block = slope, self.dtype, self.convolution, self.axis_name
+    self.encoder = Encoder(self.latent_dim, self.hidden_channels, *block)
     # The decoder starts with the channels that the encoder ends with; without
     # convolutions its dense layer makes the image itself.
     start_channels = (channels, *self.hidden_channels)[-1]
-    self.decoder = Decoder(
-      (height // stride, width // stride, start_channels),
-      channels,
-      decoder_channels,
-      **block,
-    )
+    start = height // stride, width // stride, start_channels
+    self.decoder = Decoder(start, channels, decoder_channels, *block)
 
   @property
   def latent_shape(self) -> tuple[int, ...]:
-    """(latent_dim,)."""
     return (self.latent_dim,)
 
 
@@ -146,11 +134,11 @@ class Decoder(nn.Module):
     return x + bias.astype(self.dtype)
 
 
-def mirrored(hidden_channels: Sequence[int]) -> tuple[int, ...]:
-  """The decoder's channels in the reference implementation (PyTorch-VAE).
+def mirrored(hidden_channels: tuple[int, ...]) -> tuple[int, ...]:
+  """The decoder's channels in PyTorch-VAE: (32, 64, 128) gives (64, 32, 32).
 
   The encoder's in reverse, from the second on; the last transposed convolution
-  keeps its channels: (32, 64, 128) gives (64, 32, 32).
+  keeps its channels.
   """
-  backwards = tuple(hidden_channels)[::-1]
+  backwards = hidden_channels[::-1]
   return (*backwards[1:], *backwards[-1:])

@@ -37,16 +37,13 @@ class Model(models.VAE):
     self.encoder = Encoder(
       self.hidden_sizes, self.latent_dim, self.activation, self.dtype
     )
+    pixels = math.prod(self.image_shape)
     self.decoder = Decoder(
-      self.hidden_sizes[::-1],
-      math.prod(self.image_shape),
-      self.activation,
-      self.dtype,
+      self.hidden_sizes[::-1], pixels, self.activation, self.dtype
     )
 
   @property
   def latent_shape(self) -> tuple[int, ...]:
-    """(latent_dim,)."""
     return (self.latent_dim,)
 
 
@@ -78,9 +75,8 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, z, train):
-    x = _hidden(
-      z.astype(self.dtype), self.hidden_sizes, self.activation, self.dtype
-    )
+    z = z.astype(self.dtype)
+    x = _hidden(z, self.hidden_sizes, self.activation, self.dtype)
     return layers.dense(x, self.num_outputs, self.dtype, 'image')
 
 

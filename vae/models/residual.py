@@ -39,20 +39,13 @@ class Model(models.VAE):
     super().setup()
     registry.check_at_least(1, latent_dim=self.latent_dim)
     size = lowest_resolution(self.image_shape, self.channels, self.num_blocks)
-    self.encoder = Encoder(
-      {'mean': self.latent_dim, 'logvar': self.latent_dim},
-      self.spatial,
-      self.channels,
-      self.num_blocks,
-      self.dtype,
-    )
-    self.decoder = Decoder(
-      size, self.image_shape[-1], self.channels, self.num_blocks, self.dtype
-    )
+    heads = {'mean': self.latent_dim, 'logvar': self.latent_dim}
+    network = self.channels, self.num_blocks, self.dtype
+    self.encoder = Encoder(heads, self.spatial, *network)
+    self.decoder = Decoder(size, self.image_shape[-1], *network)
 
   @property
   def latent_shape(self) -> tuple[int, ...]:
-    """(latent_dim,), or (height, width, latent_dim)."""
     if not self.spatial:
       return (self.latent_dim,)
     size = lowest_resolution(self.image_shape, self.channels, self.num_blocks)
@@ -78,9 +71,7 @@ def lowest_resolution(
 class Encoder(nn.Module):
   """Images [batch, height, width, channels] to one array for each head.
 
-  Attributes:
-    heads: the number of features of each, by name.
-    spatial: whether they are maps, or vectors.
+  `heads` has the number of features of each, by name; `spatial` ones are maps.
   """
 
   heads: dict[str, int]

@@ -48,10 +48,8 @@ def find(name: str) -> type:
 
 def from_config(config) -> Any:
   """The objective that `config.objective` describes."""
-  # A config that is older than the choice of an objective has the only one of
-  # then.
-  cls = find(config.objective.get('name', 'elbo'))
-  return cls(**registry.settings(config.objective))
+  settings = registry.settings(config.objective)
+  return find(config.objective.name)(**settings)
 
 
 def check(config) -> None:
