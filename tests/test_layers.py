@@ -47,14 +47,14 @@ def assert_same_as_flax(layer, flax_layer, x):
 
 
 @pytest.mark.parametrize(('layer', 'flax_layer'), CONVOLUTIONS)
-@pytest.mark.parametrize('size', [(8, 8), (7, 4), (1, 2)])
+@pytest.mark.parametrize('size', [(7, 4), (1, 2)])
 def test_values_and_gradients_are_flax_layers(layer, flax_layer, size):
   assert_same_as_flax(layer, flax_layer, random(4, *size, 3))
 
 
-@pytest.mark.parametrize('batch', [4, 6, 5])
+@pytest.mark.parametrize('batch', [4, 5])
 def test_parts_of_the_batch_are_the_whole(batch, monkeypatch):
-  # The batch allows 4, 2 and 1 parts.
+  # The batch allows 4 parts, or 1.
   monkeypatch.setattr(convolutions, '_BYTES_AT_A_TIME', 1)
   assert_same_as_flax(*CONVOLUTIONS[2], random(batch, 6, 8, 3))
 
@@ -99,8 +99,9 @@ class FlaxNorm(nn.Module):
     return nn.leaky_relu(x, self.negative_slope)
 
 
-@pytest.mark.parametrize('negative_slope', [0.01, 0.0])
-@pytest.mark.parametrize('train', [True, False])
+@pytest.mark.parametrize(
+  ('negative_slope', 'train'), [(0.01, True), (0.0, False)]
+)
 def test_batch_norm_is_flax_layers(negative_slope, train):
   x, bias = 2 + 3 * random(6, 5, 4, 7), random(7, seed=1)
   params = {'scale': 1 + 0.1 * random(7, seed=2), 'bias': random(7, seed=3)}
