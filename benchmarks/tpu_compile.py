@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from benchmarks import jax_vae, results
 from evaluation import bounds
-from vae import loading, numerics, population, randomness, splits, steps
+from vae import loading, numerics, population, splits, steps
 
 PROGRAMS = ('train', 'eval', 'bound', 'sample', 'population')
 
@@ -294,7 +294,7 @@ def _settings(config):
 
 
 def _key() -> jax.ShapeDtypeStruct:
-  return jax.eval_shape(lambda: randomness.train_key(0))
+  return jax.eval_shape(lambda: numerics.train_key(0))
 
 
 def _stored(program: steps.Program, num_images: int) -> jax.ShapeDtypeStruct:

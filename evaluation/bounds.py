@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluation import reconstruction
-from vae import devices, distributions, randomness, steps
+from vae import devices, distributions, numerics, steps
 
 _NATS, _BITS = 'nats per image', 'bits per dimension'
 _OPTIMAL = 'the optimal σ, which is fitted to the same images'
@@ -108,7 +108,7 @@ def _add_importance_weighted(results, context, sigma: float) -> None:
   """Adds the bound L_K on log p(x), under two likelihoods."""
   num_samples = context.settings.num_importance_samples
   step = make_bound_step(context.trained.model)
-  key = randomness.bound_key(context.settings.seed)
+  key = numerics.bound_key(context.settings.seed)
   # Few images at a time if each takes long, so that progress shows.
   at_once = max(1, _DECODED_PER_DISPATCH // num_samples)
   weighted = context.over_split(

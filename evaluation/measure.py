@@ -25,7 +25,7 @@ import numpy as np
 
 from evaluation import reconstruction
 from runs.progress import track
-from vae import devices, numerics, randomness, registry, splits, steps
+from vae import devices, numerics, registry, splits, steps
 from vae.errors import UserError
 from vae.loading import TrainedVAE
 
@@ -169,7 +169,7 @@ class Context:
     step = reconstruction.make_step(
       self.trained.model, num_draws if self.draws_z else 0
     )
-    key = randomness.measure_key(self.settings.seed)
+    key = numerics.measure_key(self.settings.seed)
     return self.over_split(functools.partial(step, self.variables, key), label)
 
   @functools.cached_property

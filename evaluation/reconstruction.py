@@ -14,7 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import devices, distributions, randomness, steps
+from vae import devices, distributions, numerics, steps
 
 # Draws of z per image for the expectations under the posterior. The error of
 # their mean over a split is far below that of the choice of images.
@@ -135,13 +135,13 @@ def codes(posterior, prior) -> dict[str, jax.Array]:
 
 def example_keys(key: jax.Array, start: jax.Array, per_device: int):
   """A key for each image of this device, by its position; [per_device]."""
-  positions = start + randomness.global_positions(devices.AXIS, per_device)
-  return randomness.example_keys(key, positions)
+  positions = start + numerics.global_positions(devices.AXIS, per_device)
+  return numerics.example_keys(key, positions)
 
 
 def draw_z(posterior, keys: jax.Array, index: jax.Array) -> jax.Array:
   """Each image's draw of this index, [batch, *event]."""
-  return posterior.sample(randomness.fold_in(keys, index + 1), 1)[0]
+  return posterior.sample(numerics.fold_in(keys, index + 1), 1)[0]
 
 
 def dequantise(images: jax.Array, keys: jax.Array) -> jax.Array:
@@ -151,7 +151,7 @@ def dequantise(images: jax.Array, keys: jax.Array) -> jax.Array:
   so that -log p(y) bounds the cost of coding the image (Theis et al. 2016,
   section 3.1).
   """
-  noise = randomness.uniform(randomness.fold_in(keys, 0), images.shape[1:])
+  noise = numerics.uniform(numerics.fold_in(keys, 0), images.shape[1:])
   return (images + noise) / 256
 
 

@@ -18,7 +18,7 @@ import ml_collections
 
 from configs import default
 from runs import memory
-from vae import models, objectives
+from vae import models, objectives, registry
 from vae.errors import shown, UserError
 
 # The groups whose keys are the fields of a class.
@@ -213,12 +213,11 @@ def _known(config: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
   for group, package in _CLASSES.items():
     name = config[group].name
     try:
-      fields = package.fields(package.find(str(name)))
+      fields = registry.fields(package.find(str(name)))
     except UserError as error:
       raise UserError(f'config.{group}.name: {error}') from error
     known[f'{group}.name'] = (str, name)
-    for key, field in fields.items():
-      known[f'{group}.{key}'] = (field.annotation, field.default)
+    known |= {f'{group}.{key}': field for key, field in fields.items()}
   return known
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from tests.conftest import make_small_config
-from vae import devices, numerics, randomness, splits, steps
+from vae import devices, numerics, splits, steps
 from vae.errors import UserError
 from vae.population import Population
 from vae.trainer import Trainer
@@ -70,7 +70,7 @@ def run_topology(config, num_devices, num_steps):
   evaluate = steps.make_eval_steps(program)
   sums = [
     evaluate(
-      *(state.variables, settings, randomness.eval_key(3), images),
+      *(state.variables, settings, numerics.eval_key(3), images),
       *(chunk.batches, chunk.num_batches, start, len(PIXELS)),
     )
     for chunk, start in splits.eval_chunks(split, 24, 3, topology)
@@ -80,7 +80,7 @@ def run_topology(config, num_devices, num_steps):
   for epoch in range(-(-num_steps // 5)):
     for chunk in splits.train_chunks(split, 3, epoch, 0, 8, 5, topology):
       state, metrics = steps.make_train_steps(program)(
-        *(state, settings, randomness.train_key(3), images),
+        *(state, settings, numerics.train_key(3), images),
         *(chunk.batches, min(chunk.num_batches, num_steps)),
       )
       for name in ('loss', 'grad_norm'):

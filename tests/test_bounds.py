@@ -10,7 +10,7 @@ from scipy import integrate, special, stats
 
 from evaluation import bounds, measure, reconstruction
 from evaluation.bounds import WeightSums
-from vae import randomness, splits
+from vae import numerics, splits
 from vae.loading import TrainedVAE
 from vae.models import conv
 
@@ -68,7 +68,7 @@ def linear():
 
 def bound_of(context, num_samples, batch_size=16, sigma=SIGMA, seed=0):
   step = bounds.make_bound_step(context.trained.model)
-  key = randomness.bound_key(seed)
+  key = numerics.bound_key(seed)
   return context.over_split(
     lambda x, start: step(context.variables, key, x, start, num_samples, sigma),
     batch_size=batch_size,
@@ -226,7 +226,7 @@ def test_bits_of_a_density_that_is_flat_in_each_bin_are_its_entropy():
 
 def test_dequantised_images_are_spread_over_their_bins():
   images = np.arange(256, dtype=np.uint8).reshape(256, 1, 1, 1)
-  keys = randomness.example_keys(randomness.measure_key(0), jnp.arange(256))
+  keys = numerics.example_keys(numerics.measure_key(0), jnp.arange(256))
   y = np.asarray(reconstruction.dequantise(images, keys)) * 256
   np.testing.assert_array_equal(np.floor(y), images)
   assert (y - images).mean() == pytest.approx(0.5, abs=0.1)

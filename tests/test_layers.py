@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from vae import convolutions, layers
-from vae.batch_norm import BatchNormRectify
 
 CONVOLUTIONS = [
   (layers.Conv(5), nn.Conv(5, (3, 3))),
@@ -48,14 +47,14 @@ def assert_same_as_flax(layer, flax_layer, x):
 
 
 @pytest.mark.parametrize(('layer', 'flax_layer'), CONVOLUTIONS)
-@pytest.mark.parametrize('size', [(8, 8), (7, 4), (1, 2)])
+@pytest.mark.parametrize('size', [(7, 4), (1, 2)])
 def test_values_and_gradients_are_flax_layers(layer, flax_layer, size):
   assert_same_as_flax(layer, flax_layer, random(4, *size, 3))
 
 
-@pytest.mark.parametrize('batch', [4, 6, 5])
+@pytest.mark.parametrize('batch', [4, 5])
 def test_parts_of_the_batch_are_the_whole(batch, monkeypatch):
-  # The batch allows 4, 2 and 1 parts.
+  # The batch allows 4 parts, or 1.
   monkeypatch.setattr(convolutions, '_BYTES_AT_A_TIME', 1)
   assert_same_as_flax(*CONVOLUTIONS[2], random(batch, 6, 8, 3))
 
@@ -64,9 +63,8 @@ def test_parts_do_not_lose_bfloat16s_digits(monkeypatch):
   x = jnp.ones((512, 2, 2, 1), jnp.bfloat16)
   kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
   monkeypatch.setattr(convolutions, '_BYTES_AT_A_TIME', 1)
-  gradient = jax.grad(lambda k: convolutions.conv_transpose_matmul(x, k).sum())(
-    kernel
-  )
+  total = lambda k: convolutions.conv_transpose(x, k, 'matmul').sum()
+  gradient = jax.grad(total)(kernel)
   # Of 512 · 4 ones; added up in bfloat16 they would stay at 256.
   assert gradient.astype(np.float32).max() == 2048
 
@@ -101,8 +99,9 @@ class FlaxNorm(nn.Module):
     return nn.leaky_relu(x, self.negative_slope)
 
 
-@pytest.mark.parametrize('negative_slope', [0.01, 0.0])
-@pytest.mark.parametrize('train', [True, False])
+@pytest.mark.parametrize(
+  ('negative_slope', 'train'), [(0.01, True), (0.0, False)]
+)
 def test_batch_norm_is_flax_layers(negative_slope, train):
   x, bias = 2 + 3 * random(6, 5, 4, 7), random(7, seed=1)
   params = {'scale': 1 + 0.1 * random(7, seed=2), 'bias': random(7, seed=3)}
@@ -121,7 +120,7 @@ def test_batch_norm_is_flax_layers(negative_slope, train):
     grads, (y, updated) = grad(x, bias, params)
     return y, updated.get('norm', updated), grads
 
-  ours = results(BatchNormRectify(negative_slope), lambda tree: tree)
+  ours = results(layers.BatchNormRectify(negative_slope), lambda tree: tree)
   flax = results(FlaxNorm(negative_slope), lambda tree: {'norm': tree})
   if train:
     # PyTorch's running variance is the unbiased estimate, Flax's is not.
@@ -140,7 +139,7 @@ def test_batch_norm_is_flax_layers(negative_slope, train):
 def test_batch_norm_of_bfloat16_has_float32_statistics():
   # Their sum in bfloat16 would stand still at 256.
   x = jnp.ones((4096, 1), jnp.bfloat16) + jnp.arange(4096)[:, None] % 2
-  module = BatchNormRectify(0.0)
+  module = layers.BatchNormRectify(0.0)
   variables = module.init(jax.random.key(0), x, jnp.zeros(1), True)
   y, updates = module.apply(
     variables, x, jnp.zeros(1), True, mutable='batch_stats'

@@ -62,7 +62,7 @@ def test_config_that_is_older_than_a_setting_has_its_default(
   trained_run, tmp_path, model, images
 ):
   def change(settings):
-    del settings['decoder_channels'], settings['name']
+    del settings['decoder_channels']
 
   old = vae.load(change_config(trained_run, tmp_path / 'run', change))
   np.testing.assert_array_equal(

@@ -23,7 +23,7 @@ from tests.conftest import ROOT, SPLIT_SIZES
 from tests.ports import free_port
 from tests.preloaded import program_lines, run
 import vae
-from vae import models, randomness
+from vae import models, numerics
 from vae.checkpoints import Checkpoints
 from vae.loading import read_config
 
@@ -166,7 +166,7 @@ def test_validation_is_that_of_the_checkpoint(finished):
     {'params': state['params'], **state['collections']}
   )
   posterior = model.encode(images)
-  keys = jax.vmap(lambda i: jax.random.fold_in(randomness.eval_key(1265), i))(
+  keys = jax.vmap(lambda i: jax.random.fold_in(numerics.eval_key(1265), i))(
     np.arange(11)
   )
   epsilon = [

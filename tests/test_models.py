@@ -57,72 +57,23 @@ def test_article_is_its_listing_layer_by_layer():
   assert config.model.activation == 'relu'
 
 
-def conv_parameters(channels, image_channels, side, latent_dim):
-  """Weights and biases of each layer, and BatchNorm's scale and shift."""
-  total, inputs = 0, image_channels
-  for outputs in channels:
-    total += 9 * inputs * outputs + outputs + 2 * outputs
-    inputs = outputs
-  flat = channels[-1] * (side // 2 ** len(channels)) ** 2
-  total += 2 * (flat * latent_dim + latent_dim)
-  total += latent_dim * flat + flat
-  backwards = channels[::-1]
-  for outputs in (*backwards[1:], backwards[-1]):
-    total += 9 * inputs * outputs + outputs + 2 * outputs
-    inputs = outputs
-  return total + 9 * inputs * image_channels + image_channels
-
-
-@pytest.mark.parametrize(
-  ('channels', 'image_channels', 'side', 'latent_dim'),
-  [((8, 16), 1, 28, 2), ((16, 8, 4), 3, 40, 7)],
-)
-def test_convolutions_of_any_size_have_the_parameters_counted_by_hand(
-  channels, image_channels, side, latent_dim
-):
-  model = conv.Model(
-    (side, side, image_channels),
-    latent_dim=latent_dim,
-    hidden_channels=channels,
-  )
-  expected = conv_parameters(channels, image_channels, side, latent_dim)
-  assert count(model) == expected
-
-
-@pytest.mark.parametrize('sizes', [(), (7,), (20, 10, 5)])
-def test_mlp_of_any_depth_has_the_parameters_counted_by_hand(sizes):
-  model = mlp.Model((6, 5, 2), latent_dim=3, hidden_sizes=sizes)
-  widths = [60, *sizes]
-  hidden = sum((a + 1) * b for a, b in zip(widths, sizes, strict=False))
-  backwards = [3, *sizes[::-1], 60]
-  decoder = sum(
-    (a + 1) * b for a, b in zip(backwards, backwards[1:], strict=False)
-  )
-  assert count(model) == hidden + 2 * (widths[-1] + 1) * 3 + decoder
-
-
-@pytest.mark.parametrize(
-  ('activation', 'function'),
-  [
-    ('leaky_relu', lambda x: np.where(x > 0, x, 0.01 * x)),
-    ('tanh', np.tanh),
-    ('silu', lambda x: x / (1 + np.exp(-x))),
-  ],
-)
-def test_mlp_is_its_matrix_products(activation, function):
+def test_mlp_is_its_matrix_products():
   images = random_images(4, 3, 3, 1)
   model = mlp.Model(
-    (3, 3, 1), latent_dim=2, hidden_sizes=(6, 5), activation=activation
+    (3, 3, 1), latent_dim=2, hidden_sizes=(6, 5), activation='silu'
   )
   variables = init(model)
   params = jax.device_get(variables['params'])
+
+  def silu(x):
+    return x / (1 + np.exp(-x))
 
   def layer(x, layers, name):
     return x @ layers[name]['kernel'] + layers[name]['bias']
 
   x = images.reshape(4, 9)
   for name in ('Dense_0', 'Dense_1'):
-    x = function(layer(x, params['encoder'], name))
+    x = silu(layer(x, params['encoder'], name))
   posterior = model.apply(variables, images, method='encode')
   mean = layer(x, params['encoder'], 'mean')
   np.testing.assert_allclose(posterior.mean, mean, atol=1e-5)
@@ -130,7 +81,7 @@ def test_mlp_is_its_matrix_products(activation, function):
     posterior.logvar, layer(x, params['encoder'], 'logvar'), atol=1e-5
   )
   for name in ('Dense_0', 'Dense_1'):
-    mean = function(layer(mean, params['decoder'], name))
+    mean = silu(layer(mean, params['decoder'], name))
   decoded = layer(mean, params['decoder'], 'image').reshape(images.shape)
   np.testing.assert_allclose(
     model.apply(variables, images).mean, decoded, atol=1e-5

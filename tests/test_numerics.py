@@ -8,9 +8,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.conftest import ROOT
-from vae import numerics, randomness
+from vae import numerics
 
 X64 = {'JAX_ENABLE_X64': '1'}
 ALL = X64 | {
@@ -33,9 +34,12 @@ def start(workdir, num_epochs, **switches):
   )
 
 
-def test_switches_change_no_bit_of_a_run(tmp_path):
+@pytest.mark.parametrize(
+  'num_starts', [1, pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_switches_change_no_bit_of_a_run(num_starts, tmp_path):
   """The run starts under some switches, and continues under others."""
-  for num_epochs, switches in ((1, ALL), (2, X64)):
+  for num_epochs, switches in ((1, ALL), (2, X64))[:num_starts]:
     processes = [
       start(tmp_path / 'plain', num_epochs),
       start(tmp_path / 'switched', num_epochs, **switches),
@@ -54,7 +58,7 @@ def test_keys_are_threefrys():
     for purpose, name in enumerate(
       'init train eval sample measure bound'.split()
     ):
-      ours = getattr(randomness, f'{name}_key')(seed)
+      ours = getattr(numerics, f'{name}_key')(seed)
       expected = jax.random.fold_in(key, purpose)
       np.testing.assert_array_equal(*map(jax.random.key_data, (ours, expected)))
 

@@ -1,5 +1,7 @@
 """A new model or objective is one module; each model trains and loads."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -13,11 +15,10 @@ from vae.errors import UserError
 MODEL = """
 from flax import linen as nn
 
-from vae import distributions
-from vae.models import base
+from vae import distributions, models
 
 
-class Model(base.VAE):
+class Model(models.VAE):
   size: int = 5
 
   @property
@@ -59,6 +60,9 @@ class Objective:
 """
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
 def make_config(model, objective='elbo', **settings):
   config = make_small_config('')
   config.data.image_size, config.data.channels = 28, 1
@@ -96,10 +100,9 @@ def train_and_load(config, workdir):
 @pytest.mark.parametrize(
   ('name', 'settings'),
   [
-    ('conv', {'latent_dim': 3, 'hidden_channels': (4, 8)}),
-    ('mlp', {'latent_dim': 3, 'hidden_sizes': (8,)}),
-    ('residual', {'latent_dim': 2, 'channels': (4, 8), 'spatial': True}),
     ('fsq', {'levels': (5, 4), 'channels': (4, 8)}),
+    slow('mlp', {'latent_dim': 3, 'hidden_sizes': (8,)}),
+    slow('residual', {'latent_dim': 2, 'channels': (4, 8), 'spatial': True}),
   ],
 )
 def test_models_train_continue_load_and_sample(name, settings, tmp_path):

@@ -1,17 +1,15 @@
 """3×3 convolutions as XLA has them, and as matrix products for CPUs.
 
-XLA's convolutions are the fast path on GPU and TPU. On CPU they are slow, the
-gradients above all; there each is written as one matrix product, before which
+XLA's convolutions are fast on GPU and TPU. On CPU they are slow, the gradients
+above all; there each is written as one matrix product, before which
 neighbouring pixels are gathered, or after which they are scattered. Both ways
 agree to rounding.
 
-The nine taps of each pixel are several times as large as an image. They are not
-kept for the gradient but gathered anew, and where they are largest, for a part
-of the batch at a time, so that they stay in the processor's cache. So there are
-reverse-mode derivatives alone.
+The nine taps of each pixel are several times as large as an image. They are
+gathered again for the gradient, which is reverse-mode alone, and where they are
+largest, for a part of the batch at a time, so that they stay in the cache.
 
-Images `x` are [batch, height, width, in], kernels [3, 3, in, out], both of the
-same dtype. Padding is `SAME` as Flax defines it.
+Images and kernels are of the same dtype. Padding is `SAME` as Flax defines it.
 """
 
 from collections.abc import Callable
@@ -28,50 +26,53 @@ _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 _BYTES_AT_A_TIME = 5_000_000
 
 
-def conv_native(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """XLA's convolution, [batch, ⌈height/stride⌉, ⌈width/stride⌉, out]."""
-  return lax.conv_general_dilated(
-    x, kernel, (stride, stride), 'SAME', dimension_numbers=_DIMENSIONS
-  )
+def conv(
+  x: jax.Array, kernel: jax.Array, stride: int, method: str = 'auto'
+) -> jax.Array:
+  """A convolution, [batch, ⌈height/stride⌉, ⌈width/stride⌉, out].
 
-
-def conv_transpose_native(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """XLA's transposed convolution of stride 2, [batch, 2h, 2w, out]."""
-  return lax.conv_transpose(
-    x, kernel, (2, 2), 'SAME', dimension_numbers=_DIMENSIONS
-  )
-
-
-def strided_conv_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The stride-2 convolution, [batch, ⌈height/2⌉, ⌈width/2⌉, out]."""
+  Args:
+    x: [batch, height, width, in].
+    kernel: [3, 3, in, out].
+    stride: 1 or 2, in both directions.
+    method: `native`, `matmul`, or `auto`, which chooses by the platform.
+  """
+  if not _use_matmul(method):
+    return lax.conv_general_dilated(
+      x, kernel, (stride, stride), 'SAME', dimension_numbers=_DIMENSIONS
+    )
+  if stride == 1:
+    return _plain_conv(x, kernel)
   # An even side is padded by one at its end only, so that output i sees inputs
   # 2i, 2i + 1 and 2i + 2; with a zero before it an odd side is an even one.
   x = jnp.pad(x, ((0, 0), (x.shape[1] % 2, 0), (x.shape[2] % 2, 0), (0, 0)))
   return _strided_conv(x, kernel)
 
 
-def conv_transpose_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def conv_transpose(
+  x: jax.Array, kernel: jax.Array, method: str = 'auto'
+) -> jax.Array:
   """The transposed convolution of stride 2, [batch, 2·height, 2·width, out].
 
   In one dimension, with taps w0, w1, w2 as Flax pads it,
   y[2i] = w0·x[i-1] + w2·x[i] and y[2i+1] = w1·x[i]: the transpose of the
   stride-2 convolution with the taps in reverse. No inserted zero is multiplied.
   """
+  if not _use_matmul(method):
+    return lax.conv_transpose(
+      x, kernel, (2, 2), 'SAME', dimension_numbers=_DIMENSIONS
+    )
   return _transposed_conv(x, kernel[::-1, ::-1].swapaxes(2, 3))
 
 
-def conv_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The stride-1 convolution, [batch, height, width, out].
-
-  Made for few output channels, as the decoder's last layer has.
-  """
-  return _plain_conv(x, kernel)
+def _use_matmul(method: str) -> bool:
+  if method == 'auto':
+    return jax.default_backend() == 'cpu'
+  return method == 'matmul'
 
 
 # The stride-2 convolution of images with even sides, and its transpose. Each
 # is the other's gradient; the kernel is the convolution's in both.
-
-
 @jax.custom_vjp
 def _strided_conv(x, kernel):
   return _matmul(_gather(x), _matrix(kernel))
@@ -117,17 +118,11 @@ def _gather(x: jax.Array) -> jax.Array:
   pairs = x.reshape(batch, height // 2, 2, width // 2, 2 * channels)
   even, odd = pairs[:, :, 0], pairs[:, :, 1]
   rows = (even, odd, jnp.pad(even[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0))))
-  return jnp.concatenate(
-    [
-      taps
-      for row in rows
-      for taps in (
-        row,
-        jnp.pad(row[:, :, 1:, :channels], ((0, 0), (0, 0), (0, 1), (0, 0))),
-      )
-    ],
-    axis=-1,
-  )
+  taps = []
+  for row in rows:
+    right = row[:, :, 1:, :channels]
+    taps += [row, jnp.pad(right, ((0, 0), (0, 0), (0, 1), (0, 0)))]
+  return jnp.concatenate(taps, axis=-1)
 
 
 def _scatter(taps: jax.Array) -> jax.Array:
@@ -154,10 +149,9 @@ def _scatter(taps: jax.Array) -> jax.Array:
   return x.reshape(batch, 2 * height, 2 * width, -1)
 
 
-# The stride-1 convolution. Its taps are planes, [3, 3, out, batch, height,
-# width], which shift by whole rows where pixels of a few channels would not.
-
-
+# The stride-1 convolution, made for few output channels, as the decoder's last
+# layer has. Its taps are planes, [3, 3, out, batch, height, width], which shift
+# by whole rows where pixels of a few channels would not.
 @jax.custom_vjp
 def _plain_conv(x, kernel):
   height, width = x.shape[1:3]
@@ -178,9 +172,9 @@ def _plain_conv_backward(residuals, dy):
   dy = jnp.pad(dy.transpose(3, 0, 1, 2), ((0, 0), (0, 0), (1, 1), (1, 1)))
   planes = jnp.stack(
     [
-      dy[..., 2 - i : 2 - i + height, 2 - j : 2 - j + width]
-      for i in range(3)
-      for j in range(3)
+      dy[..., i : i + height, j : j + width]
+      for i in (2, 1, 0)
+      for j in (2, 1, 0)
     ]
   )
   planes = planes.reshape(9 * len(dy), -1)
@@ -194,36 +188,15 @@ _plain_conv.defvjp(
 )
 
 
-def _planes(kernel: jax.Array) -> jax.Array:
-  """The kernel as a matrix [9·out, in]."""
-  return kernel.swapaxes(2, 3).reshape(-1, kernel.shape[2])
+def _in_parts(part: Callable, num_taps: int, *batches: jax.Array):
+  """Goes through `batches`, [batch, …] each, a part at a time.
 
-
-# What these share.
-
-
-def _in_parts(
-  part: Callable[..., tuple[jax.Array, Any]],
-  num_taps: int,
-  *batches: jax.Array,
-) -> tuple[jax.Array, Any]:
-  """Goes through a batch a part at a time.
-
-  Args:
-    part: a function of a part of each of `batches`, that returns an array
-      [part, …] and what is to be summed over the parts, or None.
-    num_taps: of the whole batch, that is how many numbers.
-    batches: [batch, …] each, of one dtype.
-
-  Returns:
-    The arrays of all parts together, [batch, …], and the sum.
+  `part` returns an array [part, …] and a summand or None; the result is the
+  arrays of all parts together, [batch, …], and the sum.
   """
-  batch = len(batches[0])
-  num_parts = 1
-  num_bytes = num_taps * batches[0].itemsize
-  while (
-    num_bytes > num_parts * _BYTES_AT_A_TIME and batch % (2 * num_parts) == 0
-  ):
+  batch, num_parts = len(batches[0]), 1
+  most = num_taps * batches[0].itemsize / _BYTES_AT_A_TIME
+  while num_parts < most and batch % (2 * num_parts) == 0:
     num_parts *= 2
   if num_parts == 1:
     return part(*batches)
@@ -233,31 +206,31 @@ def _in_parts(
     # The total is at least float32: many parts of bfloat16 would lose digits.
     return jax.tree.map(jnp.add, total, sums), whole
 
-  parts = [a.reshape(num_parts, -1, *a.shape[1:]) for a in batches]
+  parts = tuple(a.reshape(num_parts, -1, *a.shape[1:]) for a in batches)
   shapes = jax.eval_shape(part, *(a[0] for a in parts))[1]
   zeros = jax.tree.map(
     lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)),
     shapes,
   )
-  total, whole = lax.scan(body, zeros, tuple(parts))
+  total, whole = lax.scan(body, zeros, parts)
   total = jax.tree.map(lambda t, s: t.astype(s.dtype), total, shapes)
   return whole.reshape(batch, *whole.shape[2:]), total
 
 
 def _matrix(kernel: jax.Array) -> jax.Array:
-  """The kernel as a matrix [9·in, out]."""
+  """[9·in, out]."""
   return kernel.reshape(-1, kernel.shape[3])
 
 
-def _flat(x: jax.Array) -> jax.Array:
-  """[batch, height, width, n] as a matrix of pixels, [·, n].
+def _planes(kernel: jax.Array) -> jax.Array:
+  """[9·out, in]."""
+  return _matrix(kernel.swapaxes(2, 3))
 
-  XLA's CPU backend has no fast path for products that contract over several
-  axes.
-  """
+
+def _flat(x: jax.Array) -> jax.Array:
+  """[·, n]: XLA on CPUs is slow in products that contract several axes."""
   return x.reshape(-1, x.shape[-1])
 
 
 def _matmul(x: jax.Array, matrix: jax.Array) -> jax.Array:
-  """x [batch, height, width, n] times a matrix [n, m]."""
   return (_flat(x) @ matrix).reshape(*x.shape[:-1], -1)

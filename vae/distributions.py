@@ -7,9 +7,10 @@ Each is a small pytree. Those over z have
   log_prob(z) → [..., batch], nats, of z [..., batch, *event];
   mean, [batch, *event], or [*event] of a prior.
 
-A prior also has quantile(u), for walks through its mass. Likelihoods have
-log_prob(images) and mean, the image that they describe. Logarithms and sums are
-taken in at least float32, whatever the network computes in.
+A prior also has quantile(u), the inverse distribution function of each
+dimension, for walks through its mass. Likelihoods have log_prob(images) and
+mean, the image that they describe, [..., height, width, channels]. Logarithms
+and sums are taken in at least float32, whatever the network computes in.
 """
 
 import math
@@ -21,19 +22,14 @@ import jax.numpy as jnp
 from jax.scipy import special
 import numpy as np
 
-from vae import randomness
+from vae import numerics
 
 _LOG_2PI = math.log(2 * math.pi)
 
 
 @struct.dataclass
 class Normal:
-  """A diagonal Gaussian over z.
-
-  Attributes:
-    mean: [batch, *event].
-    logvar: [batch, *event], log σ².
-  """
+  """A diagonal Gaussian over z; mean and logvar, log σ², [batch, *event]."""
 
   mean: jax.Array
   logvar: jax.Array
@@ -47,7 +43,6 @@ class Normal:
     return self.mean + jnp.exp(0.5 * self.logvar) * epsilon
 
   def log_prob(self, z: jax.Array) -> jax.Array:
-    """log N(z; μ, σ²)."""
     squares = jnp.square(z - self.mean) * jnp.exp(-self.logvar)
     return -0.5 * _sum_event(
       squares + self.logvar + _LOG_2PI, self.mean.ndim - 1
@@ -56,58 +51,43 @@ class Normal:
 
 @struct.dataclass
 class StandardNormal:
-  """The prior N(0, I).
-
-  Attributes:
-    shape: of z.
-  """
+  """The prior N(0, I) of z of a shape."""
 
   shape: tuple[int, ...] = struct.field(pytree_node=False)
 
   @property
   def mean(self) -> jax.Array:
-    """Zeros, [*event]."""
     return jnp.zeros(self.shape)
 
   def sample(self, keys: jax.Array, num_samples: int = 1) -> jax.Array:
-    """[num_samples, batch, *event]."""
     return _standard_normal(keys, self.shape, num_samples)
 
   def log_prob(self, z: jax.Array) -> jax.Array:
-    """log N(z; 0, I)."""
     return -0.5 * _sum_event(jnp.square(z) + _LOG_2PI, len(self.shape))
 
   def quantile(self, u: jax.Array) -> jax.Array:
-    """The inverse distribution function of each dimension, shaped as `u`."""
     return special.ndtri(u)
 
 
 @struct.dataclass
 class Codes:
-  """A posterior that is certain: one code of a finite grid for each image.
-
-  Attributes:
-    mean: the code, [batch, *event].
-  """
+  """A posterior that is certain: one code, [batch, *event], for each image."""
 
   mean: jax.Array
 
   def sample(self, keys: jax.Array, num_samples: int = 1) -> jax.Array:
-    """The code itself, [num_samples, batch, *event]."""
     return jnp.broadcast_to(self.mean, (num_samples, *self.mean.shape))
 
   def log_prob(self, z: jax.Array) -> jax.Array:
-    """log 1, of its own code."""
+    # log 1, of its own code.
     return jnp.zeros(z.shape[: z.ndim - self.mean.ndim + 1])
 
 
 @struct.dataclass
 class UniformCodes:
-  """The uniform prior over a grid of codes.
+  """The uniform prior over a grid of codes, [*positions, len(levels)].
 
-  Attributes:
-    shape: of z, (*positions, len(levels)).
-    levels: number of values in each dimension of the last axis.
+  `levels` has the number of values in each dimension of the last axis.
   """
 
   shape: tuple[int, ...] = struct.field(pytree_node=False)
@@ -115,12 +95,10 @@ class UniformCodes:
 
   @property
   def mean(self) -> jax.Array:
-    """The middle code, [*event]."""
     return jnp.zeros(self.shape)
 
   def sample(self, keys: jax.Array, num_samples: int = 1) -> jax.Array:
-    """[num_samples, batch, *event]."""
-    u = randomness.uniform(keys, (*self.shape, num_samples))
+    u = numerics.uniform(keys, (*self.shape, num_samples))
     return self.quantile(jnp.moveaxis(u, -1, 0))
 
   def log_prob(self, z: jax.Array) -> jax.Array:
@@ -130,7 +108,6 @@ class UniformCodes:
     return jnp.full(z.shape[: z.ndim - len(self.shape)], -log_count)
 
   def quantile(self, u: jax.Array) -> jax.Array:
-    """The inverse distribution function of each dimension, shaped as `u`."""
     levels = np.array(self.levels)
     index = jnp.clip(jnp.floor(u * levels), 0, levels - 1)
     return (index - levels // 2) / (levels // 2)
@@ -139,15 +116,9 @@ class UniformCodes:
 def quantise(z: jax.Array, levels: tuple[int, ...]) -> jax.Array:
   """Finite scalar quantisation (Mentzer et al. 2023, section 3 and appendix A).
 
-  Each dimension is squashed to its number of levels and rounded; the gradient
-  passes the rounding as if it were not there.
-
-  Args:
-    z: [..., len(levels)].
-    levels: at least 2 each.
-
-  Returns:
-    Codes within [-1, 1], shaped as `z`.
+  Each dimension of z [..., len(levels)] is squashed to its number of levels, at
+  least 2, and rounded to codes within [-1, 1]; the gradient passes the rounding
+  as if it were not there.
   """
   counts = np.array(levels)
   half = (counts - 1) * (1 + 1e-3) / 2
@@ -158,17 +129,13 @@ def quantise(z: jax.Array, levels: tuple[int, ...]) -> jax.Array:
 
 
 def kl(posterior, prior) -> jax.Array | None:
-  """KL(q(z|x) ‖ p(z)), summed over the latent dimensions.
-
-  Returns:
-    [batch], nats; None if there is no closed form.
-  """
+  """KL(q(z|x) ‖ p(z)), [batch], nats; None if there is no closed form."""
   terms = _doubled_kl(posterior, prior)
   return terms if terms is None else 0.5 * _sum_event(terms, terms.ndim - 1)
 
 
 def kl_per_dimension(posterior, prior) -> jax.Array | None:
-  """KL(q(z_j|x) ‖ p(z_j)) of each latent dimension; [batch, *event], nats."""
+  """The terms of `kl`, one of each latent dimension; [batch, *event]."""
   terms = _doubled_kl(posterior, prior)
   return terms if terms is None else 0.5 * terms
 
@@ -188,12 +155,7 @@ def _doubled_kl(posterior, prior) -> jax.Array | None:
 
 @struct.dataclass
 class Gaussian:
-  """Images with independent Gaussian noise around a mean image.
-
-  Attributes:
-    mean: [..., height, width, channels].
-    sigma: the noise's standard deviation, of images in [0, 1]; a scalar.
-  """
+  """Images in [0, 1] with independent Gaussian noise of one σ around a mean."""
 
   mean: jax.Array
   sigma: jax.Array | float
@@ -208,17 +170,12 @@ class Gaussian:
 
 @struct.dataclass
 class Bernoulli:
-  """Images whose grey values are probabilities.
-
-  Attributes:
-    logits: [..., height, width, channels].
-  """
+  """Images whose grey values are probabilities, given their logits."""
 
   logits: jax.Array
 
   @property
   def mean(self) -> jax.Array:
-    """The probabilities, [..., height, width, channels]."""
     return nn.sigmoid(self.logits)
 
   def log_prob(self, images: jax.Array) -> jax.Array:
@@ -233,16 +190,11 @@ class Bernoulli:
     )
 
 
-def at_least_float32(x: jax.Array) -> jax.Array:
-  """`x` with no fewer bits than float32: bfloat16 is widened."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _standard_normal(
   keys: jax.Array, shape: tuple[int, ...], num_samples: int
 ) -> jax.Array:
   """Draws of N(0, I), [num_samples, batch, *shape]."""
-  return jnp.moveaxis(randomness.normal(keys, (*shape, num_samples)), -1, 0)
+  return jnp.moveaxis(numerics.normal(keys, (*shape, num_samples)), -1, 0)
 
 
 def _sum_event(values: jax.Array, event_axes: int) -> jax.Array:

@@ -1,52 +1,59 @@
-"""The network's layers: 3×3 convolutions of stride 1 and 2, dense layers.
+"""The networks' layers: convolutions, dense layers, batch normalisation.
 
-They have PyTorch's initial values, as in the article, and compute convolutions
-in the way that is fast on the platform (vae/convolutions.py).
+Convolutions and dense layers have PyTorch's initial values, as in the article.
 """
 
+import functools
 from typing import Any
 
 from flax import linen as nn
 import jax
+from jax import lax
 import jax.numpy as jnp
 
-from vae import convolutions
-
-METHODS = ('auto', 'native', 'matmul')
+from vae import convolutions, devices
 
 # Uniform in ±1/sqrt(fan_in) for kernels and biases alike: PyTorch's default,
 # which the article's learning rate goes with. PyTorch takes the outputs of a
 # transposed convolution for its inputs (the fan-in is 9 × output channels).
-kernel_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-transpose_kernel_init = nn.initializers.variance_scaling(
+_kernel_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+_transpose_kernel_init = nn.initializers.variance_scaling(
   1 / 3, 'fan_in', 'uniform', in_axis=-1, out_axis=-2
 )
 
-
-def bias_init(fan_in: int) -> nn.initializers.Initializer:
-  """Returns an initializer uniform in ±1/sqrt(fan_in)."""
-
-  def init(key, shape, dtype=jnp.float32):
-    return jax.random.uniform(key, shape, dtype, -1.0, 1.0) * fan_in**-0.5
-
-  return init
+# PyTorch's defaults for BatchNorm, which the article uses.
+_MOMENTUM = 0.9
+_EPSILON = 1e-5
 
 
-def use_matmul(method: str) -> bool:
-  """Whether a method means matrix products on the platform in use."""
-  if method == 'auto':
-    return jax.default_backend() == 'cpu'
-  return method == 'matmul'
+def at_least_float32(x: jax.Array) -> jax.Array:
+  """`x` with no fewer bits than float32: bfloat16 is widened."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def dense(
+  x: jax.Array, features: int, dtype: Any, name: str | None = None
+) -> jax.Array:
+  """A dense layer of `x`, made in the caller's scope."""
+  layer = nn.Dense(
+    features,
+    dtype=dtype,
+    param_dtype=jnp.promote_types(dtype, jnp.float32),
+    kernel_init=_kernel_init,
+    bias_init=_bias_init(x.shape[-1]),
+    name=name,
+  )
+  return layer(x)
 
 
 class Conv(nn.Module):
-  """A 3×3 convolution; parameters as `nn.Conv`'s.
+  """A 3×3 convolution; parameters as `nn.Conv`'s, but at least float32.
 
   Attributes:
     features: number of output channels.
     stride: 1 or 2, in both directions.
-    dtype: of the computation and the output; parameters are at least float32.
-    method: one of `METHODS`; `auto` chooses by the platform.
+    dtype: of the computation and the output.
+    method: as of `convolutions.conv`.
   """
 
   features: int
@@ -57,21 +64,13 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the result without the bias, and the bias [features]."""
-    channels = x.shape[-1]
-    kernel, bias = _parameters(self, channels, kernel_init, 9 * channels)
-    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    if not use_matmul(self.method):
-      return convolutions.conv_native(x, kernel, self.stride), bias
-    if self.stride == 2:
-      return convolutions.strided_conv_matmul(x, kernel), bias
-    return convolutions.conv_matmul(x, kernel), bias
+    x = x.astype(self.dtype)
+    kernel, bias = _parameters(self, x, _kernel_init, 9 * x.shape[-1])
+    return convolutions.conv(x, kernel, self.stride, self.method), bias
 
 
 class ConvTranspose(nn.Module):
-  """A 3×3 transposed convolution of stride 2; doubles the image.
-
-  Attributes: as of `Conv`; parameters as `nn.ConvTranspose`'s.
-  """
+  """A 3×3 transposed convolution of stride 2, like `Conv`."""
 
   features: int
   dtype: Any = jnp.float32
@@ -80,39 +79,128 @@ class ConvTranspose(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the result without the bias, and the bias [features]."""
+    x = x.astype(self.dtype)
     kernel, bias = _parameters(
-      self, x.shape[-1], transpose_kernel_init, 9 * self.features
+      self, x, _transpose_kernel_init, 9 * self.features
     )
-    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    if use_matmul(self.method):
-      return convolutions.conv_transpose_matmul(x, kernel), bias
-    return convolutions.conv_transpose_native(x, kernel), bias
+    return convolutions.conv_transpose(x, kernel, self.method), bias
 
 
-def _parameters(
-  module: nn.Module,
-  channels: int,
-  kernel_init: nn.initializers.Initializer,
-  fan_in: int,
-) -> tuple[jax.Array, jax.Array]:
-  param_dtype = jnp.promote_types(module.dtype, jnp.float32)
-  shape = (3, 3, channels, module.features)
-  kernel = module.param('kernel', kernel_init, shape, param_dtype)
-  bias = module.param(
-    'bias', bias_init(fan_in), (module.features,), param_dtype
+def _parameters(module: Conv | ConvTranspose, x, kernel_init, fan_in: int):
+  """Kernel, of the computation's dtype, and bias, in the module's scope."""
+  dtype = jnp.promote_types(module.dtype, jnp.float32)
+  shape = (3, 3, x.shape[-1], module.features)
+  kernel = module.param('kernel', kernel_init, shape, dtype)
+  bias = module.param('bias', _bias_init(fan_in), (module.features,), dtype)
+  return kernel.astype(module.dtype), bias
+
+
+def _bias_init(fan_in: int) -> nn.initializers.Initializer:
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -1.0, 1.0) * fan_in**-0.5
+
+  return init
+
+
+class BatchNormRectify(nn.Module):
+  """Batch normalisation, and the rectifier after it, as one function.
+
+  Ioffe & Szegedy 2015, with the statistics of the global batch. Parameters and
+  running statistics are those of `nn.BatchNorm`, but for the running variance:
+  PyTorch's, n/(n - 1) of Flax's for the n numbers of a channel.
+
+  Attributes:
+    negative_slope: of the rectifier: 0 is the ReLU.
+    axis_name: the pmap axis over which the statistics are taken, or None for
+      the local batch.
+  """
+
+  negative_slope: float
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, bias: jax.Array, train: bool) -> jax.Array:
+    """Normalises `x + bias`, [..., channels]; the dtype is that of `x`.
+
+    While training the bias [channels] of the layer before cancels: it appears
+    in the running mean alone, and its gradient is exactly zero.
+    """
+    shape, dtype = x.shape[-1:], jnp.promote_types(x.dtype, jnp.float32)
+    zeros, ones = nn.initializers.zeros, nn.initializers.ones
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, dtype)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, shape, dtype)
+    scale = self.param('scale', ones, shape, dtype)
+    shift = self.param('bias', zeros, shape, dtype)
+    if not train:
+      factor = scale * lax.rsqrt(running_var.value + _EPSILON)
+      offset = shift + (bias - running_mean.value) * factor
+      return _rectify(x * factor + offset, self.negative_slope).astype(x.dtype)
+    y, mean, var = _normalise_and_rectify(
+      x, scale, shift, self.negative_slope, self.axis_name
+    )
+    if not self.is_initializing():
+      count = x.size // x.shape[-1] * devices.axis_size(self.axis_name)
+      # As in PyTorch the batch is normalised with its own variance, and the
+      # running one is the unbiased estimate of the data's.
+      unbiased = var * (count / max(count - 1, 1))
+      running_mean.value = _moved(running_mean.value, mean + bias)
+      running_var.value = _moved(running_var.value, unbiased)
+    return y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalise_and_rectify(x, scale, shift, negative_slope, axis_name):
+  """Rectifies scale · (x - mean) / √(var + ε) + shift.
+
+  Two passes over the input take its statistics and make the output, and two
+  over the gradient; the input is all that is kept in between. Automatic
+  differentiation would keep, and read, three arrays of its size.
+
+  Returns the result, and the mean and variance of each channel, at least
+  float32, through which no gradient goes.
+  """
+  return _forward(x, scale, shift, negative_slope, axis_name)[0]
+
+
+def _forward(x, scale, shift, negative_slope, axis_name):
+  wide = at_least_float32(x)
+  axes = tuple(range(x.ndim - 1))
+  mean, mean_square = devices.mean_over(
+    (wide.mean(axes), jnp.square(wide).mean(axes)), axis_name
   )
-  return kernel, bias
+  # Rounding can make it negative.
+  var = jnp.maximum(mean_square - jnp.square(mean), 0)
+  inverse = lax.rsqrt(var + _EPSILON)
+  factor = scale * inverse
+  offset = shift - mean * factor
+  y = _rectify(wide * factor + offset, negative_slope).astype(x.dtype)
+  return (y, mean, var), (x, mean, inverse, factor, offset)
 
 
-def dense(
-  features: int, fan_in: int, dtype: Any, name: str | None = None
-) -> nn.Dense:
-  """A dense layer that starts as the convolutions do."""
-  return nn.Dense(
-    features,
-    dtype=dtype,
-    param_dtype=jnp.promote_types(dtype, jnp.float32),
-    kernel_init=kernel_init,
-    bias_init=bias_init(fan_in),
-    name=name,
+def _backward(negative_slope, axis_name, residuals, cotangents):
+  x, mean, inverse, factor, offset = residuals
+  wide, dy = at_least_float32(x), at_least_float32(cotangents[0])
+  axes = tuple(range(x.ndim - 1))
+  dy = jnp.where(wide * factor + offset >= 0, dy, negative_slope * dy)
+  dshift = dy.sum(axes)
+  # Of the normalised input, (x - mean) · inverse.
+  dscale = inverse * ((dy * wide).sum(axes) - mean * dshift)
+  count = x.size // x.shape[-1]
+  mean_dy, mean_dy_x = devices.mean_over(
+    (dshift / count, dscale / count), axis_name
   )
+  # factor · (dy - mean_dy - normalised · mean_dy_x), as one sum of products.
+  slope = factor * inverse * mean_dy_x
+  dx = factor * dy - slope * wide + (slope * mean - factor * mean_dy)
+  return dx.astype(x.dtype), dscale, dshift
+
+
+_normalise_and_rectify.defvjp(_forward, _backward)
+
+
+def _moved(average: jax.Array, value: jax.Array) -> jax.Array:
+  return _MOMENTUM * average + (1 - _MOMENTUM) * value
+
+
+def _rectify(x: jax.Array, negative_slope: float) -> jax.Array:
+  return jnp.where(x >= 0, x, negative_slope * x)

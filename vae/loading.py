@@ -18,7 +18,6 @@ from vae import (
   models,
   numerics,
   paths,
-  randomness,
   steps,
 )
 from vae.errors import UserError
@@ -165,7 +164,7 @@ class TrainedVAE:
 
   def sample_latents(self, num_latents: int, seed: int = 0) -> np.ndarray:
     """Draws of z from the prior, [num_latents, *latent_shape]."""
-    return _draw(self.prior, randomness.sample_key, seed, num_latents)
+    return _draw(self.prior, numerics.sample_key, seed, num_latents)
 
   def reconstruct(
     self, images: np.ndarray, seed: int | None = None
@@ -182,7 +181,7 @@ class TrainedVAE:
     posterior = self.encode(images)
     if seed is None:
       return self.decode(posterior.mean)
-    z = _draw(posterior, randomness.measure_key, seed, len(images))
+    z = _draw(posterior, numerics.measure_key, seed, len(images))
     return self.decode(z)
 
   def _check_images(self, images: np.ndarray) -> np.ndarray:
@@ -228,7 +227,7 @@ def _draw(
 ) -> np.ndarray:
   """A draw for each of `count` images, by its position."""
   with numerics.fixed('float32'):
-    keys = randomness.example_keys(key_of_seed(seed), jnp.arange(count))
+    keys = numerics.example_keys(key_of_seed(seed), jnp.arange(count))
     return np.asarray(distribution.sample(keys)[0])
 
 

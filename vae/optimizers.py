@@ -11,9 +11,9 @@ import optax
 class Optimizer:
   """Adam, with a decaying learning rate and an L2 penalty in the gradient.
 
-  As in the article the penalty is a part of the gradient (Kingma & Ba 2015 with
-  L2), not decoupled from it as in AdamW. A call with the learning rate of the
-  first epoch, which may be traced, gives the transformation.
+  As in the article the penalty is a part of the gradient, not decoupled from it
+  as in AdamW. A call with the learning rate of the first epoch, which may be
+  traced, gives the transformation.
 
   Attributes:
     steps_per_epoch: number of updates between two decays.
@@ -30,10 +30,7 @@ class Optimizer:
   weight_decay: float = 0.0
   clip_norm: float = 0.0
 
-  def __call__(
-    self, learning_rate: float | jax.Array
-  ) -> optax.GradientTransformation:
-    """The transformation for a learning rate."""
+  def __call__(self, learning_rate) -> optax.GradientTransformation:
     return optax.chain(
       # One link without a state, so that checkpoints always have one shape.
       optax.stateless(self._clip_and_decay),
@@ -46,7 +43,7 @@ class Optimizer:
       grads, _ = clip.update(grads, clip.init(params))
     return jax.tree.map(lambda g, p: g + self.weight_decay * p, grads, params)
 
-  def schedule(self, learning_rate: float | jax.Array) -> optax.Schedule:
+  def schedule(self, learning_rate) -> optax.Schedule:
     """`learning_rate · decay_per_epoch ** epoch`, constant within an epoch."""
     return optax.exponential_decay(
       learning_rate,
@@ -56,24 +53,14 @@ class Optimizer:
     )
 
 
-def advance_schedule(
-  state: optax.OptState, updated: optax.OptState
-) -> optax.OptState:
-  """The state with the step count of `updated` in its schedules alone.
+def advance_schedule(state, updated) -> optax.OptState:
+  """The state after a step that is left out: only its schedules advance.
 
-  A step that is left out so changes no moment of Adam, nor its bias
-  correction, and the learning rate stays a function of the run's step.
+  Adam's moments and bias correction stay; the learning rate remains a function
+  of the run's step.
   """
-
-  def is_schedule(part):
-    return isinstance(part, optax.ScaleByScheduleState)
-
-  return jax.tree.map(
-    lambda old, new: new if is_schedule(new) else old,
-    state,
-    updated,
-    is_leaf=is_schedule,
-  )
+  clip, (adam, _) = state
+  return clip, (adam, updated[1][1])
 
 
 def from_config(config, steps_per_epoch: int) -> Optimizer:

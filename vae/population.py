@@ -19,7 +19,7 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from vae import devices, randomness, splits, steps
+from vae import devices, numerics, splits, steps
 from vae.checkpoints import Checkpoints
 from vae.devices import Topology
 from vae.errors import UserError
@@ -75,8 +75,8 @@ class Population(Trainer):
     )
     settings = [steps.settings_from_config(c) for c in configs]
     self._settings = devices.shard(_stack(settings))
-    self._train_key = self._keys(randomness.train_key)
-    self._eval_key = self._keys(randomness.eval_key)
+    self._train_key = self._keys(numerics.train_key)
+    self._eval_key = self._keys(numerics.eval_key)
     by_member = None if self._one_seed else 0
     self._train_steps = _over_members(
       steps.train_loop,
@@ -113,7 +113,7 @@ class Population(Trainer):
     if self._one_seed:
       return key_of_seed(self._config.seed)
     keys = [jax.random.key_data(key_of_seed(c.seed)) for c in self._configs]
-    return randomness.wrap(devices.shard(np.stack(keys)))
+    return numerics.wrap(devices.shard(np.stack(keys)))
 
   def restore(self, saved: Sequence[Checkpoints]) -> None:
     """See `Trainer.restore`."""

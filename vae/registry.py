@@ -4,6 +4,7 @@ A name is that of a module in a package of this project, or of any other module
 that can be imported, such as a file beside main.py.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import importlib
 import importlib.util
@@ -13,6 +14,9 @@ import types
 from typing import Any, get_type_hints
 
 from vae.errors import UserError
+
+# Fields of a Flax module that no config sets.
+_NOT_SETTINGS = ('image_shape', 'axis_name', 'parent', 'name')
 
 
 def find(package: str, name: str, attribute: str) -> Any:
@@ -56,26 +60,22 @@ def find_module(package: str, name: str, attribute: str) -> types.ModuleType:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Field:
-  """A setting of a class.
-
-  Attributes:
-    annotation: its type.
-    default: its value if a config does not name it.
-  """
-
-  annotation: Any
-  default: Any
-
-
-def fields(cls: type, but: tuple[str, ...] = ()) -> dict[str, Field]:
-  """The settings that a dataclass has, without those in `but`."""
+def fields(cls: type) -> dict[str, tuple[Any, Any]]:
+  """Type and default of each setting of a dataclass, by name."""
   hints = get_type_hints(cls)
   return {
-    field.name: Field(hints[field.name], field.default)
+    field.name: (hints[field.name], field.default)
     for field in dataclasses.fields(cls)
-    if field.init and field.name not in but
+    if field.init and field.name not in _NOT_SETTINGS
+  }
+
+
+def settings(group: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields that `config.model` or `config.objective` sets."""
+  return {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in group.items()
+    if name != 'name'
   }
 
 

@@ -4,8 +4,7 @@ Both are pure functions, compiled and sharded with `jax.pmap`: the state is
 replicated, the batch is split in order over the devices. Every random draw is
 a function of (seed, step, position in the global batch) alone, and statistics
 are those of the global batch, so that the number of devices changes nothing but
-rounding. Numbers that a run chooses, and no shapes, are arguments of the
-compiled program: runs that differ in nothing else share it.
+rounding. Numbers of a run that change no shapes are arguments of the program.
 """
 
 from collections.abc import Callable
@@ -21,15 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vae import (
-  devices,
-  models,
-  numerics,
-  objectives,
-  optimizers,
-  randomness,
-  splits,
-)
+from vae import devices, models, numerics, objectives, optimizers, splits
 from vae.optimizers import Optimizer
 
 Metrics = dict[str, jax.Array]
@@ -40,10 +31,10 @@ class TrainState:
   """All that changes while training, and so all that a checkpoint holds.
 
   Attributes:
-    step: number of updates made, int32 scalar.
+    step: number of updates made, an int32 scalar.
     params: the model's parameters.
     collections: its other Flax collections, such as BatchNorm's statistics.
-    opt_state: the optimiser's state.
+    opt_state: of the optimiser.
   """
 
   step: jax.Array
@@ -62,13 +53,11 @@ class Program:
   """The part of a run that is compiled in.
 
   Attributes:
-    model: with the `axis_name` of the pmap axis that shares a batch; None if a
-      device has the whole batch.
+    model: its `axis_name` is the pmap axis that shares a batch, or None.
     optimizer: without its learning rate.
     flip: whether each image is mirrored with probability ½.
-    skip_nonfinite: whether a step whose loss or gradient is not finite is left
-      out: it counts, for the learning rate's schedule too, and changes nothing
-      else.
+    skip_nonfinite: whether a step whose loss or gradient is not finite counts,
+      for the learning rate's schedule too, and changes nothing else.
     num_train_examples: size of the training split.
   """
 
@@ -81,26 +70,20 @@ class Program:
 
 @struct.dataclass
 class Settings:
-  """The part of a run that is an argument of the compiled program.
-
-  Attributes:
-    objective: to be minimised.
-    learning_rate: of the first epoch, a scalar.
-  """
+  """The part of a run that is an argument of the compiled program."""
 
   objective: Any
-  learning_rate: float | jax.Array
+  learning_rate: float | jax.Array  # Of the first epoch.
 
 
 def program_from_config(
   config, num_train_examples: int, axis_name: str | None = devices.AXIS
 ) -> Program:
   """The program of a complete config."""
+  steps_per_epoch = num_train_examples // config.train.batch_size
   return Program(
     models.from_config(config, axis_name),
-    optimizers.from_config(
-      config, num_train_examples // config.train.batch_size
-    ),
+    optimizers.from_config(config, steps_per_epoch),
     config.train.flip,
     config.train.on_nonfinite == 'skip',
     num_train_examples,
@@ -109,9 +92,8 @@ def program_from_config(
 
 def settings_from_config(config) -> Settings:
   """The settings of a config, as numbers of the model's precision."""
-  settings = Settings(
-    objectives.from_config(config), config.optimizer.learning_rate
-  )
+  objective = objectives.from_config(config)
+  settings = Settings(objective, config.optimizer.learning_rate)
   dtype = np.dtype(float_dtype(models.from_config(config))).type
   return jax.tree.map(dtype, settings)
 
@@ -120,30 +102,25 @@ def settings_from_config(config) -> Settings:
 def abstract_state(program: Program) -> TrainState:
   """Shapes and dtypes of a state, which a checkpoint is restored into."""
   with numerics.fixed(float_dtype(program.model)):
-    variables = jax.eval_shape(
-      _make_init(program.model), randomness.init_key(0)
-    )
-    return jax.eval_shape(
-      lambda v: _first_state(program.optimizer, v), variables
-    )
+    variables = jax.eval_shape(_make_init(program.model), numerics.init_key(0))
+    first_state = functools.partial(_first_state, program.optimizer)
+    return jax.eval_shape(first_state, variables)
 
 
 def create_state(program: Program, seed: int) -> TrainState:
   """The state before the first step, a function of the seed alone."""
   with numerics.fixed(float_dtype(program.model)):
-    variables = _make_init(program.model)(randomness.init_key(seed))
+    variables = _make_init(program.model)(numerics.init_key(seed))
     return devices.replicate(_first_state(program.optimizer, variables))
 
 
 @functools.lru_cache(maxsize=64)
 def _make_init(model: nn.Module) -> Callable[[jax.Array], dict[str, Any]]:
   images = jnp.zeros((1, *model.image_shape))
-  # Run once, so on a CPU, where optimising it takes seconds, it is not.
-  options = (
-    {'xla_backend_optimization_level': 0}
-    if jax.default_backend() == 'cpu'
-    else None
-  )
+  options = {}
+  if jax.default_backend() == 'cpu':
+    # Optimising what runs once takes seconds.
+    options['xla_backend_optimization_level'] = 0
   return jax.jit(lambda key: model.init(key, images), compiler_options=options)
 
 
@@ -183,13 +160,8 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
   """One update, on one device of the pmap axis `model.axis_name`.
 
-  Args:
-    program: the same on every device, as are the next three.
-    state: before the update.
-    settings: of the run.
-    key: `randomness.train_key`.
-    images: uint8 [per_device_batch, height, width, channels]; this device's
-      part of the global batch.
+  The arguments are the same on every device, but for `images`, its part of the
+  global batch, uint8 [per_device_batch, height, width, channels].
 
   Returns:
     The new state and the metrics, means over the global batch, with the norm
@@ -197,31 +169,19 @@ def train_step(
     `skip_nonfinite` also whether the step was `skipped`, 0 or 1.
   """
   model, optimizer = program.model, program.optimizer
-  positions = randomness.global_positions(model.axis_name, len(images))
-  flip_keys, noise_keys, z_keys = _keys(
-    jax.random.fold_in(key, state.step), positions
-  )
-  images = to_unit_range(images, float_dtype(model))
-  if program.flip:
-    mirrored = randomness.uniform(flip_keys, ()) < 0.5
-    images = jnp.where(
-      mirrored[:, None, None, None], images[:, :, ::-1], images
-    )
-  batch = objectives.Batch(
-    images=images,
+  positions = numerics.global_positions(model.axis_name, len(images))
+  batch = _make_batch(
+    *(program, jax.random.fold_in(key, state.step), positions, images),
     mask=jnp.ones(len(images), bool),
-    keys=z_keys,
-    noise_keys=noise_keys,
     epoch=state.step / optimizer.steps_per_epoch,
     train=True,
-    num_train_examples=program.num_train_examples,
-    axis_name=model.axis_name,
   )
 
   def loss_fn(params):
-    values, collections = nn.apply(
+    apply = nn.apply(
       settings.objective.__call__, model, mutable=list(state.collections)
-    )({'params': params, **state.collections}, batch)
+    )
+    values, collections = apply({**state.variables, 'params': params}, batch)
     means = jax.tree.map(jnp.mean, values)
     return means['loss'], (means, collections)
 
@@ -238,17 +198,47 @@ def train_step(
     opt_state=opt_state,
   )
   if program.skip_nonfinite:
-    is_finite = jnp.isfinite(metrics['loss'] + metrics['grad_norm'])
-    metrics['skipped'] = 1 - is_finite.astype(metrics['loss'].dtype)
-    skipped = dataclasses.replace(
-      state,
-      step=new_state.step,
-      opt_state=optimizers.advance_schedule(state.opt_state, opt_state),
-    )
-    new_state = jax.tree.map(
-      lambda new, old: jnp.where(is_finite, new, old), new_state, skipped
-    )
+    new_state = _skip_nonfinite(state, new_state, metrics)
   return new_state, metrics
+
+
+def _make_batch(
+  program: Program, key, positions, images, *, mask, epoch, train: bool
+) -> objectives.Batch:
+  """The uint8 images as the objective sees them, flipped in training."""
+  keys = numerics.split(numerics.example_keys(key, positions), 3)
+  flip_keys, noise_keys, z_keys = keys[:, 0], keys[:, 1], keys[:, 2]
+  images = to_unit_range(images, float_dtype(program.model))
+  if train and program.flip:
+    mirrored = numerics.uniform(flip_keys, ()) < 0.5
+    images = jnp.where(
+      mirrored[:, None, None, None], images[:, :, ::-1], images
+    )
+  return objectives.Batch(
+    images=images,
+    mask=mask,
+    keys=z_keys,
+    noise_keys=noise_keys,
+    epoch=epoch,
+    train=train,
+    num_train_examples=program.num_train_examples,
+    axis_name=program.model.axis_name,
+  )
+
+
+def _skip_nonfinite(
+  state: TrainState, new_state: TrainState, metrics: Metrics
+) -> TrainState:
+  """The new state, or the old with its counts advanced; adds `skipped`."""
+  is_finite = jnp.isfinite(metrics['loss'] + metrics['grad_norm'])
+  metrics['skipped'] = 1 - is_finite.astype(metrics['loss'].dtype)
+  skipped = dataclasses.replace(
+    state,
+    step=new_state.step,
+    opt_state=optimizers.advance_schedule(state.opt_state, new_state.opt_state),
+  )
+  choose = functools.partial(jnp.where, is_finite)
+  return jax.tree.map(choose, new_state, skipped)
 
 
 def train_loop(
@@ -260,22 +250,10 @@ def train_loop(
   batches: jax.Array,
   num_steps: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-  """Several updates, as `train_step` makes them.
+  """The updates of a chunk of batches, as `train_step` makes them.
 
-  The loop runs `num_steps` steps, up to the size of its buffer: an epoch's
-  shorter last chunk needs no second program, and how the steps are cut into
-  dispatches cannot change their bits. (`lax.scan` lowers to the same loop, but
-  with a fixed length.)
-
-  Args:
-    program: as for `train_step`, like the next three.
-    state: before the first update.
-    settings: as for `train_step`.
-    key: as for `train_step`.
-    stored: uint8 [num_examples, 8·k, 128] (`vae.splits`), or None.
-    batches: [max_steps, per_device_batch, …], images or, with `stored`,
-      indices of its images.
-    num_steps: how many of the steps to run.
+  `batches` [max_steps, per_device_batch, …] are images or, with `stored`
+  images [num_examples, 8·k, 128] (`vae.splits`), their indices.
 
   Returns:
     The new state and the metrics of each step, [max_steps]; zero beyond
@@ -286,13 +264,7 @@ def train_loop(
     images = _images(program.model, stored, batches, index)
     return train_step(program, state, settings, key, images)
 
-  def body(index, carry):
-    state, values = step(carry[0], index)
-    return state, _set(carry[1], index, values)
-
-  shapes = jax.eval_shape(lambda: step(state, 0)[1])
-  carry = (state, _buffers(shapes, len(batches)))
-  return lax.fori_loop(0, num_steps, body, carry)
+  return _loop(step, state, len(batches), num_steps)
 
 
 @functools.lru_cache(maxsize=8)
@@ -302,8 +274,7 @@ def make_train_steps(
   """`train_loop` over all devices, a function of its arguments from `state` on.
 
   `state` is donated; `batches` are [devices, max_steps, per_device_batch, …]
-  (`splits.Chunk`), all else is the same on every device. The same program gives
-  the same function, which is compiled once.
+  (`splits.Chunk`), all else is the same on every device.
   """
   return jax.pmap(
     functools.partial(train_loop, program),
@@ -325,59 +296,34 @@ def eval_loop(
   start: jax.Array,
   num_examples: jax.Array,
 ) -> Metrics:
-  """The evaluation of several batches, on one device as `train_loop`.
+  """The evaluation of a chunk of batches, on one device as `train_loop`.
 
-  Args:
-    program: as for `train_step`.
-    variables: parameters and other collections.
-    settings: of the run.
-    key: `randomness.eval_key`.
-    stored: as for `train_loop`, like the next two.
-    batches: [max_steps, per_device_batch, …].
-    num_steps: how many of the batches to evaluate.
-    start: position in the split of the first batch's first example.
-    num_examples: size of the split; what lies beyond it is padding.
-
-  Returns:
-    The sums of the metrics over each batch's examples, [max_steps]; zero
-    beyond `num_steps`. z is drawn as in training, by each example's position
-    in the split.
+  The first example has the position `start` in the split, which has
+  `num_examples`; beyond them is padding. Draws are by the position, from
+  `numerics.eval_key`. Returns the sums of the metrics over each batch's
+  examples, [max_steps]; zero beyond `num_steps`.
   """
   model = program.model
   batch_size = batches.shape[1] * devices.axis_size(model.axis_name)
 
-  def step(index):
+  def step(_, index):
     images = _images(model, stored, batches, index)
     positions = start + index * batch_size
-    positions += randomness.global_positions(model.axis_name, len(images))
-    _, noise_keys, z_keys = _keys(key, positions)
-    batch = objectives.Batch(
-      images=to_unit_range(images, float_dtype(model)),
-      mask=positions < num_examples,
-      keys=z_keys,
-      noise_keys=noise_keys,
-      epoch=jnp.inf,
-      train=False,
-      num_train_examples=program.num_train_examples,
-      axis_name=model.axis_name,
+    positions += numerics.global_positions(model.axis_name, len(images))
+    mask = positions < num_examples
+    batch = _make_batch(
+      program, key, positions, images, mask=mask, epoch=jnp.inf, train=False
     )
     values = nn.apply(settings.objective.__call__, model)(variables, batch)
-    return jax.tree.map(lambda v: jnp.sum(jnp.where(batch.mask, v, 0)), values)
+    return None, jax.tree.map(lambda v: jnp.sum(jnp.where(mask, v, 0)), values)
 
-  def body(index, sums):
-    return _set(sums, index, step(index))
-
-  buffers = _buffers(jax.eval_shape(lambda: step(0)), len(batches))
-  sums = lax.fori_loop(0, num_steps, body, buffers)
+  _, sums = _loop(step, None, len(batches), num_steps)
   return sums if model.axis_name is None else lax.psum(sums, model.axis_name)
 
 
 @functools.lru_cache(maxsize=8)
 def make_eval_steps(program: Program) -> Callable[..., Metrics]:
-  """`eval_loop` over all devices, a function of `variables` and what follows.
-
-  `batches` are [devices, max_steps, per_device_batch, …].
-  """
+  """`eval_loop` over all devices, as `make_train_steps`; donates nothing."""
   return jax.pmap(
     functools.partial(eval_loop, program),
     axis_name=devices.AXIS,
@@ -386,12 +332,27 @@ def make_eval_steps(program: Program) -> Callable[..., Metrics]:
   )
 
 
-def _images(
-  model: nn.Module,
-  stored: jax.Array | None,
-  batches: jax.Array,
-  index: jax.Array | int,
-) -> jax.Array:
+def _loop(step: Callable, state: Any, max_steps: int, num_steps: jax.Array):
+  """Makes `num_steps` steps: (state, index) → (state, values).
+
+  The values are in buffers of `max_steps`: an epoch's shorter last chunk needs
+  no second program, and how the steps are cut into dispatches cannot change
+  their bits. (`lax.scan` lowers to the same loop, but with a fixed length.)
+  """
+  shapes = jax.eval_shape(lambda: step(state, 0)[1])
+  buffers = jax.tree.map(
+    lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), shapes
+  )
+
+  def body(index, carry):
+    state, values = step(carry[0], index)
+    buffers = jax.tree.map(lambda b, v: b.at[index].set(v), carry[1], values)
+    return state, buffers
+
+  return lax.fori_loop(0, num_steps, body, (state, buffers))
+
+
+def _images(model: nn.Module, stored, batches, index) -> jax.Array:
   """A batch of a chunk, or the stored images that it names."""
   batch = lax.dynamic_index_in_dim(batches, index, keepdims=False)
   if stored is None:
@@ -400,22 +361,7 @@ def _images(
   return splits.unpack_tiles(named, model.image_shape)
 
 
-def _buffers(shapes: Any, length: int) -> Any:
-  """Zeros [length, *shape] for each of `shapes`."""
-  return jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), shapes)
-
-
-def _set(buffers: Any, index: jax.Array, values: Any) -> Any:
-  return jax.tree.map(lambda b, v: b.at[index].set(v), buffers, values)
-
-
 @jax.jit
 def snapshot(state: TrainState) -> TrainState:
   """A copy on the devices, that outlives the donation of the state."""
   return jax.tree.map(jnp.copy, state)
-
-
-def _keys(key: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
-  """Keys for each example's flip, input noise and z; [batch] each."""
-  keys = randomness.split(randomness.example_keys(key, positions), 3)
-  return keys[:, 0], keys[:, 1], keys[:, 2]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import devices, figures, randomness, splits, steps
+from vae import devices, figures, numerics, splits, steps
 from vae.checkpoints import Checkpoints
 
 # Steps of a dispatch by default. A CPU is slow, and Ctrl-C and progress wait
@@ -58,8 +58,8 @@ class Trainer:
     program = steps.program_from_config(config, data.train.num_examples)
     self._model = program.model
     self._settings = steps.settings_from_config(config)
-    self._train_key = randomness.train_key(config.seed)
-    self._eval_key = randomness.eval_key(config.seed)
+    self._train_key = numerics.train_key(config.seed)
+    self._eval_key = numerics.eval_key(config.seed)
     self._train_steps = steps.make_train_steps(program)
     self._eval_steps = steps.make_eval_steps(program)
     self._state = steps.create_state(program, config.seed)
@@ -217,7 +217,7 @@ class Trainer:
       that epochs can be compared.
     """
     variables = devices.on_first(self._state.variables)
-    key = randomness.sample_key(self._config.seed)
+    key = numerics.sample_key(self._config.seed)
     samples = _samples(self._model, columns**2, variables, key)
     reconstructions = _reconstructions(self._model, variables, originals)
 
@@ -265,7 +265,7 @@ def _max_batches(split: splits.Split, batch_size: int) -> int:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _samples(model: nn.Module, count: int, variables, key: jax.Array):
   def sample(model):
-    keys = randomness.example_keys(key, jnp.arange(count))
+    keys = numerics.example_keys(key, jnp.arange(count))
     return model.decode(model.prior().sample(keys)[0]).mean
 
   return nn.apply(sample, model)(variables)

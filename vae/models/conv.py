@@ -8,21 +8,18 @@ channels (`configs/celeba.py`) make 3,937,635 parameters, and those of the
 article's listing (`configs/article.py`) 3,225,795.
 """
 
-from collections.abc import Sequence
 import math
 from typing import Any, Literal
 
 from flax import linen as nn
 
-from vae import layers, registry
-from vae.batch_norm import BatchNormRectify
-from vae.models import base
+from vae import layers, models, registry
 
 # The rectifiers, each by its slope below zero.
 _SLOPES = {'leaky_relu': 0.01, 'relu': 0.0}
 
 
-class Model(base.VAE):
+class Model(models.VAE):
   """The network of the article.
 
   Attributes:
@@ -34,8 +31,7 @@ class Model(base.VAE):
       as many as `hidden_channels`; empty for the mirror image of the encoder
       (`mirrored`).
     activation: the rectifier.
-    convolution: how convolutions are computed: as the framework's own, as
-      matrix products, or as is fast on the platform.
+    convolution: as `method` of `vae.convolutions.conv`.
   """
 
   latent_dim: int = 128
@@ -53,40 +49,30 @@ class Model(base.VAE):
       decoder_channels=self.decoder_channels,
     )
     height, width, channels = self.image_shape
-    stride = 2 ** len(self.hidden_channels)
+    num_layers = len(self.hidden_channels)
+    stride = 2**num_layers
     if height % stride or width % stride:
       raise ValueError(
-        f'hidden_channels has {len(self.hidden_channels)} entries, each of '
-        f'which halves the image; its sides must be multiples of {stride}, not '
-        f'{height}×{width}.'
+        f'hidden_channels has {num_layers} entries, each of which halves the '
+        f'image; its sides must be multiples of {stride}, not {height}×{width}.'
       )
     decoder_channels = self.decoder_channels or mirrored(self.hidden_channels)
-    if len(decoder_channels) != len(self.hidden_channels):
+    if len(decoder_channels) != num_layers:
       raise ValueError(
         f'decoder_channels has {len(decoder_channels)} entries; it must have '
-        f'{len(self.hidden_channels)}, as hidden_channels, or none for their '
-        'mirror image.'
+        f'{num_layers}, as hidden_channels, or none for their mirror image.'
       )
-    block: dict[str, Any] = dict(
-      negative_slope=_SLOPES[self.activation],
-      dtype=self.dtype,
-      convolution=self.convolution,
-      axis_name=self.axis_name,
-    )
-    self.encoder = Encoder(self.latent_dim, self.hidden_channels, **block)
+    slope = _SLOPES[self.activation]
+    block = slope, self.dtype, self.convolution, self.axis_name
+    self.encoder = Encoder(self.latent_dim, self.hidden_channels, *block)
     # The decoder starts with the channels that the encoder ends with; without
     # convolutions its dense layer makes the image itself.
     start_channels = (channels, *self.hidden_channels)[-1]
-    self.decoder = Decoder(
-      (height // stride, width // stride, start_channels),
-      channels,
-      decoder_channels,
-      **block,
-    )
+    start = height // stride, width // stride, start_channels
+    self.decoder = Decoder(start, channels, decoder_channels, *block)
 
   @property
   def latent_shape(self) -> tuple[int, ...]:
-    """(latent_dim,)."""
     return (self.latent_dim,)
 
 
@@ -107,12 +93,14 @@ class Encoder(nn.Module):
       x, bias = layers.Conv(
         features, stride=2, dtype=self.dtype, method=self.convolution
       )(x)
-      x = _batch_norm(self, index)(x, bias, train)
-    x = x.reshape(x.shape[0], -1)
-    fan_in = x.shape[-1]
-    mean = layers.dense(self.latent_dim, fan_in, self.dtype, 'mean')(x)
-    logvar = layers.dense(self.latent_dim, fan_in, self.dtype, 'logvar')(x)
-    return mean, logvar
+      x = layers.BatchNormRectify(
+        self.negative_slope, self.axis_name, name=f'BatchNorm_{index}'
+      )(x, bias, train)
+    x = x.reshape(len(x), -1)
+    return tuple(
+      layers.dense(x, self.latent_dim, self.dtype, name)
+      for name in ('mean', 'logvar')
+    )
 
 
 class Decoder(nn.Module):
@@ -129,7 +117,7 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, z, train):
     z = z.astype(self.dtype)
-    x = layers.dense(math.prod(self.start_shape), z.shape[-1], self.dtype)(z)
+    x = layers.dense(z, math.prod(self.start_shape), self.dtype)
     x = x.reshape(-1, *self.start_shape)
     if not self.hidden_channels:
       return x
@@ -137,24 +125,20 @@ class Decoder(nn.Module):
       x, bias = layers.ConvTranspose(
         features, dtype=self.dtype, method=self.convolution
       )(x)
-      x = _batch_norm(self, index)(x, bias, train)
+      x = layers.BatchNormRectify(
+        self.negative_slope, self.axis_name, name=f'BatchNorm_{index}'
+      )(x, bias, train)
     x, bias = layers.Conv(
       self.image_channels, dtype=self.dtype, method=self.convolution
     )(x)
     return x + bias.astype(self.dtype)
 
 
-def mirrored(hidden_channels: Sequence[int]) -> tuple[int, ...]:
-  """The decoder's channels in the reference implementation (PyTorch-VAE).
+def mirrored(hidden_channels: tuple[int, ...]) -> tuple[int, ...]:
+  """The decoder's channels in PyTorch-VAE: (32, 64, 128) gives (64, 32, 32).
 
   The encoder's in reverse, from the second on; the last transposed convolution
-  keeps its channels: (32, 64, 128) gives (64, 32, 32).
+  keeps its channels.
   """
-  backwards = tuple(hidden_channels)[::-1]
+  backwards = hidden_channels[::-1]
   return (*backwards[1:], *backwards[-1:])
-
-
-def _batch_norm(module: Encoder | Decoder, index: int) -> BatchNormRectify:
-  return BatchNormRectify(
-    module.negative_slope, module.axis_name, name=f'BatchNorm_{index}'
-  )

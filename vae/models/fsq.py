@@ -6,14 +6,15 @@ is certain, and the prior uniform over the codes, so that the rate is the log of
 their number: positions · Σ log levels nats, whatever the image.
 """
 
+from typing import Any
+
 import jax
 
-from vae import distributions, registry
-from vae.distributions import at_least_float32
-from vae.models import base, residual
+from vae import distributions, layers, models, registry
+from vae.models import residual
 
 
-class Model(base.VAE):
+class Model(models.VAE):
   """A residual network with a spatial latent of codes.
 
   Attributes:
@@ -30,38 +31,23 @@ class Model(base.VAE):
   def setup(self):
     super().setup()
     registry.check_at_least(2, levels=self.levels)
-    self.encoder = residual.Encoder(
-      {'codes': len(self.levels)},
-      True,
-      self.channels,
-      self.num_blocks,
-      self.dtype,
-    )
-    self.decoder = residual.Decoder(
-      self.latent_shape[:2],
-      self.image_shape[-1],
-      self.channels,
-      self.num_blocks,
-      self.dtype,
-    )
+    heads, size = {'codes': len(self.levels)}, self.latent_shape[:2]
+    network = self.channels, self.num_blocks, self.dtype
+    self.encoder = residual.Encoder(heads, True, *network)
+    self.decoder = residual.Decoder(size, self.image_shape[-1], *network)
 
   @property
   def latent_shape(self) -> tuple[int, int, int]:
-    """(height, width, len(levels))."""
     size = residual.lowest_resolution(
       self.image_shape, self.channels, self.num_blocks
     )
     return (*size, len(self.levels))
 
-  def encode(
-    self, images: jax.Array, train: bool = False
-  ) -> distributions.Codes:
+  def encode(self, images: jax.Array, train: bool = False) -> Any:
     """The code of each position, with a straight-through gradient."""
     (z,) = self.encoder(images, train)
-    return distributions.Codes(
-      distributions.quantise(at_least_float32(z), self.levels)
-    )
+    z = layers.at_least_float32(z)
+    return distributions.Codes(distributions.quantise(z, self.levels))
 
   def prior(self) -> distributions.UniformCodes:
-    """Uniform over the codes."""
     return distributions.UniformCodes(self.latent_shape, self.levels)

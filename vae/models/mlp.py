@@ -5,8 +5,7 @@ from typing import Any, Literal
 
 from flax import linen as nn
 
-from vae import layers, registry
-from vae.models import base
+from vae import layers, models, registry
 
 _ACTIVATIONS = {
   'relu': nn.relu,
@@ -17,7 +16,7 @@ _ACTIVATIONS = {
 }
 
 
-class Model(base.VAE):
+class Model(models.VAE):
   """Dense layers from pixels to z, and the same widths in reverse back.
 
   Attributes:
@@ -38,16 +37,13 @@ class Model(base.VAE):
     self.encoder = Encoder(
       self.hidden_sizes, self.latent_dim, self.activation, self.dtype
     )
+    pixels = math.prod(self.image_shape)
     self.decoder = Decoder(
-      self.hidden_sizes[::-1],
-      math.prod(self.image_shape),
-      self.activation,
-      self.dtype,
+      self.hidden_sizes[::-1], pixels, self.activation, self.dtype
     )
 
   @property
   def latent_shape(self) -> tuple[int, ...]:
-    """(latent_dim,)."""
     return (self.latent_dim,)
 
 
@@ -61,12 +57,12 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    x = x.reshape(x.shape[0], -1).astype(self.dtype)
+    x = x.reshape(len(x), -1).astype(self.dtype)
     x = _hidden(x, self.hidden_sizes, self.activation, self.dtype)
-    fan_in = x.shape[-1]
-    mean = layers.dense(self.latent_dim, fan_in, self.dtype, 'mean')(x)
-    logvar = layers.dense(self.latent_dim, fan_in, self.dtype, 'logvar')(x)
-    return mean, logvar
+    return tuple(
+      layers.dense(x, self.latent_dim, self.dtype, name)
+      for name in ('mean', 'logvar')
+    )
 
 
 class Decoder(nn.Module):
@@ -79,14 +75,13 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, z, train):
-    x = _hidden(
-      z.astype(self.dtype), self.hidden_sizes, self.activation, self.dtype
-    )
-    return layers.dense(self.num_outputs, x.shape[-1], self.dtype, 'image')(x)
+    z = z.astype(self.dtype)
+    x = _hidden(z, self.hidden_sizes, self.activation, self.dtype)
+    return layers.dense(x, self.num_outputs, self.dtype, 'image')
 
 
 def _hidden(x, sizes, activation, dtype):
   """The hidden layers, made in the caller's scope."""
   for size in sizes:
-    x = _ACTIVATIONS[activation](layers.dense(size, x.shape[-1], dtype)(x))
+    x = _ACTIVATIONS[activation](layers.dense(x, size, dtype))
   return x

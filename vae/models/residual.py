@@ -12,14 +12,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vae import layers, registry
-from vae.models import base
+from vae import layers, models, registry
 
 # Groups of a normalisation, at most.
 _MAX_GROUPS = 32
 
 
-class Model(base.VAE):
+class Model(models.VAE):
   """A residual network with a Gaussian latent, a vector or a map.
 
   Attributes:
@@ -40,20 +39,13 @@ class Model(base.VAE):
     super().setup()
     registry.check_at_least(1, latent_dim=self.latent_dim)
     size = lowest_resolution(self.image_shape, self.channels, self.num_blocks)
-    self.encoder = Encoder(
-      {'mean': self.latent_dim, 'logvar': self.latent_dim},
-      self.spatial,
-      self.channels,
-      self.num_blocks,
-      self.dtype,
-    )
-    self.decoder = Decoder(
-      size, self.image_shape[-1], self.channels, self.num_blocks, self.dtype
-    )
+    heads = {'mean': self.latent_dim, 'logvar': self.latent_dim}
+    network = self.channels, self.num_blocks, self.dtype
+    self.encoder = Encoder(heads, self.spatial, *network)
+    self.decoder = Decoder(size, self.image_shape[-1], *network)
 
   @property
   def latent_shape(self) -> tuple[int, ...]:
-    """(latent_dim,), or (height, width, latent_dim)."""
     if not self.spatial:
       return (self.latent_dim,)
     size = lowest_resolution(self.image_shape, self.channels, self.num_blocks)
@@ -79,9 +71,7 @@ def lowest_resolution(
 class Encoder(nn.Module):
   """Images [batch, height, width, channels] to one array for each head.
 
-  Attributes:
-    heads: the number of features of each, by name.
-    spatial: whether they are maps, or vectors.
+  `heads` has the number of features of each, by name; `spatial` ones are maps.
   """
 
   heads: dict[str, int]
@@ -99,10 +89,9 @@ class Encoder(nn.Module):
         x = Block(self.dtype)(x)
     x = _normalise(x, self.dtype)
     if not self.spatial:
-      x = x.reshape(x.shape[0], -1)
-    fan_in = x.shape[-1]
+      x = x.reshape(len(x), -1)
     return tuple(
-      layers.dense(features, fan_in, self.dtype, name)(x)
+      layers.dense(x, features, self.dtype, name)
       for name, features in self.heads.items()
     )
 
@@ -122,7 +111,7 @@ class Decoder(nn.Module):
     *_, features = self.channels
     if z.ndim == 2:
       features *= math.prod(self.start_size)
-    x = layers.dense(features, z.shape[-1], self.dtype)(z)
+    x = layers.dense(z, features, self.dtype)
     x = x.reshape(-1, *self.start_size, self.channels[-1])
     for features in (*self.channels[-2::-1], self.channels[0]):
       for _ in range(self.num_blocks):

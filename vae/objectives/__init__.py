@@ -25,7 +25,7 @@ class Batch:
     mask: bool [batch], False for padding, which does not count.
     keys: [batch], of each example's draws of z.
     noise_keys: [batch], of each example's other draws.
-    epoch: training epochs before this step, a float; in evaluation infinite.
+    epoch: training epochs before this step; in evaluation infinite.
     train: whether the batch is trained on.
     num_train_examples: size of the training split.
     axis_name: the pmap axis of the global batch, or None.
@@ -46,17 +46,10 @@ def find(name: str) -> type:
   return registry.find('vae.objectives', name, 'Objective')
 
 
-def fields(cls: type) -> dict[str, registry.Field]:
-  """The settings of an objective, by name."""
-  return registry.fields(cls)
-
-
 def from_config(config) -> Any:
   """The objective that `config.objective` describes."""
-  settings = {k: v for k, v in config.objective.items() if k != 'name'}
-  # A config that is older than the choice of an objective has the only one of
-  # then.
-  return find(config.objective.get('name', 'elbo'))(**settings)
+  settings = registry.settings(config.objective)
+  return find(config.objective.name)(**settings)
 
 
 def check(config) -> None:

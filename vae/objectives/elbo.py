@@ -11,7 +11,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from vae import distributions, randomness, registry
+from vae import distributions, numerics, registry
 from vae.objectives import Batch
 
 
@@ -51,15 +51,14 @@ class Objective:
       )
 
   def __call__(self, model, batch: Batch) -> dict[str, jax.Array]:
-    """The objective and its parts.
+    """The objective and its parts, [batch] each.
 
-    Returns:
-      [batch] each: `loss`, `elbo`, `distortion` (-log p(x|z)), `kl`, in nats
-      per image, and `mse`, the mean over pixels; `sigma`, if it is learned.
+    `loss`, `elbo`, `distortion` (-log p(x|z)) and `kl` in nats per image; `mse`
+    as a mean over pixels; `sigma`, if it is learned.
     """
     inputs = batch.images
     if batch.train and self.input_noise:
-      noise = randomness.normal(batch.noise_keys, inputs.shape[1:])
+      noise = numerics.normal(batch.noise_keys, inputs.shape[1:])
       inputs = inputs + self.input_noise * noise
     posterior = model.encode(inputs, train=batch.train)
     if self.sample_posterior:
