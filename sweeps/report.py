@@ -104,7 +104,7 @@ def summary(results: Results, split: str) -> str:
   return (
     f'{text} Best on the {split} split by its ELBO at the optimal σ, '
     f'{html_page.number(best[_BEST_BY])} {results.units[_BEST_BY]} '
-    f'(seeds: {best.seeds}): {charts.describe(results, best)}.'
+    f'(seeds: {best.seeds:.0f}): {charts.describe(results, best)}.'
   )
 
 

@@ -180,14 +180,14 @@ def wait_until(ready, *processes):
 def test_points_of_a_killed_worker_are_taken_over(celeba_dir, tmp_path):
   """On one PostgreSQL study: every point is done once, and none is lost."""
   workdir = tmp_path / 'shared'
-  with postgres.server() as server:
+  with postgres.server() as url:
     run_flags = (*SMALL, OFTEN, f'--config.data.dir={celeba_dir}')
     flags = (
       *run_flags,
       '--beta=0.5,2',
       '--seed=0,1',
       f'--workdir={workdir}',
-      f'--storage={server.url}',
+      f'--storage={url}',
     )
     victim = start(*flags)
     point = workdir / 'points' / 'beta=0.5,seed=0'
@@ -199,7 +199,7 @@ def test_points_of_a_killed_worker_are_taken_over(celeba_dir, tmp_path):
     assert [worker.returncode for worker in others] == [0, 0], outputs
     out = ''.join(out for out, _ in outputs)
     assert f'{point.name}: this run goes on from step' in out
-    study = optuna.load_study(study_name='shared', storage=server.url)
+    study = optuna.load_study(study_name='shared', storage=url)
     states = [trial.state.name for trial in study.get_trials()]
   assert sorted(states) == ['COMPLETE'] * 4 + ['FAIL']
   assert [row['state'] for row in rows(workdir)] == ['complete'] * 4

@@ -29,8 +29,8 @@ PROCESSES.set_forkserver_preload([__name__])
 
 @pytest.fixture(scope='module')
 def database():
-  with postgres.server() as server:
-    yield server
+  with postgres.server() as url:
+    yield url
 
 
 @pytest.fixture(params=['sqlite', 'postgresql'])
@@ -38,7 +38,7 @@ def place(request, tmp_path):
   """A storage and the name of a study."""
   if request.param == 'sqlite':
     return f'{tmp_path}/a?b=%41#{{c}}[1].db', 'sweep'  # A path, not a URL.
-  return request.getfixturevalue('database').url, request.node.name
+  return request.getfixturevalue('database'), request.node.name
 
 
 def open_study(place, axes=AXES, measured=MEASURED, change=(), **options):
@@ -239,7 +239,7 @@ def test_search_has_as_many_points_as_asked_for(place):
 
 
 def test_database_that_cannot_be_used_gets_one_line(database, tmp_path):
-  wrong = re.sub(':[^:@]+@', ':wrong@', database.url)
+  wrong = re.sub(':[^:@]+@', ':wrong@', database)
   for url, message in (
     ('postgresql://u:secret@127.0.0.1:1/db', 'cannot be used'),
     ('mysql://u:secret@127.0.0.1:1/db', 'must be postgresql://'),
