@@ -12,8 +12,8 @@ The workdir gets report.html, results.csv, tensorboard/ for the HParams view,
 and points/ with a folder for each point, a run like any other.
 """
 
-import importlib.util
 import pathlib
+import runpy
 
 from absl import flags
 from etils import epath
@@ -32,26 +32,8 @@ from vae.checkpoints import Checkpoints
 from vae.errors import UserError
 
 # Metrics that a search can optimise.
-OBJECTIVES = {
-  'rate': 'minimize',
-  'distortion': 'minimize',
-  'elbo': 'maximize',
-  'elbo_optimal_sigma': 'maximize',
-  'bits_per_dim_optimal_sigma': 'minimize',
-  'mse_of_mean': 'minimize',
-  'active_units': 'maximize',
-}
-_SAMPLERS = {
-  'tpe': lambda: optuna.samplers.TPESampler(multivariate=True, group=True),
-  'nsga2': optuna.samplers.NSGAIISampler,
-  'random': optuna.samplers.RandomSampler,
-  'qmc': optuna.samplers.QMCSampler,
-}
-_PRUNERS = {
-  'none': lambda: None,
-  'median': optuna.pruners.MedianPruner,
-  'hyperband': optuna.pruners.HyperbandPruner,
-}
+_MAXIMIZED = ('elbo', 'elbo_optimal_sigma', 'active_units')
+_MINIMIZED = ('rate', 'distortion', 'bits_per_dim_optimal_sigma', 'mse_of_mean')
 
 command_line.define_config('configs/faces_sweep.py')
 flags.adopt_module_key_flags(command_line)
@@ -119,18 +101,17 @@ _NUM_POINTS = flags.DEFINE_integer(
   lower_bound=1,
 )
 _SAMPLER = flags.DEFINE_enum(
-  'sampler', 'tpe', list(_SAMPLERS), 'Chooses the points of a search.'
+  'sampler', 'tpe', ['tpe', 'random'], 'Chooses the points of a search.'
 )
 _OBJECTIVES = flags.DEFINE_list(
   'objectives',
   ['rate', 'distortion'],
-  f'Metrics that a search optimises, of {", ".join(OBJECTIVES)}.',
+  f'Metrics that a search optimises, of {", ".join(_MINIMIZED + _MAXIMIZED)}.',
 )
-_PRUNER = flags.DEFINE_enum(
-  'pruner',
-  'none',
-  list(_PRUNERS),
-  'Stops bad points of a search for a single objective.',
+flags.register_validator(
+  'objectives',
+  lambda names: set(names) <= {*_MINIMIZED, *_MAXIMIZED},
+  f'choose of {", ".join(_MINIMIZED + _MAXIMIZED)}',
 )
 
 
@@ -141,17 +122,20 @@ def main() -> None:
   devices.check()
   schema.validate(base)
   axes = _axes(path, base)
-  _check_flags(axes)
-  configs = _check_points(base, axes)
+  configs = [points.configure(base, values) for values in points.grid(axes)]
+  num_devices = jax.device_count()
+  for config in configs:
+    divides = config.train.batch_size % num_devices == 0
+    schema.check_devices(config, num_devices if divides else 1)
+  for name in _METRICS.value:
+    measure.find(name)
   workdir, url = _workdir(path)
 
   # TensorFlow takes seconds to load; the errors above come before.
-  from sweeps import report
-  from sweeps import worker as workers
+  from sweeps import report, worker
 
-  if not any(key.startswith('data.') for key in axes):
-    # Errors in the data come before there is a sweep.
-    workers.load_data(max(configs, key=lambda c: c.train.batch_size))
+  # Errors in the data come before there is a sweep.
+  worker.load_data(configs[0])
   settings = measure.Settings(
     tuple(_METRICS.value),
     _IMPORTANCE_SAMPLES.value,
@@ -159,26 +143,26 @@ def main() -> None:
     inception_weights=_INCEPTION_WEIGHTS.value,
     required=True,
   )
-  measured = {flag.name: flag.value for flag in _MEASURED}
-  stop = processes.StopSignals()
+  sampler = optuna.samplers.RandomSampler()
+  if _SAMPLER.value == 'tpe':
+    sampler = optuna.samplers.TPESampler(multivariate=True, group=True)
   study = studies.Study(
     url,
     _STUDY.value or workdir.name,
     base,
     axes,
-    measured,
-    {name: OBJECTIVES[name] for name in _OBJECTIVES.value},
+    {flag.name: flag.value for flag in _MEASURED},
+    {
+      name: 'maximize' if name in _MAXIMIZED else 'minimize'
+      for name in _OBJECTIVES.value
+    },
     num_points=_NUM_POINTS.value,
     retry_failed=_RETRY_FAILED.value,
     grace_seconds=_GRACE_SECONDS.value,
-    sampler=_SAMPLERS[_SAMPLER.value](),
-    pruner=_PRUNERS[_PRUNER.value](),
-    sleep=stop.sleep,
+    sampler=sampler,
   )
-  worker = workers.Worker(workdir, study, base, _SPLIT.value, settings, stop)
-  _check_points(base, study.axes)  # With what varied in earlier commands.
-  with study, stop:
-    results = worker.run()
+  with study, processes.StopSignals() as stop:
+    results = worker.Worker(workdir, study, _SPLIT.value, settings, stop).run()
   failed = results.frame[results.frame.state == 'failed']
   for point, error in zip(failed.point, failed.error, strict=True):
     print(f'failed: {point}: {error}')
@@ -190,68 +174,26 @@ def main() -> None:
 
 def _axes(path: str, base: ml_collections.ConfigDict) -> Axes:
   """The axes by config key, from the flags or else from the config."""
-  given = {k: flag.value for k, flag in _AXES.items() if flag.value is not None}
+  texts = {k: flag.value for k, flag in _AXES.items() if flag.value is not None}
   for text in _GRID.value:
     key, _, values = text.partition('=')
-    group, _, key = key.partition('.')
-    if group != 'config' or key in given:
-      raise UserError(
-        f'--grid={text}: the form is config.GROUP.NAME=VALUE,VALUE, and each '
-        'setting is given once.'
-      )
-    given[key] = values
-  axes = {k: points.parse(k, values, base) for k, values in given.items()}
+    texts[key.removeprefix('config.')] = values
+  axes = {k: points.parse(k, values, base) for k, values in texts.items()}
   if not axes:
-    spec = importlib.util.spec_from_file_location('sweep_config', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    axes = points.from_config(getattr(module, 'sweep', dict)(), path)
-  if not axes:
+    axes = runpy.run_path(path).get('sweep', dict)()
+  kinds = (list, tuple, points.Range)
+  if not axes or not all(isinstance(v, kinds) and v for v in axes.values()):
     raise UserError(
       'there is nothing to vary; give --beta=0.5,1,2 or --latent_dim=16,32, '
-      f'or {path} a function sweep() beside get_config().'
+      f'or {path} a function sweep() that returns a dict of config keys, such '
+      "as 'objective.beta', each with a list of values."
     )
-  return axes
-
-
-def _check_flags(axes: Axes) -> None:
-  """Checks flags that name metrics, and that belong to a search."""
-  for flag, known in ((_OBJECTIVES, OBJECTIVES), (_METRICS, measure.GROUPS)):
-    for name in flag.value:
-      if name not in known:
-        raise UserError(
-          f'--{flag.name}: there is no {name}; there are {", ".join(known)}.'
-        )
-  if _NUM_POINTS.value is None:
-    ranges = [k for k, v in axes.items() if isinstance(v, points.Range)]
-    searching = (_SAMPLER, _OBJECTIVES, _PRUNER)
-    given = [f'--{f.name}' for f in searching if flags.FLAGS[f.name].present]
-    for what in (*ranges, *given):
+  for key, values in axes.items():
+    if isinstance(values, points.Range) and not _NUM_POINTS.value:
       raise UserError(
-        f'{what}: ranges, --sampler, --objectives and --pruner go with '
-        '--num_points=N, a search.'
+        f'config.{key} is a range, which goes with --num_points=N, a search.'
       )
-  if _PRUNER.value != 'none' and (
-    len(_OBJECTIVES.value) > 1
-    or _OBJECTIVES.value[0] not in points.VALIDATION_METRICS
-  ):
-    raise UserError(
-      f'--pruner={_PRUNER.value} goes with one of the --objectives '
-      f'{", ".join(points.VALIDATION_METRICS)}.'
-    )
-
-
-def _check_points(
-  base: ml_collections.ConfigDict, axes: Axes
-) -> list[ml_collections.ConfigDict]:
-  """Configs of a grid's points, or of a search's extremes, that fit."""
-  num_devices = jax.device_count()
-  choose = points.extremes if _NUM_POINTS.value else points.grid
-  configs = [points.configure(base, values) for values in choose(axes)]
-  for config in configs:
-    divides = config.train.batch_size % num_devices == 0
-    schema.check_devices(config, num_devices if divides else 1)
-  return configs
+  return axes
 
 
 def _workdir(path: str) -> tuple[epath.Path, sqlalchemy.URL]:
@@ -262,11 +204,6 @@ def _workdir(path: str) -> tuple[epath.Path, sqlalchemy.URL]:
   workdirs.check_writable(workdir, '--workdir')
   if Checkpoints(workdir).all_steps():
     raise UserError(f'{workdir} holds a run; name another --workdir.')
-  if _STORAGE.value is None and paths.is_remote(workdir):
-    raise UserError(
-      f'--workdir={workdir} is no local folder, so the record of the sweep '
-      'cannot be a file in it; give --storage too.'
-    )
   storage = _STORAGE.value or str(workdir.resolve() / 'sweep.db')
   return workdir, studies.parse_storage(storage)
 

@@ -1,24 +1,21 @@
 """Points of a sweep: their settings, names, configs and results."""
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import itertools
 import re
 
 import ml_collections
-import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState
 import pandas as pd
 
 from runs import schema
 from vae import population
 from vae.errors import UserError
 
-BETA = 'objective.beta'
-LATENT_DIM = 'model.latent_dim'
-SEED = 'seed'
+BETA, LATENT_DIM, SEED = 'objective.beta', 'model.latent_dim', 'seed'
 
 # Subfolder of a sweep's workdir; each point's run has a folder in it.
 FOLDER = 'points'
@@ -38,23 +35,6 @@ class Range:
 
 Axes = Mapping[str, Sequence[object] | Range]
 
-# Metrics of a validation by the objectives that a pruner can follow.
-VALIDATION_METRICS = {
-  'rate': 'val/kl',
-  'distortion': 'val/distortion',
-  'elbo': 'val/elbo',
-  'mse_of_mean': 'val/mse',
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-  """A point that this worker has taken: name, settings by key, and trial."""
-
-  name: str
-  values: Values
-  trial: optuna.Trial
-
 
 @dataclasses.dataclass(frozen=True)
 class Results:
@@ -62,9 +42,8 @@ class Results:
 
   Attributes:
     frame: a row a point, in the order of the settings, with the columns `point`
-      (name), `state` (`complete`, `failed`, `pruned`, `running`, `waiting`),
-      the settings, the metrics, `kl` (nats of each latent dimension), `active`
-      (bool of each), `error` and `trial` (number in the study).
+      (name), `state` (`complete`, `failed`, `running`, `waiting`), settings,
+      metrics, `kl` (nats) and `active` [latent_dim], and `error`.
     keys: columns that are settings.
     units: unit of each column that is a metric, in the order of reading.
   """
@@ -78,68 +57,36 @@ class Results:
     """Makes the table of rows in any order; metrics may be missing."""
     rows = sorted(rows, key=lambda row: [_rank(row[key]) for key in keys])
     columns = ['point', 'state', *keys, *units, 'kl', 'active', 'error']
-    frame = pd.DataFrame(rows, columns=[*columns, 'trial'])
-    for key in keys:  # Pandas would make floats of whole numbers beside None.
-      frame[key] = pd.Series([row[key] for row in rows], dtype=object)
+    # Else whole numbers beside None become floats.
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
     return cls(frame.astype(dict.fromkeys(units, float)), keys, units)
-
-  @classmethod
-  def of_trials(cls, trials: Iterable[FrozenTrial], before: Values):
-    """Makes the table of trials.
-
-    Args:
-      trials: one for each point.
-      before: values of the settings that a trial does not have, from JSON.
-    """
-    rows, units, keys, before = [], {}, {}, from_json(before)
-    for trial in trials:
-      attrs, state = trial.user_attrs, trial.state.name.lower()
-      settings = from_json(attrs['values'])
-      keys |= settings
-      row = before | settings | {'point': attrs['name'], 'error': ''}
-      row |= {'state': state.replace('fail', 'failed'), 'trial': trial.number}
-      if trial.state == TrialState.COMPLETE:
-        row |= attrs['result']['row']
-        units |= attrs['result']['units']
-      elif trial.state.is_finished():
-        row['error'] = attrs.get('error', 'its worker died')
-      rows.append(row)
-    return cls.of(rows, list(keys), units)
 
   @property
   def varied(self) -> list[str]:
     """Settings that have more than one value."""
     return [key for key in self.keys if self.frame[key].nunique(False) > 1]
 
-  def having(self, *metrics: str) -> pd.DataFrame:
-    """Rows in which all of these metrics are finite."""
-    if not set(metrics) <= set(self.units):
-      return self.frame.iloc[:0]
-    finite = self.frame[list(metrics)].abs() < float('inf')
-    return self.frame[finite.all(axis=1)]
-
   def over_seeds(self, *metrics: str) -> pd.DataFrame:
     """Means and standard deviations of metrics over the seeds.
 
-    Returns:
-      A row for each combination of the other settings that vary, with columns
-      for those settings, METRIC, METRIC_std (NaN for one seed), and `seeds`,
-      their number; empty if no point has all the metrics.
+    A row for each combination of the other settings that vary, with columns for
+    those settings, METRIC, METRIC_std (NaN for one seed), and `seeds`, their
+    number; empty if no point has all the metrics, finite.
     """
-    rows, by = self.having(*metrics), [k for k in self.varied if k != SEED]
-    if rows.empty:
+    if not set(metrics) <= set(self.units):
       return pd.DataFrame()
+    is_finite = self.frame[list(metrics)].abs() < float('inf')
+    rows = self.frame[is_finite.all(axis=1)]
+    by = [key for key in self.varied if key != SEED]
     columns = {m: (m, 'mean') for m in metrics}
     columns |= {f'{m}_std': (m, 'std') for m in metrics}
-    columns = {'seeds': ('point', 'count'), **columns}
-    table = grouped(rows, by).agg(**columns)
+    table = grouped(rows, by).agg(seeds=('point', 'count'), **columns)
     return table.reset_index(drop=not by)
 
 
 def grouped(frame: pd.DataFrame, by: list[str]):
   """Rows by their values of settings, in the order of the rows."""
-  by = by or (lambda index: 0)
-  return frame.groupby(by, sort=False, dropna=False)
+  return frame.groupby(by or (lambda index: 0), sort=False, dropna=False)
 
 
 def from_json(values: Mapping[str, object]) -> Values:
@@ -169,10 +116,18 @@ def text(value: object, digits: int = 6) -> str:
 def short_names(keys: Sequence[str]) -> dict[str, str]:
   """Names on charts: β, a key's last part, or all if two share that."""
   last = [key.rpartition('.')[2] for key in keys]
-  names = [
-    k if last.count(n) > 1 else n for k, n in zip(keys, last, strict=True)
-  ]
-  return dict(zip(keys, names, strict=True)) | {BETA: 'β'}
+  names = {
+    key: key if last.count(name) > 1 else name
+    for key, name in zip(keys, last, strict=True)
+  }
+  return names | {BETA: 'β'}
+
+
+def name(values: Values) -> str:
+  """Name of a point and of its folder, such as `beta=0.5,latent_dim=16`."""
+  short = short_names(list(values)) | {BETA: 'beta'}
+  parts = [f'{short[k]}={text(v, digits=12)}' for k, v in values.items()]
+  return re.sub(r'[^\w.,=+()-]', '-', ','.join(parts))
 
 
 def parse(
@@ -180,66 +135,36 @@ def parse(
 ) -> list[object] | Range:
   """Parses the values of a setting in a flag; `configure` checks them.
 
-  Args:
-    key: config key, such as `objective.beta`.
-    values: `0.5,1,2`, or for a search `0.1:10` or `0.1:10:log`.
-    base: config with the key.
-
-  Raises:
-    UserError: if the key does not exist, or a range is malformed.
+  They are `0.5,1,2`, or for a search `0.1:10` or `0.1:10:log`. Raises UserError
+  if the key does not exist, or a range is malformed.
   """
   example = _known(base, key)
-
-  def convert(part):
-    if isinstance(example, str):
-      return part
-    try:
-      value = ast.literal_eval(part)
-    except (ValueError, SyntaxError):
-      return part
-    is_int = isinstance(example, float) and type(value) is int
-    return float(value) if is_int else value
-
-  # Commas within parentheses are a tuple's own.
-  listed = [convert(v.strip()) for v in re.split(r',(?![^()]*\))', values)]
   low, colon, high = values.removesuffix(':log').partition(':')
   if not colon or not is_number(example):
-    return listed
-  low, high, log = convert(low), convert(high), values.endswith(':log')
-  are_numbers = is_number(low) and is_number(high)
-  if are_numbers and low < high and (low > 0 or not log):
-    return Range(low, high, log)
+    # Commas within parentheses are a tuple's own.
+    listed = [v.strip() for v in re.split(r',(?![^()]*\))', values)]
+    return listed if isinstance(example, str) else [*map(_literal, listed)]
+  log = values.endswith(':log')
+  with contextlib.suppress(ValueError):
+    low, high = type(example)(low), type(example)(high)
+    if low < high and (low > 0 or not log):
+      return Range(low, high, log)
   raise UserError(
     f'config.{key}={values}: a range is LOW:HIGH or LOW:HIGH:log, with LOW '
     'less than HIGH, and above 0 with :log.'
   )
 
 
-def from_config(axes: object, path: str) -> dict[str, list[object]]:
-  """Axes that the function `sweep` of a config file returned.
-
-  Raises:
-    UserError: if it is no dict of lists.
-  """
-  if not isinstance(axes, dict) or not all(
-    isinstance(key, str) and isinstance(values, (list, tuple)) and values
-    for key, values in axes.items()
-  ):
-    raise UserError(
-      f'{path}: sweep() must return a dict of config keys, such as '
-      "'objective.beta', each with a list of values."
-    )
-  # Numpy's numbers are neither JSON nor a setting.
-  plain = lambda v: v.item() if isinstance(v, np.generic) else v
-  return {k.removeprefix('config.'): [*map(plain, v)] for k, v in axes.items()}
+def _literal(text: str) -> object:
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text  # Which `configure` names.
 
 
 def _known(base: ml_collections.ConfigDict, key: str) -> object:
   known = schema.flatten(base)
-  if key not in known:
-    raise UserError(
-      f'config.{key}: there is no such key; configs/default.py lists all.'
-    )
+  schema.check_known(f'config.{key}', key, known)
   return known[key]
 
 
@@ -257,42 +182,16 @@ def suggest(
   return texts[trial.suggest_categorical(parameter, list(texts))]
 
 
-def grid(axes: Mapping[str, Sequence[object]]) -> list[Values]:
-  """Every combination of the values; the first key varies slowest.
-
-  Raises:
-    UserError: if a key has a value twice.
-  """
-  for key, values in axes.items():
-    # Folders are named by these texts, so those must differ.
-    texts = [text(value, digits=12) for value in values]
-    for shown in texts:
-      if texts.count(shown) > 1:
-        raise UserError(f'{key} has the value {shown} twice; name it once.')
+def grid(axes: Axes) -> list[Values]:
+  """Every combination of the values, or of a range's ends."""
+  listed = [
+    [choices.low, choices.high] if isinstance(choices, Range) else choices
+    for choices in axes.values()
+  ]
   return [
     dict(zip(axes, combination, strict=True))
-    for combination in itertools.product(*axes.values())
+    for combination in itertools.product(*listed)
   ]
-
-
-def extremes(axes: Axes) -> list[Values]:
-  """Points such that each listed value, and each range's end, is in one."""
-  listed = {
-    key: [choices.low, choices.high] if isinstance(choices, Range) else choices
-    for key, choices in axes.items()
-  }
-  grid(listed)  # Finds values that are given twice.
-  return [
-    {key: values[min(i, len(values) - 1)] for key, values in listed.items()}
-    for i in range(max(map(len, listed.values())))
-  ]
-
-
-def name(values: Values) -> str:
-  """Name of a point and of its folder, such as `beta=0.5,latent_dim=16`."""
-  short = short_names(list(values)) | {BETA: 'beta'}
-  parts = [f'{short[k]}={text(v, digits=12)}' for k, v in values.items()]
-  return re.sub(r'[^\w.,=+()-]', '-', ','.join(parts))
 
 
 def program(values: Values) -> str:
@@ -304,11 +203,7 @@ def program(values: Values) -> str:
 def configure(
   base: ml_collections.ConfigDict, values: Values
 ) -> ml_collections.ConfigDict:
-  """The config of a point.
-
-  Raises:
-    UserError: if a key does not exist, or the values are invalid.
-  """
+  """The config of a point; UserError if a key or a value is invalid."""
   config = base.copy_and_resolve_references()
   for key in values:
     _known(config, key)

@@ -2,35 +2,30 @@
 
 import contextlib
 import dataclasses
-import errno
+import itertools
 import math
-import time
+import re
 
 from etils import epath
 import jax
 import ml_collections
-import optuna
-from optuna.trial import TrialState
+import numpy as np
 
-from evaluation import measure
+from evaluation import measure, posterior
+from evaluation.measure import Metric
 import input_pipeline
 from runs import metric_writer, progress, workdir_lock, workdirs
 from runs.processes import StopSignals
-from sweeps import measuring, points, report
-from sweeps.points import Point, Results, VALIDATION_METRICS
-from sweeps.study import Study
+from sweeps import points, report
+from sweeps.points import Results
+from sweeps.study import NO_ANSWER, Point, Study
 import train
-from vae import splits
-from vae.checkpoints import Checkpoints
+from vae import figures, loading, population, splits
 from vae.errors import UserError, WriteError
 
-_SECONDS_BETWEEN_POLLS = 2.0
-# The page takes seconds; the table is written after every point.
-_SECONDS_BETWEEN_PAGES = 300.0
-
-# Errors of a disk, with which the next point would fail as well.
-_DISK_ERRORS = 'EACCES EDQUOT EFBIG EIO ENOSPC EPERM EROFS ESTALE'.split()
-
+_SECONDS_BETWEEN_POLLS, _SECONDS_BETWEEN_TRIES = 2.0, 60.0
+# Images in each picture of a point.
+_NUM_IMAGES = 8
 
 _data: dict[str, splits.DataSet] = {}
 
@@ -44,40 +39,14 @@ def load_data(config: ml_collections.ConfigDict) -> splits.DataSet:
   return _data[key]
 
 
-class _Writer(metric_writer.MetricWriter):
-  """A run's metric writer that asks the pruner of the sweep."""
-
-  def __init__(self, folder: epath.Path, trial: optuna.Trial, objective: str):
-    super().__init__(folder)
-    self._trial, self._metric = trial, VALIDATION_METRICS[objective]
-
-  def write_scalars(self, step, scalars):
-    """Raises optuna.TrialPruned if the point is not worth its end."""
-    super().write_scalars(step, scalars)
-    if self._metric in scalars:
-      self._trial.report(scalars[self._metric], int(scalars['epoch']))
-      if self._trial.should_prune():
-        raise optuna.TrialPruned(f'pruned after epoch {scalars["epoch"]:g}')
-
-
 @dataclasses.dataclass
 class Worker:
-  """Works until every point of the sweep is done.
-
-  Attributes:
-    folder: workdir of the sweep.
-    study: its record, which other workers share.
-    base: config that points start from.
-    split: that points are measured on.
-    measurements: what is measured besides the summary.
-    stop: ends training and waiting.
-  """
+  """Works on a sweep in `folder`; points are measured on `split`."""
 
   folder: epath.Path
   study: Study
-  base: ml_collections.ConfigDict
   split: str
-  measurements: measure.Settings
+  settings: measure.Settings
   stop: StopSignals
 
   def __post_init__(self):
@@ -85,117 +54,88 @@ class Worker:
     dims = self.study.axes.get(points.LATENT_DIM)
     if isinstance(dims, points.Range):
       dims = [dims.high]
-    self._latent_dim = max(dims or [self.base.model.get('latent_dim', 0)])
-    self._prunes = self.study.pruner is not None
-    # Points whose folders other runs have, and the names of all such points.
-    self._in_use: list[Point] = []
-    self._reported: set[str] = set()
-    self._last_page = time.monotonic()
+    self._latent_dim = max(dims or [self.study.base.model.get('latent_dim', 0)])
 
   def run(self) -> Results:
     """Trains and measures open points until no worker has any.
 
-    Raises:
-      WriteError: if the disk or the storage does not take what is written.
+    Raises WriteError if the disk or the storage does not take what is written.
     """
-    # A pruner judges one point at a time.
-    limit = 1 if self._prunes else jax.local_device_count()
-    last_running = 0
-    while True:
-      self.stop.raise_if_received()
-      taken = self.study.take(limit)
-      if not taken and self._in_use:
-        self.stop.sleep(_SECONDS_BETWEEN_POLLS)
-        taken, self._in_use = self._in_use, []
-      if taken:
+    waited_for = 0
+    try:
+      while True:
+        self.stop.raise_if_received()
+        taken = self.study.take(jax.local_device_count())
         self._work(taken)
-        continue
-      running = self.study.count(TrialState.RUNNING)
-      if not running:
-        break
-      if running != last_running:
-        progress.say(f'waiting for {running} points that other workers have.')
-      last_running = running
-      self.stop.sleep(_SECONDS_BETWEEN_POLLS)
-    results = self.study.results()
-    with self._disk_errors(self.folder):
-      report.write(self.folder, results, self._facts())
-    return results
-
-  def _facts(self) -> dict[str, object]:
-    data = self.base.data
-    return {
-      'data': f'{data.source} {data.dir}'.strip(),
-      'split': self.split,
-      'images': f'{data.image_size}×{data.image_size}',
-      'epochs': self.base.train.num_epochs,
-      'jax': jax.__version__,
-      'device': jax.devices()[0].device_kind,
-    }
+        results = self.study.results()
+        running = (results.frame.state == 'running').sum()
+        if taken:
+          report.write_table(self.folder, results)
+        elif running:
+          if running != waited_for:
+            progress.say(f'waiting for {running} points of other workers.')
+          waited_for = running
+          self.stop.sleep(_SECONDS_BETWEEN_POLLS)
+        else:
+          report.write(self.folder, results, self.split)
+          return results
+    except (OSError, *NO_ANSWER) as error:
+      # The next point would fail as well.
+      raise WriteError(
+        f'{self.folder} or the storage cannot be written ({_one_line(error)}). '
+        'Nothing that is saved is lost; once it can be, the same command goes '
+        'on.'
+      ) from error
 
   def _work(self, taken: list[Point]) -> None:
     """Trains and measures points, those of one program together."""
-    groups = {}
-    for point in taken:
-      # After a kill some may be a checkpoint ahead.
-      step = Checkpoints(self._folder_of(point)).latest_step()
-      key = (points.program(point.values), step)
-      groups.setdefault(key, []).append(point)
-    for group in groups.values():
+    for _, group in itertools.groupby(
+      taken, key=lambda point: points.program(point.values)
+    ):
+      group = list(group)
       with contextlib.ExitStack() as locks:
-        locked = [point for point in group if self._lock(point, locks)]
-        if locked:
-          self._train(locked)
-      self._write_results()
+        for point in group:
+          self._lock(point, locks)
+        self._train(group)
 
   def _folder_of(self, point: Point) -> epath.Path:
     return self.folder / points.FOLDER / point.name
 
-  def _lock(self, point: Point, locks: contextlib.ExitStack) -> bool:
-    """Excludes other runs from a point's folder; False if there is one."""
+  def _lock(self, point: Point, locks: contextlib.ExitStack) -> None:
+    """Excludes other runs from a point's folder; waits until they end."""
     folder = self._folder_of(point)
-    workdirs.check_writable(folder, '--workdir')
-    try:
-      locks.enter_context(workdir_lock.hold(folder))
-    except workdir_lock.InUseError as error:
-      self._in_use.append(point)
-      if point.name not in self._reported:
-        progress.say(f'{error} Other points come first.')
-      self._reported.add(point.name)
-      return False
-    return True
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+      try:
+        return locks.enter_context(workdir_lock.hold(folder))
+      except workdir_lock.InUseError as error:
+        progress.say(f'waiting: {error}')
+        self.stop.sleep(_SECONDS_BETWEEN_TRIES)
 
   def _train(self, group: list[Point]) -> None:
     """Trains and measures points together, or each alone if that fails."""
-    done = self.study.count(TrialState.COMPLETE)
-    names = '; '.join(point.name for point in group)
-    progress.say(f'\n[{done} points done] {names}')
-    outcomes, alone = [], []
+    progress.say('\n' + '; '.join(point.name for point in group))
     try:
-      with self._disk_errors(self._folder_of(group[0])):
-        outcomes = self._train_runs(group)
-      self.stop.raise_if_received()
-    except optuna.TrialPruned as pruned:
-      progress.say(f'{group[0].name}: {pruned}')
-      self.study.fail(group[0], str(pruned), TrialState.PRUNED)
-    except WriteError:
+      errors = self._train_runs(group)
+    except (OSError, WriteError):
       raise
     except Exception as error:
-      if len(group) == 1:
-        self._fail(group[0], error)
-      else:
-        # One is at fault, or together they need too much memory.
-        progress.say(f'{_one_line(error)}\nTrying them one by one.')
-        alone = group
-    for point, error in zip(group, outcomes, strict=False):
+      # Another error, as this one holds the memory of what was trained.
+      errors = [UserError(_one_line(error))]
+    self.stop.raise_if_received()
+    if len(errors) < len(group):
+      # One is at fault, or together they need too much memory.
+      progress.say(f'{errors[0]}\nTrying them one by one.')
+      for point in group:
+        self._train([point])
+      return
+    for point, error in zip(group, errors, strict=True):
       self.stop.raise_if_received()
       if error is None:
-        self._measure(point)
-      else:
-        self._fail(point, error)
-    # The error, and with it the memory that it held, is freed by now.
-    for point in alone:
-      self._train([point])
+        error = self._measure(point)
+      if error is not None:
+        progress.say(f'{point.name}: failed, {_one_line(error)}')
+        self.study.tell(point, error=_one_line(error))
 
   def _train_runs(self, group: list[Point]) -> list[UserError | None]:
     """Trains the runs of points; returns what ended each early, if anything."""
@@ -203,12 +143,9 @@ class Worker:
       runs = []
       for point in group:
         folder = self._folder_of(point)
-        config = points.configure(self.base, point.values)
+        config = points.configure(self.study.base, point.values)
         workdirs.check(config, folder)
-        if self._prunes:
-          writer = _Writer(folder, point.trial, *self.study.objectives)
-        else:
-          writer = metric_writer.MetricWriter(folder)
+        writer = metric_writer.MetricWriter(folder)
         stack.callback(writer.close)
         runs.append(train.Run(config, folder, writer))
       config, data = runs[0].config, load_data(runs[0].config)
@@ -221,73 +158,89 @@ class Worker:
         return [None]
       return train.train_population(runs, data, self._latent_dim, self.stop)
 
-  def _measure(self, point: Point) -> None:
-    """Measures a trained point and records it."""
-    config, folder = (
-      points.configure(self.base, point.values),
-      self._folder_of(point),
-    )
+  def _measure(self, point: Point) -> Exception | None:
+    """Measures a trained point and records it; returns what prevents it."""
+    config = points.configure(self.study.base, point.values)
+    folder, latent_dim = self._folder_of(point), self._latent_dim
     try:
-      with self._disk_errors(folder):
-        row, units = measuring.measure_run(
-          config,
-          folder,
-          load_data(config),
-          self.split,
-          self.measurements,
-          self._latent_dim,
-        )
+      row, units = measure_run(
+        config, folder, self.split, self.settings, latent_dim
+      )
       for name in self.study.objectives:
         if not math.isfinite(row[name]):
           raise UserError(f'diverged: {name} is {row[name]}.')
-    except WriteError:
+    except (OSError, WriteError):
       raise
     except Exception as error:
-      self._fail(point, error)
-      return
-    if self.study.complete(point, row, units):
+      return error
+    metrics = {name: row[name] for name in units}
+    report.write_hparams(self.folder, point.name, point.values, metrics)
+    if self.study.tell(point, row=row, units=units):
       progress.say(
         f'{point.name}: rate {row["rate"]:.2f}, distortion '
         f'{row["distortion"]:,.1f} nats, {row["active_units"]:.0f} active units'
       )
+    return None
 
-  def _fail(self, point: Point, error: Exception) -> None:
-    message = _one_line(error)
-    progress.say(f'{point.name}: failed, {message}')
-    self.study.fail(point, message)
 
-  def _write_results(self) -> None:
-    """Writes the table, and now and then the page, if the disk takes them."""
-    results = self.study.results()
-    try:
-      report.write_table(self.folder, results)
-      if time.monotonic() - self._last_page > _SECONDS_BETWEEN_PAGES:
-        report.write(self.folder, results, self._facts())
-        self._last_page = time.monotonic()
-    except OSError as error:
-      progress.warn(
-        f'warning: the results cannot be written into {self.folder} '
-        f'({_one_line(error)}); the next point tries again.'
-      )
+def measure_run(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  split_name: str,
+  settings: measure.Settings,
+  latent_dim: int,
+) -> tuple[dict[str, object], dict[str, str]]:
+  """Measures a run's best checkpoint and saves its pictures.
 
-  @contextlib.contextmanager
-  def _disk_errors(self, what: epath.Path):
-    """Raises WriteError, which ends the worker, if a disk is at fault."""
-    try:
-      yield
-    except (OSError, UserError) as error:
-      # Reading a checkpoint raises UserError from OSError.
-      cause = error.__cause__ if isinstance(error, UserError) else error
-      if not isinstance(cause, OSError):
-        raise
-      name = errno.errorcode.get(cause.errno)
-      if name not in _DISK_ERRORS and not isinstance(error, WriteError):
-        raise
-      reason = cause.strerror or _one_line(cause)
-      raise WriteError(
-        f'{what} cannot be written ({reason}). Nothing that is saved is lost; '
-        'once it can be, the same command goes on.'
-      ) from error
+  Models are padded to `latent_dim`, so that they share compiled programs.
+
+  Returns:
+    Metrics by name with `kl`, nats, and `active` [latent_dim]; units by name.
+  """
+  data = load_data(config)
+  split = getattr(data, split_name)
+  trained = loading.restore(config, workdir)
+  # Models without this setting are not padded.
+  count = getattr(trained.model, 'latent_dim', None)
+  padded = population.pad_trained(trained, max(latent_dim, count or 0))
+  results = measure.summarise(padded, split, settings)
+  kl = results.dimensions.get('kl', [])[:count]
+  variances = results.dimensions.get('mean_variance', [])[:count]
+  metrics = results.metrics
+  if settings.groups:
+    more = measure.measure(trained, data, split_name, settings)
+    for name, metric in more.metrics.items():
+      metrics[name] = metric
+      if metric.null:
+        metrics[f'{name}_null'] = Metric(metric.null.value, metric.unit, '')
+  # As the run logged them.
+  rows = [r for r in metric_writer.read(workdir) if 'images_per_second' in r]
+  speeds = np.array([row['images_per_second'] for row in rows])
+  images = config.train.batch_size * np.diff([0, *(r['step'] for r in rows)])
+  speed = float(np.median(speeds)) if rows else math.nan
+  metrics['images_per_second'] = Metric(speed, 'images/s', '')
+  seconds = float(np.sum(images / speeds))
+  metrics['seconds'] = Metric(seconds, 's of training steps', '')
+  number = min(_NUM_IMAGES, split.num_examples)
+  originals = next(split.batches(np.arange(number), number))
+  # Models of more dimensions share the first ones.
+  u = np.random.default_rng(0).random((*padded.latent_shape[::-1], _NUM_IMAGES))
+  z = np.asarray(padded.prior.quantile(u.T.astype(np.float32)))
+  for name, images in (
+    (report.ORIGINALS, originals),
+    (report.RECONSTRUCTIONS, padded.reconstruct(originals)),
+    (report.SAMPLES, padded.decode(z)),
+  ):
+    strip = figures.image_grid(images, columns=len(images))
+    figures.save_png(strip, workdir / name)
+  row = {name: metric.value for name, metric in metrics.items()}
+  row['kl'] = list(kl)
+  row['active'] = [v > posterior.ACTIVE_VARIANCE for v in variances]
+  # Not `of 16`, which is not the unit of all points.
+  return row, {
+    name: re.sub(r'of \d+$', 'dimensions', metric.unit)
+    for name, metric in metrics.items()
+  }
 
 
 def _one_line(error: Exception) -> str:

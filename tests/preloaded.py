@@ -20,7 +20,6 @@ import tempfile
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 _LIBRARIES = (
-  'adjustText',
   'clu.metric_writers',
   'flax.linen',
   'matplotlib.pyplot',

@@ -162,7 +162,7 @@ def test_two_workers_share_a_sweep(server, workdir, flags, tmp_path):
     '--config.train.num_epochs=20',
     '--beta=0.05,20',
     '--latent_dim=2,3',
-    f'--storage=sqlite:///{tmp_path}/sweep.db',
+    f'--storage={tmp_path}/sweep.db',
   )
   workers = [start(*flags, script='sweep.py') for _ in range(2)]
   results = [finish(worker) for worker in workers]

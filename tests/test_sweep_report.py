@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.util import tensor_util
 
 from evaluation import plots
-from sweeps import charts, measuring, report
+from sweeps import charts, report
 from sweeps.points import Results
 from tests.browser import open_page
 from tests.test_output import Outline
@@ -29,7 +29,6 @@ UNITS = {
   'elbo_optimal_sigma': 'nats',
   'active_units': 'dimensions',
 }
-FACTS = {'split': 'test'}
 
 
 def point(values, noise=0.0):
@@ -46,7 +45,6 @@ def point(values, noise=0.0):
     'point': ','.join(f'{key}={value}' for key, value in values.items()),
     'state': 'complete',
     'error': '',
-    'trial': 0,
     **values,
     'rate': rate,
     'distortion': distortion,
@@ -99,7 +97,8 @@ def test_a_grid_is_a_curve_for_each_latent_dim_in_the_order_of_beta():
   results = make(grid(seeds=(0, 1)))
   axes = charts.rate_distortion(results).axes[0]
   curves = [bars.lines[0] for bars in axes.containers]
-  assert [bars.get_label() for bars in axes.containers] == list(map(str, DIMS))
+  labels = [f'latent_dim {dim}' for dim in DIMS]
+  assert [bars.get_label() for bars in axes.containers] == labels
   for dim, curve in zip(DIMS, curves, strict=True):
     # Means of two seeds, of which the second is off by 2 and 4 nats.
     expected = [
@@ -159,10 +158,9 @@ def test_charts_leave_out_what_is_missing():
 def test_kl_panels_show_each_points_dimensions_in_order():
   figure = charts.kl_panels(make(grid()))
   assert len(figure.axes) == len(DIMS) * len(BETAS)
-  last = figure.axes[-1]
-  assert last.get_title().split() == ['latent_dim', '8,', 'β', '16']
-  row = grid()[-4]
-  heights = [bar.get_height() for bar in last.patches]
+  row, axes = grid()[-4], figure.axes[-4]
+  assert axes.get_title() == 'β 16, latent_dim 8'
+  heights = [bar.get_height() for bar in axes.patches]
   np.testing.assert_allclose(heights, sorted(row['kl'], reverse=True))
   count = sum(row['active'])
   assert f'{count} of 8 active\n{sum(row["kl"]):.1f} nats' in texts(figure)
@@ -195,10 +193,10 @@ def written(tmp_path_factory):
   results = make(rows)
   for index, name in enumerate(results.frame.point):
     for kind in ('ORIGINALS', 'RECONSTRUCTIONS', 'SAMPLES'):
-      path = folder / 'points' / name / getattr(measuring, kind)
+      path = folder / 'points' / name / getattr(report, kind)
       path.parent.mkdir(parents=True, exist_ok=True)
       Image.new('RGB', (60 + index, 10)).save(path)
-  report.write(folder, results, FACTS)
+  report.write(folder, results, 'test')
   return folder, results
 
 
@@ -214,7 +212,8 @@ def test_page_shows_everything_in_a_browser(written):
   assert widths == [60, *(60 + i // 2 for i in range(2 * len(results.frame)))]
   assert len(seen['pictures']) == 2 + 1 + 2 * 48 and all(seen['pictures'])
   for part in (
-    'Of 48 points: 46 complete, 1 failed, 1 waiting.',
+    'Of 48 points, 46 complete, 1 failed, 1 waiting.',
+    'Best on the test split',
     '</table> & diverged',
     'β 0.25, latent_dim 8, seed 0: samples',
   ):
@@ -227,11 +226,10 @@ def test_best_of_seeds_is_the_best_on_average():
   rows = grid(betas=[1.0, 2.0], dims=[8], seeds=(0, 1))
   for row, value in zip(rows, [10.0, 20.0, 1.0, 25.0], strict=True):
     row['elbo_optimal_sigma'] = value
-  text = report.summary(make(rows))
-  assert text.startswith('All 4 points are complete. Best by its ELBO')
-  assert text.endswith('β 1, with 15 nats, the mean of 2 seeds.')
+  text = report.summary(make(rows), 'test')
+  assert text.endswith('15 nats (seeds: 2): β 1.')
   none = make([without(row, 'running') for row in rows])
-  assert report.summary(none) == 'Of 4 points: 4 running.'
+  assert report.summary(none, 'test') == 'Of 4 points, 4 running.'
 
 
 def test_table_has_every_point_in_full_precision(written):
@@ -243,38 +241,17 @@ def test_table_has_every_point_in_full_precision(written):
   assert set(table.error.dropna()) == {'</table> & diverged'}
 
 
-def shown(folder):
-  """Settings and rate of each run, as TensorBoard's HParams plugin reads it."""
-  found = []
-  for path in folder.glob('tensorboard/*/*'):
-    events = event_accumulator.EventAccumulator(str(path)).Reload()
-    content = events.PluginTagToContent('hparams')
-    start = metadata.parse_session_start_info_plugin_data(
-      content[metadata.SESSION_START_INFO_TAG]
-    ).hparams
-    (rate,) = events.Tensors('rate')
-    found.append(
-      (
-        start['objective.beta'].number_value,
-        start['model.hidden_channels'].string_value,
-        float(tensor_util.make_ndarray(rate.tensor_proto)),
-      )
-    )
-  return sorted(found)
-
-
-def test_tensorboard_has_the_points_and_those_that_follow(tmp_path):
-  def row(beta, trial, rate):
-    values = {'objective.beta': beta, 'model.hidden_channels': (8, 16)}
-    return point(values) | {'trial': trial, 'rate': rate}
-
-  folder = epath.Path(tmp_path)
-  failed = without(row(4.0, 2, 0), 'failed', 'x')
-  report.write(folder, make([row(0.5, 0, 20.25), row(2, 1, 12.5), failed]), {})
-  expected = [(0.5, '(8,16)', 20.25), (2.0, '(8,16)', 12.5)]
-  assert shown(tmp_path) == expected
-  # One point was continued, another is new, and one is as it was.
-  rows = [row(0.5, 0, 99.0), row(2, 3, 11.75), row(4, 4, 4.25)]
-  report.write(folder, make(rows), {})
-  expected[1:] = [(2.0, '(8,16)', 11.75), (4.0, '(8,16)', 4.25)]
-  assert shown(tmp_path) == expected
+def test_tensorboard_has_the_last_measurement_of_a_point(tmp_path):
+  values = {'objective.beta': 0.5, 'model.hidden_channels': (8, 16)}
+  for rate in (20.25, 11.75):
+    report.write_hparams(epath.Path(tmp_path), 'point', values, {'rate': rate})
+  events = event_accumulator.EventAccumulator(f'{tmp_path}/tensorboard/point')
+  content = events.Reload().PluginTagToContent('hparams')
+  # As TensorBoard's HParams plugin reads it.
+  start = metadata.parse_session_start_info_plugin_data(
+    content[metadata.SESSION_START_INFO_TAG]
+  ).hparams
+  assert start['objective.beta'].number_value == 0.5
+  assert start['model.hidden_channels'].string_value == '(8,16)'
+  (rate,) = events.Tensors('rate')
+  assert float(tensor_util.make_ndarray(rate.tensor_proto)) == 11.75
