@@ -22,7 +22,7 @@ from data import encoded, image_files
 from data.decoded import DecodedStore
 from data.encoded import EncodedSplit, SPLITS
 from data.image_files import Crop
-from runs import memory, progress, schema
+from runs import processes, progress, schema
 from vae import devices, splits
 from vae.errors import UserError
 
@@ -216,7 +216,8 @@ def _choose_cache(
   if cache == 'none':
     return cache
   # One program for all processes needs one place, so the least of them counts.
-  host, device = devices.least_of_all(memory.free()), devices.free_memory()
+  host = devices.least_of_all(processes.free_memory())
+  device = devices.free_memory()
   no_device = device is None
   free = {
     'host': host,

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from evaluation import measure
 import input_pipeline
-from runs import metric_writer, progress, workdir_lock, workdirs
+from runs import metric_writer, progress, workdirs
 from runs.processes import StopSignals
 from sweeps import measuring, points, report
 from sweeps.points import Point, Results, VALIDATION_METRICS
@@ -156,8 +156,8 @@ class Worker:
     folder = self._folder_of(point)
     workdirs.check_writable(folder, '--workdir')
     try:
-      locks.enter_context(workdir_lock.hold(folder))
-    except workdir_lock.InUseError as error:
+      locks.enter_context(workdirs.hold(folder))
+    except workdirs.InUseError as error:
       self._in_use.append(point)
       if point.name not in self._reported:
         progress.say(f'{error} Other points come first.')

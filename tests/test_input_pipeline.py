@@ -12,7 +12,7 @@ import pytest
 from data import image_files
 from data.decoded import DecodedStore
 import input_pipeline
-from runs import memory, progress, schema
+from runs import processes, progress, schema
 from tests.conftest import make_small_config, SPLIT_SIZES, write_faces
 import train
 from vae import devices, splits
@@ -156,12 +156,12 @@ def test_auto_caches_what_fits(small_config, monkeypatch):
     (2 * on_host + 2, 2 * on_device, 'host'),
     (2 * on_host + 2, 2 * on_device + 2, 'device'),
   ):
-    monkeypatch.setattr(memory, 'free', lambda free=free: free)
+    monkeypatch.setattr(processes, 'free_memory', lambda free=free: free)
     monkeypatch.setattr(
       devices, 'free_memory', lambda free=free_on_device: free
     )
     assert choose('auto', *sizes) == cache
-  monkeypatch.setattr(memory, 'free', lambda: on_host - 1)
+  monkeypatch.setattr(processes, 'free_memory', lambda: on_host - 1)
   monkeypatch.setattr(devices, 'free_memory', lambda: on_device - 1)
   for cache in ('host', 'device'):
     small_config.data.cache = cache

@@ -127,6 +127,7 @@ def test_pictures_are_kept_by_epoch(setting, tmp_path, capsys):
   picture = np.full((4, 6, 3), 77, np.uint8)
   (tmp_path / 'others').write_text('')  # In the place of a folder.
   run.pictures(500, lambda: {'others': picture, 'samples': picture})
+  run.finish_pictures()
   run.done(best_step=450)
   path = tmp_path / 'samples' / 'epoch_0010.png'
   np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)

@@ -47,8 +47,8 @@ SMALL = (
 HOLD = """
 import sys
 from etils import epath
-from runs import workdir_lock
-with workdir_lock.hold(epath.Path(sys.argv[1])):
+from runs import workdirs
+with workdirs.hold(epath.Path(sys.argv[1])):
   print('held', flush=True)
   sys.stdin.read()
 """
