@@ -141,10 +141,7 @@ def _train(
     schedule,
     trainer.step,
     config.train.batch_size,
-    [
-      optimizers.learning_rates(run.config, config.train.num_epochs)
-      for run in runs
-    ],
+    [optimizers.learning_rates(r.config, schedule.num_epochs) for r in runs],
   )
   with contextlib.ExitStack() as stack:
     writers = []

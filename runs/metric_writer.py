@@ -137,7 +137,7 @@ class MetricWriter(progress.Writer):
     if self._waiting:
       self._write_line('')
     if self._waiting:
-      lines = len(self._waiting)
+      lines = ''.join(self._waiting).count('\n')
       progress.warn(f'{lines} lines of {self._path} could not be written.')
     if self._mirror is not None:
       try:
