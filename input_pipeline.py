@@ -26,7 +26,7 @@ import tensorflow as tf
 from data import encoded, image_files
 from data.encoded import EncodedSplit, SPLITS
 from data.image_files import Crop
-from runs import memory, progress, schema
+from runs import processes, progress, schema
 from vae import devices, splits
 from vae.errors import UserError
 
@@ -272,7 +272,10 @@ def _choose_cache(
     return cache
   # One program for all processes needs one place, so the least of them counts.
   on_device = devices.free_memory()
-  free = {'host': devices.least_of_all(memory.free()), 'device': math.inf}
+  free = {
+    'host': devices.least_of_all(processes.free_memory()),
+    'device': math.inf,
+  }
   if on_device is not None:
     free['device'] = devices.least_of_all(on_device)
   need = {

@@ -16,7 +16,7 @@ from etils import epath
 import jax
 import ml_collections
 
-from runs import command_line, processes, schema, workdir_lock, workdirs
+from runs import command_line, processes, schema, workdirs
 from vae import devices, paths
 from vae.errors import UserError
 
@@ -52,7 +52,10 @@ def main() -> None:
     )
   devices.check()
   schema.validate(config)
-  processes.check_same(schema.flatten(config))
+  # Paths may differ between hosts.
+  shared = config.copy_and_resolve_references()
+  shared.data.dir = shared.data.decoded_dir = ''
+  processes.check_same(shared.to_dict(), 'configs')
   schema.check_devices(config, jax.device_count())
   name = pathlib.Path(command_line.config_path()).stem
   workdir = paths.expand(command_line.WORKDIR.value or f'logs/{name}')
@@ -60,7 +63,7 @@ def main() -> None:
     stop = stack.enter_context(processes.StopSignals())
     if jax.process_index() == 0:
       workdirs.check_writable(workdir, '--workdir')
-      stack.enter_context(workdir_lock.hold(workdir))
+      stack.enter_context(workdirs.hold(workdir))
       workdirs.check(config, workdir)
     else:
       sys.stdout = open(os.devnull, 'w')  # The first process reports for all.

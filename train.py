@@ -10,8 +10,6 @@ import collections
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
-import hashlib
-import json
 import math
 import time
 
@@ -20,11 +18,11 @@ import jax
 import ml_collections
 import numpy as np
 
+from runs import processes, schema, workdirs
 from runs import progress as progress_lib
-from runs import schema, workdirs
 from runs.divergence import Divergence, is_finite
 from runs.progress import Schedule
-from vae import checkpoints, devices, numerics, optimizers, splits, steps
+from vae import checkpoints, numerics, optimizers, splits, steps
 from vae.checkpoints import Checkpoints, CheckpointWriter
 from vae.errors import UserError
 from vae.population import Population
@@ -42,13 +40,7 @@ _PATIENCE_SECONDS = 600.0
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run to be trained.
-
-  Attributes:
-    config: complete and valid (`schema.validate`).
-    workdir: of its checkpoints and pictures.
-    writer: of its metrics.
-  """
+  """A run to be trained, with a valid config (`schema.validate`)."""
 
   config: ml_collections.ConfigDict
   workdir: epath.Path
@@ -136,9 +128,7 @@ def _train(
   )
   # A run can have been stopped between an epoch's end and its validation.
   validate_first = schedule.validates(trainer.step) and not trainer.is_validated
-  where = str(runs[0].workdir)
-  if len(runs) > 1:
-    where = f'{runs[0].workdir.parent} ({len(runs)} runs together)'
+  where = _folder(runs)
   if trainer.step >= schedule.total_steps and not validate_first:
     progress_lib.say(f'{where}: this run is finished, at step {trainer.step}.')
     return [None] * len(runs)
@@ -151,10 +141,7 @@ def _train(
     schedule,
     trainer.step,
     config.train.batch_size,
-    [
-      optimizers.learning_rates(run.config, config.train.num_epochs)
-      for run in runs
-    ],
+    [optimizers.learning_rates(r.config, schedule.num_epochs) for r in runs],
   )
   with contextlib.ExitStack() as stack:
     writers = []
@@ -206,11 +193,7 @@ class _Loop:
     self._unproved: list[list[tuple]] = [[] for _ in range(trainer.num_runs)]
 
   def run(self, validate_first: bool) -> None:
-    """Trains until the last step, or until stopped or no run is left.
-
-    Args:
-      validate_first: whether to validate the state as it was restored.
-    """
+    """Trains until the last step, or until stopped or no run is left."""
     trainer, schedule = self._trainer, self._schedule
     try:
       if validate_first:
@@ -347,23 +330,14 @@ class _Loop:
 
 @dataclasses.dataclass
 class _Dispatch:
-  """Work of the devices whose results are still to be read.
+  """Work of the devices whose results are still to be read."""
 
-  Attributes:
-    step: number of updates after it.
-    metrics: of its training steps, [..., max_steps].
-    num_steps: how many of these there are.
-    sums: of the metrics over the validation split, by chunk.
-    draw: makes the pictures that go with a validation.
-    snapshot: of the state after it, if that is to be saved.
-  """
-
-  step: int
-  metrics: steps.Metrics | None = None
-  num_steps: int = 0
-  sums: list[steps.Metrics] | None = None
-  draw: Callable[[], dict[str, np.ndarray]] | None = None
-  snapshot: steps.TrainState | None = None
+  step: int  # After it.
+  metrics: steps.Metrics | None = None  # Of training steps, [..., max_steps].
+  num_steps: int = 0  # Of the metrics.
+  sums: list[steps.Metrics] | None = None  # Of a validation, by chunk.
+  draw: Callable[[], dict[str, np.ndarray]] | None = None  # Its pictures.
+  snapshot: steps.TrainState | None = None  # If it is to be saved.
 
 
 def _claim_workdirs(
@@ -371,18 +345,19 @@ def _claim_workdirs(
 ) -> None:
   """Records each run's config and data in its workdir."""
   identity = data.identity()
-  digest = hashlib.sha256(json.dumps(identity).encode()).digest()
-  if not devices.all_have(np.frombuffer(digest, np.uint8)):
-    raise UserError(
-      f'this process has other images ({identity}) than another of this run; '
-      'give all the same data.'
-    )
+  processes.check_same(identity, 'images')
   for run in runs:
     if jax.process_index() == 0:
       workdirs.claim(run.config, run.workdir, identity)
     run.writer.rewind(step, validated=not validate_first)
     if not step:
       run.writer.write_hparams(schema.flatten(run.config))
+
+
+def _folder(runs: Sequence[Run]) -> str:
+  if len(runs) == 1:
+    return str(runs[0].workdir)
+  return f'{runs[0].workdir.parent} ({len(runs)} runs together)'
 
 
 def _announce(trainer: Trainer, data: splits.DataSet, where: str) -> None:

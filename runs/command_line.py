@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import hashlib
 import os
 import pathlib
-import platform
 import re
 import runpy
 import sys
@@ -17,7 +15,7 @@ import jax
 import ml_collections
 from ml_collections import config_flags
 
-from runs import memory, processes, schema
+from runs import processes, schema
 from vae import paths
 from vae.errors import shown, UserError
 
@@ -71,17 +69,21 @@ def run(
         raise UserError(f'{words[-1]!r} is not a flag, which is --name=value.')
       main(*words)
 
-  _keep_compiled_programs()
+  # Compiled programs are kept, unless the user has chosen another folder. JAX
+  # tells those of other processors apart, as machines may share a home.
+  if jax.config.jax_compilation_cache_dir is None:
+    folder = os.path.expanduser('~/.cache/vae/jax')
+    jax.config.update('jax_compilation_cache_dir', folder)
+  # After a kill or on a full disk a program is compiled again.
+  warnings.filterwarnings(
+    'ignore', 'Error (reading|writing) persistent compilation cache entry'
+  )
   app.run(checked, flags_parser=parse)
 
 
 @contextlib.contextmanager
 def _errors_in_one_line(on_interrupt: str) -> Iterator[None]:
-  """Ends the process after a user's mistake, or a signal.
-
-  At once: a proper exit can crash while a device still computes, and waits for
-  minutes for other processes of the run. All that was to be saved is saved.
-  """
+  """Ends the process after a user's mistake, or a signal."""
   try:
     yield
     return
@@ -94,11 +96,12 @@ def _errors_in_one_line(on_interrupt: str) -> Iterator[None]:
   except processes.TerminatedError:
     message, status = on_interrupt.replace('interrupted', 'terminated'), 0
   except Exception as error:
-    config = flags.FLAGS['config'].value if 'config' in flags.FLAGS else None
-    message = memory.explain(error, config) or processes.explain(error)
-    if not message and not jax.distributed.is_initialized():
+    if message := _explain(error):
+      status = 2
+    elif jax.distributed.is_initialized():
+      message, status = traceback.format_exc(), 1
+    else:
       raise
-    message, status = message or traceback.format_exc(), 2 if message else 1
   if status == 2:
     message = f'error: {shown(" ".join(message.split()), 2000)}'
   else:
@@ -108,37 +111,31 @@ def _errors_in_one_line(on_interrupt: str) -> Iterator[None]:
     with contextlib.suppress(OSError):
       stream.write(text)
       stream.flush()
+  # A proper exit can crash while a device still computes, and waits for minutes
+  # for other processes of the run. All that was to be saved is saved.
   os._exit(status)
 
 
-def _keep_compiled_programs() -> None:
-  """Sets JAX's cache of compiled programs, unless the user has chosen one.
-
-  `JAX_COMPILATION_CACHE_DIR` chooses another, and
-  `JAX_ENABLE_COMPILATION_CACHE=0` has no cache.
-  """
-  # After a kill or on a full disk a program is compiled again.
-  warnings.filterwarnings(
-    'ignore', 'Error (reading|writing) persistent compilation cache entry'
-  )
-  if jax.config.jax_compilation_cache_dir is not None:
-    return
-  # Machines with other processors may share a home, and cannot run each
-  # other's programs.
-  about = platform.machine()
-  with contextlib.suppress(OSError):
-    text = pathlib.Path('/proc/cpuinfo').read_text()
-    about += '\n'.join(sorted(set(re.findall('(?:model name|flags).*', text))))
-  processor = hashlib.sha256(about.encode()).hexdigest()[:16]
-  folder = os.path.expanduser(f'~/.cache/vae/jax/{processor}')
-  with contextlib.suppress(OSError):
-    os.makedirs(folder, exist_ok=True)
-    if os.access(folder, os.W_OK):
-      jax.config.update('jax_compilation_cache_dir', folder)
+def _explain(error: Exception) -> str | None:
+  """A message if memory ran out, or another process of the run failed."""
+  reason = ' '.join(str(error).split())[:300]
+  if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in reason:
+    return (
+      f'out of memory ({reason or "MemoryError"}). Lower the batch sizes, the '
+      "number of images or the model's sizes, or set config.data.cache=none."
+    )
+  if jax.distributed.is_initialized() and isinstance(
+    error, jax.errors.JaxRuntimeError
+  ):
+    return (
+      f'the processes of this run can no longer work together ({reason}). '
+      'Start all of them again: they go on from the last checkpoint.'
+    )
+  return None
 
 
 def define_config(default: str) -> None:
-  """Defines `--config`, a config file, and the flags that override it.
+  """Defines `--config`, and the flags that override the settings of its file.
 
   Args:
     default: file that is used without the flag, relative to the scripts.
@@ -159,25 +156,16 @@ def config_path() -> str:
 
 
 class _ConfigFile(flags.ArgumentParser):
-  """Loads a config file, completes it, and checks which keys are overridden.
-
-  Attributes:
-    path: of the file.
-  """
+  """Loads a config file, completes it, and checks which keys are overridden."""
 
   def __init__(self, path: str):
     self.path = path
 
   def parse(self, value: str) -> ml_collections.ConfigDict:
-    """The config of FILE or FILE:ARGUMENT.
-
-    A FILE that is not in the current folder may be beside the scripts.
-
-    Raises:
-      UserError: if it cannot be loaded, or an overridden key is unknown.
-    """
+    """The config of FILE or FILE:ARGUMENT; raises UserErrors."""
     path, *argument = value.split(':', 1)
     self.path = str(paths.expand(path))
+    # A file that is not in the current folder may be beside the scripts.
     if not os.path.exists(self.path) and (_SCRIPTS / self.path).is_file():
       self.path = str(_SCRIPTS / self.path)
     if not os.path.isfile(self.path):
@@ -202,7 +190,7 @@ class _ConfigFile(flags.ArgumentParser):
 
 
 def _place(error: BaseException, path: str) -> str:
-  """An error of a config file, after the line of the file that it came from."""
+  """An error of a config file, after the file's line from which it came."""
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if frame.filename == path]
   if isinstance(error, SyntaxError):

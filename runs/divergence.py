@@ -1,7 +1,5 @@
 """Runs whose loss, gradient or parameters are not finite."""
 
-from collections.abc import Iterable
-
 import jax
 import ml_collections
 import numpy as np
@@ -34,7 +32,7 @@ class Divergence:
 
   def check_steps(
     self, first_step: int, metrics: dict[str, np.ndarray]
-  ) -> Iterable[int]:
+  ) -> list[int]:
     """Checks the loss and the gradient of training steps.
 
     Args:
@@ -44,24 +42,20 @@ class Divergence:
     Returns:
       The runs with a finite step, before any at which they diverged.
     """
-    checked = {name: metrics[name] for name in ('loss', 'grad_norm')}
-    finite = np.all([np.isfinite(v) for v in checked.values()], axis=0)
+    losses, norms = metrics['loss'], metrics['grad_norm']
+    finite = np.isfinite(losses) & np.isfinite(norms)
     max_skipped = _MAX_SKIPPED if 'skipped' in metrics else 1
     good = []
     for run in self.running():
-      end = len(finite[run])
-      for index, is_finite in enumerate(finite[run]):
-        self._skipped[run] = 0 if is_finite else self._skipped[run] + 1
+      end = finite.shape[1]
+      for index in range(end):
+        self._skipped[run] = 0 if finite[run, index] else self._skipped[run] + 1
         if self._skipped[run] == max_skipped:
-          end = index
-          reason = ' and '.join(
-            f'{name} is {values[run, index]}'
-            for name, values in checked.items()
-            if not np.isfinite(values[run, index])
-          )
+          end, step = index, first_step + index + 1
+          reason = f'loss is {losses[run, index]}'
+          reason += f' and grad_norm is {norms[run, index]}'
           if max_skipped > 1:
             reason += f', and {max_skipped} steps in a row were skipped'
-          step = first_step + index + 1
           self._end(run, step, reason, since=step + 1 - max_skipped)
           break
       if np.any(finite[run, :end]):
@@ -83,35 +77,30 @@ class Divergence:
     self, saved: list[Checkpoints], config: ml_collections.ConfigDict
   ) -> list[UserError | None]:
     """The errors, with the checkpoints of the runs and what to try."""
-    return [
-      error and UserError(f'{error} {_advice(checkpoints, since, config)}')
-      for error, checkpoints, since in zip(
-        self.errors, saved, self._since, strict=True
-      )
-    ]
+    advice = (
+      'The same command would end there again: try a lower '
+      'config.optimizer.learning_rate, or a limit to the gradient, '
+      'config.optimizer.clip_norm'
+    )
+    if config.train.on_nonfinite != 'skip':
+      advice += ', or leave such steps out with config.train.on_nonfinite=skip'
+    errors: list[UserError | None] = []
+    for run, error in enumerate(self.errors):
+      if error is not None:
+        folder, left = saved[run].directory, 'There is no good checkpoint yet.'
+        all_steps = saved[run].all_steps()
+        # That of the step before, if the run was stopped there, led to this.
+        good = [step for step in all_steps if step < self._since[run] - 1]
+        if good:
+          left = f'The last good checkpoint is {folder / str(good[-1])}.'
+        for step in all_steps[len(good) :]:
+          left += f' Delete {folder / str(step)}, which led to this.'
+        error = UserError(f'{error} {left} {advice}.')
+      errors.append(error)
+    return errors
 
 
 def is_finite(state: steps.TrainState) -> bool:
   """Whether all numbers of a state's model are; waits for the devices."""
   variables = jax.device_get(jax.tree.leaves(state.variables))
   return all(np.all(np.isfinite(array)) for array in variables)
-
-
-def _advice(
-  saved: Checkpoints, since: int, config: ml_collections.ConfigDict
-) -> str:
-  # That of the step before, if the run was stopped there, led to this.
-  good = [step for step in saved.all_steps() if step < since - 1]
-  left = 'There is no good checkpoint yet.'
-  if good:
-    left = f'The last good checkpoint is {saved.directory / str(good[-1])}.'
-  for step in saved.all_steps()[len(good) :]:
-    left += f' Delete {saved.directory / str(step)}, which led to this.'
-  advice = (
-    f'{left} The same command would end there again: try a lower '
-    'config.optimizer.learning_rate, or a limit to the gradient, '
-    'config.optimizer.clip_norm'
-  )
-  if config.train.on_nonfinite != 'skip':
-    advice += ', or leave such steps out with config.train.on_nonfinite=skip'
-  return f'{advice}.'

@@ -1,6 +1,7 @@
 """A run's metrics in TensorBoard, through clu, and in `metrics.jsonl`."""
 
 from collections.abc import Callable, Mapping
+from concurrent import futures
 import contextlib
 import json
 import os
@@ -12,7 +13,6 @@ import runs  # noqa: F401 (Sets the environment of TensorFlow.)
 from clu import metric_writers
 from etils import epath
 import numpy as np
-import tensorflow as tf
 
 from runs import progress
 from vae import paths
@@ -59,12 +59,12 @@ class MetricWriter(progress.Writer):
     folder = self.folder or workdir
     self._path = folder / FILENAME
     # Lines that could not be written yet.
-    self._waiting = []
-    self._tensorboard = metric_writers.AsyncWriter(
-      _PatientSummaryWriter(
-        str(folder / 'tensorboard'), in_pieces=self._mirror is not None
-      )
-    )
+    self._waiting: list[str] = []
+    # TensorBoard's files are written by a thread.
+    self._logdir = str(folder / 'tensorboard')
+    self._thread = futures.ThreadPoolExecutor(1, 'tensorboard')
+    self._events: metric_writers.SummaryWriter | None = None
+    self._begun, self._is_failing = 0.0, False
 
   def rewind(self, step: int, validated: bool) -> None:
     """See `progress.Writer`; raises UserError if the file cannot be written.
@@ -113,53 +113,32 @@ class MetricWriter(progress.Writer):
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes one JSON object on a line of its own, and points of curves."""
     self._write_line(json.dumps({'step': step, **scalars}) + '\n')
-    self._tensorboard.write_scalars(step, scalars)
-
-  def _write_line(self, line: str) -> None:
-    had_to_wait = bool(self._waiting)
-    self._waiting.append(line)
-    try:
-      self._append(''.join(self._waiting))
-      self._waiting = []
-    except OSError as error:
-      if not had_to_wait:
-        _warn(f'{self._path} cannot be written ({error.strerror or error})')
-
-  def _append(self, text: str) -> None:
-    """Appends all of a text, or nothing."""
-    end = self._path.stat().length if self._path.exists() else 0
-    try:
-      with self._path.open('a') as file:
-        file.write(text)
-    except OSError:
-      # Half a line would swallow the next one.
-      if self._path.exists():
-        os.truncate(self._path, end)
-      raise
+    self._submit('write_scalars', step, scalars)
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes pictures, uint8 [height, width, channels]."""
-    self._tensorboard.write_images(step, images)
+    self._submit('write_images', step, images)
+    if self._mirror is not None:
+      # A bucket gets small files, as one is copied whenever it has grown.
+      self._thread.submit(self._end_file, _SECONDS_OF_PIECE)
 
   def write_hparams(self, hparams: Mapping[str, object]) -> None:
     """Writes the settings of the run; tuples and the like as text."""
-    self._tensorboard.write_hparams(
-      {
-        key: value if isinstance(value, (bool, int, float, str)) else str(value)
-        for key, value in hparams.items()
-      }
-    )
+    plain = {
+      key: value if isinstance(value, (bool, int, float, str)) else str(value)
+      for key, value in hparams.items()
+    }
+    self._submit('write_hparams', plain)
 
   def close(self) -> None:
     """Waits until everything is written that can be."""
-    self._tensorboard.close()
+    self._thread.submit(self._end_file)
+    self._thread.shutdown()
     if self._waiting:
-      try:
-        self._append(''.join(self._waiting))
-      except OSError:
-        _warn(
-          f'{len(self._waiting)} lines of {self._path} could not be written'
-        )
+      self._write_line('')
+    if self._waiting:
+      lines = ''.join(self._waiting).count('\n')
+      progress.warn(f'{lines} lines of {self._path} could not be written.')
     if self._mirror is not None:
       try:
         self._mirror.close()
@@ -170,58 +149,48 @@ class MetricWriter(progress.Writer):
           f'{self._mirror.folder}.'
         )
 
-
-class _PatientSummaryWriter:
-  """A `SummaryWriter` that is replaced after a failed write.
-
-  Its buffer is lost, and its file may end in the middle of a record, behind
-  which nothing would be read.
-  """
-
-  def __init__(self, logdir: str, in_pieces: bool):
-    """Opens no file yet.
-
-    Args:
-      logdir: the folder of the files.
-      in_pieces: whether to end a file after pictures, so that each is small
-        enough to be copied again and again.
-    """
-    self._logdir, self._in_pieces, self._begun = logdir, in_pieces, 0.0
-    self._writer: metric_writers.SummaryWriter | None = None
-    self._is_failing = False
-
-  def write_scalars(self, step, scalars):
-    self._try('write_scalars', step, scalars)
-
-  def write_hparams(self, hparams):
-    self._try('write_hparams', hparams)
-
-  def flush(self):
-    self._try('flush')
-
-  def close(self):
-    self._try('close')
-
-  def write_images(self, step, images):
-    self._try('write_images', step, images)
-    if self._in_pieces and time.time() - self._begun > _SECONDS_OF_PIECE:
-      self._try('close')
-      self._writer = None
-
-  def _try(self, method: str, *args) -> None:
-    if self._writer is None and method in ('flush', 'close'):
-      return
+  def _write_line(self, line: str) -> None:
+    """Appends the lines that wait and this one to the file, or none."""
+    had_to_wait = bool(self._waiting)
+    self._waiting.append(line)
+    end = self._path.stat().length if self._path.exists() else 0
     try:
-      if self._writer is None:
+      with self._path.open('a') as file:
+        file.write(''.join(self._waiting))
+      self._waiting = []
+    except OSError as error:
+      # Half a line would swallow the next one.
+      if self._path.exists():
+        os.truncate(self._path, end)
+      if not had_to_wait:
+        _warn(f'{self._path} cannot be written ({error.strerror or error})')
+
+  def _submit(self, method: str, *args) -> None:
+    self._thread.submit(self._write_events, method, *args)
+
+  def _write_events(self, method: str, *args) -> None:
+    """Calls a method of clu's writer, which is replaced after a failure.
+
+    Its buffer is lost then, and its file may end in the middle of a record,
+    behind which nothing would be read.
+    """
+    try:
+      if self._events is None:
         self._begun = time.time()
-        self._writer = metric_writers.SummaryWriter(self._logdir)
-      getattr(self._writer, method)(*args)
+        self._events = metric_writers.SummaryWriter(self._logdir)
+      getattr(self._events, method)(*args)
       self._is_failing = False
-    except (OSError, tf.errors.OpError) as error:
+    # TensorFlow has errors of its own.
+    except Exception as error:
       if not self._is_failing:
         reason = str(error).strip().split('\n')[0]
         _warn(f'{self._logdir} cannot be written ({reason})')
-      self._writer, self._is_failing = None, True
+      self._events, self._is_failing = None, True
+
+  def _end_file(self, min_age: float = 0.0) -> None:
+    if self._events is not None and time.time() - self._begun >= min_age:
+      self._write_events('close')
+      self._events = None
 
 
 def _warn(problem: str) -> None:

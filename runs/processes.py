@@ -1,4 +1,4 @@
-"""The processes of a run: how they join, identify each other, and stop.
+"""The processes of a run: how they join and stop, identity, free memory.
 
 Schedulers send SIGTERM before they take a machine away. SIGUSR1, which Slurm
 sends early (`--signal=USR1@120`), and SIGHUP, of a closed terminal, count as
@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import pathlib
 import signal
 import socket
 import sys
@@ -33,8 +34,13 @@ _HEARTBEAT_SECONDS = 30
 # take the last checkpoint.
 _SHUTDOWN_SECONDS = 900
 
-# Settings that may differ between processes: paths on each host.
-_OWN_KEYS = frozenset({'data.dir', 'data.decoded_dir'})
+# The limits of containers and services on Linux, and the process's own group.
+_CGROUPS = pathlib.Path('/sys/fs/cgroup')
+_OWN_CGROUP = pathlib.Path('/proc/self/cgroup')
+
+# Memory that a cgroup counts as used and the kernel frees on demand: mostly
+# cached files.
+_RECLAIMABLE = ('inactive_file', 'active_file', 'slab_reclaimable')
 
 _ON_FIRST = (
   b'\nFinishing the steps in flight, then saving; Ctrl-C again stops at once.\n'
@@ -49,9 +55,10 @@ def join(
 ) -> None:
   """Connects the processes of a run, so that JAX sees all of their devices.
 
+  A TPU pod and Slurm provide the arguments that are None.
+
   Args:
-    coordinator_address: HOST:PORT of the first process; a TPU pod and Slurm
-      provide this and the other two if they are None.
+    coordinator_address: HOST:PORT of the first process.
     num_processes: number of processes.
     process_id: index of this process, from 0.
 
@@ -73,53 +80,34 @@ def join(
     ) from error
 
 
-def check_same(config: Mapping[str, object]) -> None:
-  """Checks that all processes of the run have the same config, but for paths.
+def check_same(content: object, name: str) -> None:
+  """Raises a UserError in all processes of the run if their content differs.
 
-  Raises:
-    UserError: in all of them, if they differ.
+  Args:
+    content: that can be written as JSON.
+    name: of the content, for the message.
   """
-  shared = {k: v for k, v in config.items() if k not in _OWN_KEYS}
-  digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).digest()
+  text = json.dumps(content, sort_keys=True)
+  digest = hashlib.sha256(text.encode()).digest()
   if not devices.all_have(np.frombuffer(digest, np.uint8)):
     raise UserError(
-      'the processes of this run have different configs; start all with the '
-      'same command.'
+      f'the processes of this run have different {name}; start all with the '
+      'same command, and give them the same images.'
     )
-
-
-def explain(error: BaseException) -> str | None:
-  """A message for the user if another process of the run failed, else None."""
-  if not (
-    jax.distributed.is_initialized()
-    and isinstance(error, jax.errors.JaxRuntimeError)
-  ):
-    return None
-  return (
-    'the processes of this run can no longer work together '
-    f'({" ".join(str(error).split())[:300]}). Start all of them again: they go '
-    'on from the last checkpoint.'
-  )
 
 
 @functools.cache
 def this_one() -> dict[str, object]:
   """Identifies this process to others, as JSON."""
-  process = psutil.Process()
-  return {
-    'host': socket.gethostname(),
-    'pid': process.pid,
-    'started': process.create_time(),
-    'machine': this_machine(),
-  }
+  pid, host = os.getpid(), socket.gethostname()
+  started = psutil.Process(pid).create_time()
+  return dict(host=host, pid=pid, started=started, machine=this_machine())
 
 
 @functools.cache
 def this_machine() -> str:
-  """An identifier that processes share if they see each other's ids.
-
-  Containers may share a host's name, and not its processes.
-  """
+  """An identifier that processes share if they see each other's ids."""
+  # Containers may share a host's name, and not its processes.
   try:
     with open('/proc/sys/kernel/random/boot_id') as file:
       return f'{file.read().strip()} {os.readlink("/proc/self/ns/pid")}'
@@ -139,6 +127,23 @@ def is_alive(other: Mapping[str, Any]) -> bool:
     return False
 
 
+def free_memory() -> int:
+  """Free bytes of this machine, within the limits of the process's cgroups."""
+  free, own = psutil.virtual_memory().available, _CGROUPS
+  with contextlib.suppress(OSError):
+    own /= _OWN_CGROUP.read_text().strip().rpartition('0::/')[2]
+  for group in (own, *own.parents):
+    # There may be no such group here, or no limit: 'max' is not a number.
+    with contextlib.suppress(OSError, ValueError):
+      limit = int((group / 'memory.max').read_text())
+      used = int((group / 'memory.current').read_text())
+      words = (group / 'memory.stat').read_text().split()
+      stat = dict(zip(words[::2], words[1::2], strict=True))
+      used -= sum(int(stat.get(name, 0)) for name in _RECLAIMABLE)
+      free = min(free, limit - used)
+  return max(free, 0)
+
+
 class TerminatedError(BaseException):
   """SIGTERM or a signal that counts as it; as KeyboardInterrupt for Ctrl-C."""
 
@@ -150,15 +155,12 @@ class StopSignals:
   lost. From then on calls return whether to stop. All processes of a run must
   call it at the same places, and get the same answer: a signal to one of them
   stops all. A second Ctrl-C ends the process without saving.
-
-  Attributes:
-    received: the signal that this process got, if any.
   """
 
   def __init__(self):
+    # The signal that this process got, if any.
     self.received: signal.Signals | None = None
-    self._num_calls = 0
-    self._previous = {}
+    self._num_calls, self._previous = 0, {}
 
   def __enter__(self):
     caught = [signal.SIGINT, signal.SIGUSR1]
@@ -174,7 +176,6 @@ class StopSignals:
       signal.signal(number, handler)
 
   def __call__(self) -> bool:
-    """Whether to stop at this step."""
     self._num_calls += 1
     if jax.distributed.is_initialized():
       return multihost_utils.reached_preemption_sync_point(self._num_calls)
@@ -182,9 +183,10 @@ class StopSignals:
 
   def raise_if_received(self) -> None:
     """Raises KeyboardInterrupt after Ctrl-C, TerminatedError after another."""
+    if self.received == signal.SIGINT:
+      raise KeyboardInterrupt
     if self.received is not None:
-      interrupted = self.received == signal.SIGINT
-      raise KeyboardInterrupt if interrupted else TerminatedError
+      raise TerminatedError
 
   def sleep(self, seconds: float) -> None:
     """Sleeps; raises as `raise_if_received` as soon as a signal comes."""

@@ -7,7 +7,6 @@ import dataclasses
 import math
 import shutil
 import sys
-import threading
 import time
 
 from etils import epath
@@ -18,27 +17,15 @@ from vae import figures
 # Between two lines of `track`, if the output is no terminal.
 _SECONDS_BETWEEN_LINES = 10
 
-# Until `track` prints that its first batch is being compiled.
-_SECONDS_IN_SILENCE = 2
-
 
 class Writer:
-  """A writer of metrics, the base of all; by itself it drops everything.
+  """A writer of metrics, the base of all; by itself it drops everything."""
 
-  Attributes:
-    folder: a local folder that is copied into the workdir, which gets the
-      pictures; None if they go to the workdir itself.
-  """
-
+  # A local folder that is copied into the workdir, and gets the pictures.
   folder: epath.Path | None = None
 
   def rewind(self, step: int, validated: bool) -> None:
-    """Drops the rows beyond `step`.
-
-    Args:
-      step: of the checkpoint from which the run goes on.
-      validated: whether the row of that step's validation is kept, too.
-    """
+    """Drops the rows beyond a step, with its validation unless `validated`."""
 
   def flush(self) -> Callable[[], None]:
     """Returns a function that waits until the numbers are saved."""
@@ -61,11 +48,8 @@ class Writer:
 class Schedule:
   """The steps at which a run is logged and validated, and ends.
 
-  Attributes:
-    steps_per_epoch: whole batches.
-    num_epochs: to train.
-    every_epochs: between validations; there is one after the last epoch.
-    log_every_steps: within an epoch, at whose end there is a row too.
+  It is validated each `every_epochs` and at its end. A row is logged each
+  `log_every_steps` of an epoch, and at the epoch's end.
   """
 
   steps_per_epoch: int
@@ -113,15 +97,14 @@ class Progress:
       batch_size: global.
       learning_rates: of each run, [num_epochs].
     """
-    self._writers = [writer for writer, _ in runs]
-    self._workdirs = [workdir for _, workdir in runs]
+    self._writers, self._workdirs = zip(*runs, strict=True)
     self._schedule, self._batch_size = schedule, batch_size
     self._learning_rates = learning_rates
     self._first_step = self._step = self._last_step = step
     self._start_time = self._last_time = None
     # Values [num_runs, num_metrics] of each step since the last row.
     self._names, self._values = (), []
-    self._runs, self._has_skipped = list(range(len(runs))), False
+    self._runs = list(range(len(runs)))
     # Compressing pictures takes longer than many a dispatch.
     self._painter = futures.ThreadPoolExecutor(1, 'pictures')
     self._painting = None
@@ -137,7 +120,7 @@ class Progress:
       self._start_time = self._last_time = time.monotonic()
 
   def training(self, metrics: dict[str, np.ndarray]) -> None:
-    """Logs the means over the steps of each row that is complete.
+    """Logs each row that is complete, the means over its steps.
 
     Args:
       metrics: of the steps since the last call, [num_runs, num_steps].
@@ -149,7 +132,6 @@ class Progress:
       self._values.append(values)
       if self._schedule.logs(self._step):
         rows.append((self._step, self._means()))
-    self._warn_of_skipping(metrics)
     self._write_rows(rows)
 
   def stopped(self) -> None:
@@ -176,7 +158,7 @@ class Progress:
     return means
 
   def _write_rows(self, rows: list[tuple[int, list[dict[str, float]]]]) -> None:
-    if not rows:
+    if not rows or not self._runs:
       return
     now = time.monotonic()
     images = (self._step - self._last_step) * self._batch_size
@@ -184,19 +166,12 @@ class Progress:
     self._last_step, self._last_time = self._step, now
     steps_per_epoch = self._schedule.steps_per_epoch
     for step, means in rows:
-      epoch = (step - 1) // steps_per_epoch
       for run in self._runs:
-        self._writers[run].write_scalars(
-          step,
-          {
-            'epoch': step / steps_per_epoch,
-            **{f'train/{name}': value for name, value in means[run].items()},
-            'learning_rate': float(self._learning_rates[run][epoch]),
-            'images_per_second': speed,
-          },
-        )
-    if not self._runs:
-      return
+        rate = self._learning_rates[run][(step - 1) // steps_per_epoch]
+        row = {f'train/{name}': value for name, value in means[run].items()}
+        row = {'epoch': step / steps_per_epoch, **row}
+        row |= {'learning_rate': float(rate), 'images_per_second': speed}
+        self._writers[run].write_scalars(step, row)
     per_step = (now - self._start_time) / (self._step - self._first_step)
     total = self._schedule.total_steps
     losses = [means[run].get('loss', math.nan) for run in self._runs]
@@ -207,16 +182,6 @@ class Progress:
       f'{duration((total - self._step) * per_step)} left'
     )
 
-  def _warn_of_skipping(self, metrics: dict[str, np.ndarray]) -> None:
-    if not self._has_skipped and np.any(metrics.get('skipped', 0)):
-      self._has_skipped = True
-      _, index = np.argwhere(metrics['skipped'])[0]
-      step = self._step - metrics['skipped'].shape[1] + index + 1
-      warn(
-        f'note: step {step:,} was skipped, as its loss or gradient is not '
-        'finite; train/skipped_steps counts such steps.'
-      )
-
   def flush(self, run: int) -> Callable[[], None]:
     """Returns a function that waits until a run's metrics are saved."""
     return self._writers[run].flush()
@@ -226,38 +191,26 @@ class Progress:
     self._runs.remove(run)
 
   def validation(self, step: int, metrics: dict[str, list[float]]) -> None:
-    """Logs the metrics of the validation split.
-
-    Args:
-      step: of the states.
-      metrics: by name, one for each run.
-    """
+    """Logs the metrics of the validation split, by name one of each run."""
     self._last_time = time.monotonic()
+    if not self._runs:
+      return
     epoch = step // self._schedule.steps_per_epoch
     for run in self._runs:
       scalars = {f'val/{name}': values[run] for name, values in metrics.items()}
       self._writers[run].write_scalars(step, {'epoch': epoch, **scalars})
-    if not self._runs:
-      return
     values = {k: [v[run] for run in self._runs] for k, v in metrics.items()}
     if not np.all(np.isfinite(values['loss'])):
       warn(
         f'warning: the validation loss at step {step:,} is not finite; its '
         'checkpoint counts as the worst.'
       )
-    shown = [
-      f'{name} {_span(values[name], spec)}'
-      for name, spec in (
-        ('loss', ',.1f'),
-        ('distortion', ',.1f'),
-        ('kl', '.2f nats'),
-        ('mse', '.5f'),
-      )
-      if name in values
-    ]
-    _lasting_line(
-      f'epoch {epoch}/{self._schedule.num_epochs}  val: {"  ".join(shown)}'
-    )
+    line = f'epoch {epoch}/{self._schedule.num_epochs}  val:'
+    specs = {'loss': ',.1f', 'distortion': ',.1f', 'kl': '.2f nats'}
+    for name, spec in (specs | {'mse': '.5f'}).items():
+      if name in values:
+        line += f' {name} {_span(values[name], spec)} '
+    _lasting_line(line.rstrip())
 
   def pictures(
     self, step: int, draw: Callable[[], dict[str, np.ndarray]]
@@ -276,12 +229,12 @@ class Progress:
   ) -> list[epath.Path]:
     epoch = step // self._schedule.steps_per_epoch
     pictures = draw()
-    self._writers[0].write_images(step, pictures)
-    paths, workdir = [], self._workdirs[0]
+    writer, workdir, paths = self._writers[0], self._workdirs[0], []
+    writer.write_images(step, pictures)
     for name, picture in pictures.items():
       path = f'{name}/epoch_{epoch:04d}.png'
       try:
-        figures.save_png(picture, (self._writers[0].folder or workdir) / path)
+        figures.save_png(picture, (writer.folder or workdir) / path)
         paths.append(workdir / path)
       except OSError as error:
         warn(
@@ -297,57 +250,40 @@ class Progress:
       self._last_pictures = painting.result()
 
   def done(self, best_step: int | None) -> None:
-    """Prints where the results of the first run are.
-
-    Args:
-      best_step: of its checkpoints.
-    """
-    self.finish_pictures()
+    """Prints the time, and where the results of a single run are."""
     # None if there was but a validation to be made up for.
     start = self._start_time or time.monotonic()
     say(
       f'Trained steps {self._first_step + 1:,} to '
       f'{self._schedule.total_steps:,} in {duration(time.monotonic() - start)}.'
     )
-    if len(self._workdirs) > 1:
-      return
-    say(f'  best checkpoint by val/loss: step {best_step}')
-    for path in self._last_pictures:
-      say(f'  {path}')
-    say(f'To measure it: python evaluate.py --workdir={self._workdirs[0]}')
+    if len(self._workdirs) == 1:
+      say(f'  best checkpoint by val/loss: step {best_step}')
+      for path in self._last_pictures:
+        say(f'  {path}')
+      say(f'To measure it: python evaluate.py --workdir={self._workdirs[0]}')
 
 
 @contextlib.contextmanager
 def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
   """Prints the progress of a pass over images, and at its end its speed.
 
-  Args:
-    label: names the pass.
-    total: number of images.
-
   Yields:
     A function of the number of images done.
   """
   start = last_line = time.monotonic()
-  compiling = threading.Timer(
-    _SECONDS_IN_SILENCE, _progress_line, (f'{label}: compiling …',)
-  )
-  compiling.daemon = True
+  if sys.stdout.isatty():
+    _progress_line(f'{label}: compiling …')
 
   def update(done):
     nonlocal last_line
-    compiling.cancel()
     now = time.monotonic()
     if sys.stdout.isatty() or now - last_line > _SECONDS_BETWEEN_LINES:
       last_line = now
       left = duration((now - start) / max(done, 1) * (total - done))
       _progress_line(f'{label}: {done:,} of {total:,} images, {left} left')
 
-  compiling.start()
-  try:
-    yield update
-  finally:
-    compiling.cancel()
+  yield update
   seconds = time.monotonic() - start
   _lasting_line(
     f'{label}: {total:,} images in {duration(seconds)} '

@@ -29,11 +29,7 @@ SEED = flags.DEFINE_integer(
 
 
 def restore() -> TrainedVAE:
-  """The trained model that the flags name.
-
-  Raises:
-    UserError: if there is no such run or checkpoint, or it cannot be used.
-  """
+  """The trained model that the flags name; raises a UserError without one."""
   if command_line.WORKDIR.value is None:
     raise UserError('name the run with --workdir=FOLDER (--help lists all).')
   devices.check()
@@ -45,13 +41,7 @@ def restore() -> TrainedVAE:
 
 
 def check_data(data: splits.DataSet) -> None:
-  """Checks that the run was trained on this data, as `data.json` has it.
-
-  Differences of data that `--data_dir` names are only noted.
-
-  Raises:
-    UserError: if the run's own data has changed.
-  """
+  """Raises a UserError if the run's data changed; notes if it is another's."""
   try:
     workdirs.check_data(workdir(), data.identity())
   except UserError as error:
@@ -66,29 +56,19 @@ def workdir() -> epath.Path:
 
 
 def output(*default: str) -> epath.Path:
-  """The folder for the results, which is made.
-
-  Args:
-    default: its place in the workdir if `--output` is not given.
-
-  Raises:
-    UserError: if it cannot be written.
-  """
+  """The folder for the results, which is made, by default in the workdir."""
   folder = paths.expand(OUTPUT.value or workdir().joinpath(*default))
   workdirs.check_writable(folder, '--output')
   return folder
 
 
 def in_name(flag: flags.FlagHolder) -> str:
-  """A flag and its value as part of a folder's name.
-
-  Paths, and values that do not fit into a name, are given by a digest.
-  """
-  values = flag.value if isinstance(flag.value, list) else [str(flag.value)]
+  """A flag and its value, or of paths their digest, for a folder's name."""
+  text = str(flag.value)
   if flag.name in ('images', 'data_dir'):
-    values = [str(paths.absolute(value)) for value in values]
-  text = ','.join(values)
-  if not re.fullmatch(r'[\w.,+-]{1,40}', text, re.ASCII):
+    values = flag.value if isinstance(flag.value, list) else [flag.value]
+    text = repr([str(paths.absolute(value)) for value in values])
+  if not re.fullmatch(r'[\w.+-]{1,40}', text, re.ASCII):
     digest = hashlib.sha256(text.encode(errors='surrogateescape'))
     text = digest.hexdigest()[:12]
   return f'{flag.name}={text}'

@@ -13,12 +13,13 @@ import types
 import typing
 from typing import Any
 
+from flax import traverse_util
 import jax
 import ml_collections
 
 from configs import default
-from runs import memory
-from vae import models, objectives, registry
+from runs import processes
+from vae import devices, models, objectives, registry, steps
 from vae.errors import shown, UserError
 
 # The groups whose keys are the fields of a class.
@@ -67,15 +68,9 @@ FREE_KEYS = frozenset(
 )
 
 
-def flatten(config, prefix: str = '') -> dict[str, object]:
+def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
   """`{'model.latent_dim': 128, …}` of a nested config."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, (ml_collections.ConfigDict, dict)):
-      flat.update(flatten(value, f'{prefix}{key}.'))
-    else:
-      flat[prefix + key] = value
-  return flat
+  return traverse_util.flatten_dict(config.to_dict(), sep='.')
 
 
 def complete(
@@ -83,12 +78,11 @@ def complete(
 ) -> None:
   """Adds the keys that a config lacks, with their defaults, in place.
 
-  Args:
-    config: of any kind.
-    names: `model.name` and `objective.name`, if not those of the config.
+  Raises a UserError if it is no config, or has an unknown model or objective.
 
-  Raises:
-    UserError: if it is not a config, or names an unknown model or objective.
+  Args:
+    config: anything that a config file may return.
+    names: `model.name` and `objective.name`, if not those of the config.
   """
   _check_group('the config', config)
   table = default.get_config()
@@ -139,11 +133,7 @@ def resolved(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-  """Completes a config, and checks it by itself.
-
-  Raises:
-    UserError: names the first key that is wrong, and what is accepted.
-  """
+  """Completes a config; raises a UserError that names the first wrong key."""
   complete(config)
   known = _known(config)
   for key, value in flatten(config).items():
@@ -153,18 +143,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise UserError(
         f'config.{key} is {shown(repr(value), 100)}; it must be {accepted}.'
       )
-  if config.data.source == 'folder' and not config.data.dir:
+  source = config.data.source
+  needed = {'folder': 'dir', 'tfds': 'name'}.get(source)
+  if needed and not config.data[needed]:
     raise UserError(
-      'config.data.dir is empty; with config.data.source=folder it must name a '
-      'folder of images.'
-    )
-  if config.data.source == 'tfds' and not config.data.name:
-    raise UserError(
-      'config.data.name is empty; with config.data.source=tfds it must name a '
-      'data set of TFDS, such as mnist.'
+      f'config.data.{needed} is empty; config.data.source={source} needs it.'
     )
   for key in ('name', 'train', 'validation', 'test'):
-    if config.data[key] and config.data.source in _SOURCES_WITHOUT_NAMES:
+    if config.data[key] and source in _SOURCES_WITHOUT_NAMES:
       raise UserError(
         f'config.data.{key} is {config.data[key]!r}; it goes with '
         'config.data.source=tfds.'
@@ -192,15 +178,37 @@ def check_known(name: str, key: str, keys: Iterable[str]) -> None:
 def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
   """Checks that the devices divide the batch, and hold what they must.
 
+  The least that each needs are the state and, at different times, a copy of it
+  for a checkpoint and the reconstructions of its part of a batch.
+
   Raises:
-    UserError: if they do not.
+    UserError: if they do not, by the shapes of the arrays alone.
   """
-  if config.train.batch_size % num_devices:
+  batch_size, size = config.train.batch_size, config.data.image_size
+  if batch_size % num_devices:
     raise UserError(
-      f'config.train.batch_size is {config.train.batch_size}; it is global, '
-      f'and must be a multiple of the {num_devices} devices.'
+      f'config.train.batch_size is {batch_size}; it is global, and must be a '
+      f'multiple of the {num_devices} devices.'
     )
-  memory.check(config, num_devices)
+  state = steps.abstract_state(steps.program_from_config(config, batch_size))
+  state_bytes = sum(
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
+  )
+  samples = config.objective.get('num_samples', 1)
+  numbers = batch_size // num_devices * samples * size**2 * config.data.channels
+  itemsize = jax.numpy.dtype(config.model.get('dtype', 'float32')).itemsize
+  needed = state_bytes + max(state_bytes, numbers * itemsize)
+  # A CPU's devices share the host's memory.
+  sharing = min(num_devices, jax.local_device_count())
+  free = devices.free_memory() or processes.free_memory() // sharing
+  if needed > free:
+    raise UserError(
+      f'config.model has {steps.num_parameters(state):,} parameters, and with '
+      f'config.train.batch_size={batch_size}, num_samples={samples} and '
+      f'config.data.image_size={size} training needs at least '
+      f'{needed / 1e9:,.1f} GB; each device has {free / 1e9:,.1f} GB free. '
+      'Lower one of them.'
+    )
 
 
 def _known(config: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
@@ -225,11 +233,10 @@ def _violated(value: object, kind: Any, rule: Any) -> str | None:
   """The accepted values in words, if `value` is not one of them."""
   if not _fits(value, kind):
     return _words(kind)
-  if isinstance(rule, list):
-    return None if value in rule else 'one of ' + ', '.join(map(str, rule))
-  low, high = rule or (None, None)
-  if rule and not low <= value <= high:
-    return f'at least {low:,} and at most {high:,}'
+  if isinstance(rule, list) and value not in rule:
+    return 'one of ' + ', '.join(map(str, rule))
+  if isinstance(rule, tuple) and not rule[0] <= value <= rule[1]:
+    return f'at least {rule[0]:,} and at most {rule[1]:,}'
   return None
 
 
@@ -254,10 +261,10 @@ def _fits(value: object, kind: Any) -> bool:
 
 
 def _words(kind: Any) -> str:
-  parts = typing.get_args(kind)
-  if typing.get_origin(kind) is typing.Literal:
+  origin, parts = typing.get_origin(kind), typing.get_args(kind)
+  if origin is typing.Literal:
     return 'one of ' + ', '.join(map(str, parts))
-  if typing.get_origin(kind) is tuple:
+  if origin is tuple:
     return f'a tuple, each entry {_words(parts[0])}'
   if parts:
     return ' or '.join(map(_words, parts))

@@ -1,22 +1,39 @@
-"""A workdir's files: the config, the data and the environment of its run.
+"""A workdir: its run's config, data and environment; one run at a time.
 
 A run refuses to continue as another one than it began.
 """
 
 from collections.abc import Iterator
 import contextlib
+import datetime
+import email.utils
+import errno
+import fcntl
 import json
+import os
+import threading
+import time
+from typing import Any
 import uuid
 
 from etils import epath
+import fsspec
 import ml_collections
 
-from runs import schema
+from runs import processes, schema
 from vae import checkpoints, loading, numerics, paths
 from vae.errors import UserError, WriteError
 
 _DATA = 'data.json'
 _ENVIRONMENT = 'environment.json'
+_LOCK = 'lock.json'
+
+# Of the lock in a bucket: without a touch for a minute, its holder is dead.
+_SECONDS_BETWEEN_TOUCHES = 15.0
+_SECONDS_UNTIL_DEAD = 60.0
+
+# Errors of file systems without locks.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
@@ -31,36 +48,45 @@ def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   if not checkpoints.Checkpoints(workdir).all_steps():
     return
   given, found = (
-    schema.flatten(schema.resolved(c)) for c in (config, load_config(workdir))
+    {
+      f'config.{key}': value
+      for key, value in schema.flatten(schema.resolved(c)).items()
+      if key not in schema.FREE_KEYS
+    }
+    for c in (config, load_config(workdir))
   )
+  # Another version of JAX or another device changes the last bits alone.
+  environment, name = numerics.environment(), 'JAX_DEFAULT_MATMUL_PRECISION'
+  given[name] = environment['matmul_precision']
+  environment |= _read(workdir, _ENVIRONMENT)
+  found[name] = environment['matmul_precision']
   changed = [
-    f'config.{key} was {found.get(key)!r} and is now {given.get(key)!r}'
-    for key in (given | found)
-    if key not in schema.FREE_KEYS and given.get(key) != found.get(key)
+    f'{key} was {found.get(key)!r} and is now {given.get(key)!r}'
+    for key in given | found
+    if given.get(key) != found.get(key)
   ]
   if changed:
     raise UserError(
       f'{workdir} holds a run of another config: {"; ".join(changed)}. '
       'Name another --workdir, or give the old values.'
     )
-  _check_precision(workdir)
 
 
-def check_writable(folder: epath.Path, flag: str) -> None:
-  """Makes a folder, if it is not there, and writes into it for a test.
-
-  Args:
-    folder: for results.
-    flag: that names the folder.
-
-  Raises:
-    UserError: if that fails.
-  """
-  with _writing_errors(folder, flag):
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f'.probe.{uuid.uuid4().hex}'
-    probe.write_text('')
-    probe.unlink()
+def check_data(workdir: epath.Path, data: dict[str, int | str]) -> None:
+  """Raises a UserError if a run had other data (`splits.DataSet.identity`)."""
+  # Older runs have no digests.
+  found = data | _read(workdir, _DATA)
+  changed = [
+    f'{key} was {found[key]} and is now {data[key]}'
+    for key in data
+    if data[key] != found[key]
+  ]
+  if changed:
+    raise UserError(
+      f'{workdir} holds a run on other data: {"; ".join(changed)}. Name '
+      f'another --workdir, give it its data, or delete {workdir / _DATA} to '
+      'continue with these.'
+    )
 
 
 def claim(
@@ -70,96 +96,21 @@ def claim(
 ) -> None:
   """Writes config, data and environment of a run into its workdir.
 
-  Args:
-    config: that `check` accepted.
-    workdir: the run's workdir.
-    data: `splits.DataSet.identity` of the run's data.
-
   Raises:
     UserError: if the workdir cannot be written, or holds checkpoints that were
       trained on other data.
   """
   with _writing_errors(workdir, '--workdir'):
     workdir.mkdir(parents=True, exist_ok=True)
-    found = {}
     if checkpoints.Checkpoints(workdir).all_steps():
-      found = check_data(workdir, data)
-    write_json(workdir / loading.CONFIG, schema.resolved(config).to_dict())
-    write_json(workdir / _DATA, found | data)
-    write_json(workdir / _ENVIRONMENT, numerics.environment())
-
-
-def _check_precision(workdir: epath.Path) -> None:
-  """Compares the precision of products, an environment variable, to the run's.
-
-  Another version of JAX or another device changes the last bits alone.
-  """
-  path, key = workdir / _ENVIRONMENT, 'matmul_precision'
-  now, was = numerics.environment()[key], None
-  try:
-    was = json.loads(path.read_text())[key]
-  except (OSError, ValueError, TypeError, KeyError):
-    return  # Older runs have none.
-  if now != was:
-    raise UserError(
-      f'{workdir} holds a run for which JAX_DEFAULT_MATMUL_PRECISION was '
-      f'{was or "not set"} and is now {now or "not set"}. Name another '
-      f'--workdir, set it as it was, or delete {path} to continue.'
-    )
-
-
-def check_data(
-  workdir: epath.Path, data: dict[str, int | str]
-) -> dict[str, int | str]:
-  """Checks that a run was trained on this data.
-
-  Args:
-    workdir: the run's workdir.
-    data: `splits.DataSet.identity`: numbers of images, and digests of names.
-
-  Returns:
-    The identity of the run's data, empty if it is unknown.
-
-  Raises:
-    UserError: if the run was trained on other data.
-  """
-  path = workdir / _DATA
-  try:
-    found = json.loads(path.read_text()) if path.exists() else {}
-    # Older runs have no digests.
-    changed = [key for key in data if data[key] != found.get(key, data[key])]
-  except (OSError, ValueError, AttributeError) as error:
-    raise UserError(
-      f'{path} cannot be read ({getattr(error, "strerror", None) or error}). '
-      "Make sure that the data is the run's own, and delete the file."
-    ) from error
-  if changed:
-    differences = '; '.join(
-      f'{key} was {found[key]} and is now {data[key]}' for key in changed
-    )
-    raise UserError(
-      f'{workdir} holds a run on other data: {differences}. Name another '
-      f'--workdir, give it its data, or delete {path} to continue with these.'
-    )
-  return found
-
-
-@contextlib.contextmanager
-def _writing_errors(folder: epath.Path, flag: str) -> Iterator[None]:
-  """Turns errors of a disk or a bucket into a WriteError."""
-  try:
-    yield
-  except OSError as error:
-    raise WriteError(
-      f'{flag}={folder} cannot be written ({error.strerror or error}); name a '
-      'folder that can.'
-    ) from error
-
-
-def write_json(path: epath.Path, content: object) -> None:
-  """Writes a file of JSON, atomically."""
-  text = json.dumps(content, indent=2) + '\n'
-  paths.replace(path, text.encode())
+      check_data(workdir, data)
+    for name, content in (
+      (loading.CONFIG, schema.resolved(config).to_dict()),
+      (_DATA, data),
+      (_ENVIRONMENT, numerics.environment()),
+    ):
+      text = json.dumps(content, indent=2) + '\n'
+      paths.replace(workdir / name, text.encode())
 
 
 def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
@@ -175,3 +126,183 @@ def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     path = paths.expand(workdir) / loading.CONFIG
     raise UserError(f'{path}: {error}') from error
   return config
+
+
+def _read(workdir: epath.Path, name: str) -> dict[str, Any]:
+  """An object in a file of JSON; empty if there is no file."""
+  path = workdir / name
+  try:
+    return {**json.loads(path.read_text())} if path.exists() else {}
+  except (OSError, ValueError, TypeError) as error:
+    raise UserError(
+      f'{path} cannot be read ({getattr(error, "strerror", None) or error}). '
+      "Make sure that data and environment are the run's own, and delete the "
+      'file.'
+    ) from error
+
+
+def check_writable(folder: epath.Path, flag: str) -> None:
+  """Makes the folder of a flag and writes into it, or raises a UserError."""
+  with _writing_errors(folder, flag):
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f'.probe.{uuid.uuid4().hex}'
+    probe.write_text('')
+    probe.unlink()
+
+
+@contextlib.contextmanager
+def _writing_errors(folder: epath.Path, flag: str) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise WriteError(
+      f'{flag}={folder} cannot be written ({error.strerror or error}); name a '
+      'folder that can.'
+    ) from error
+
+
+class InUseError(UserError):
+  """Another run, that of a lock's content, holds a workdir."""
+
+  def __init__(self, workdir: epath.Path, content: bytes):
+    words = 'another process'
+    if holder := _parse(content):
+      words = 'process {pid} on {host}, since {since}'.format(**holder)
+    super().__init__(
+      f'{workdir} is in use by {words}; wait for its end (a killed run may '
+      'hold a bucket for a minute more), or name another --workdir.'
+    )
+
+
+@contextlib.contextmanager
+def hold(workdir: epath.Path) -> Iterator[None]:
+  """Keeps other runs out of a workdir, which exists.
+
+  The operating system unlocks the file when the process ends, however it ends;
+  file systems without locks lock nothing. In a bucket the lock is an object
+  that its holder touches now and then.
+
+  Raises:
+    InUseError: if another run holds the workdir.
+    WriteError: if it cannot be locked.
+  """
+  path = workdir / _LOCK
+  is_remote = paths.is_remote(workdir)
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(
+        _ObjectLock(workdir) if is_remote else _locked_file(workdir)
+      )
+    except OSError as error:
+      raise WriteError(
+        f'{path} cannot be locked ({error.strerror or error}); name another '
+        '--workdir.'
+      ) from error
+    yield
+
+
+@contextlib.contextmanager
+def _locked_file(workdir: epath.Path) -> Iterator[None]:
+  with open(workdir / _LOCK, 'ab', buffering=0) as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise InUseError(workdir, (workdir / _LOCK).read_bytes()) from None
+    except OSError as error:
+      if error.errno not in _NO_LOCKS:
+        raise
+    # Only a note, which a full disk need not take.
+    with contextlib.suppress(OSError):
+      file.truncate(0)
+      file.write(_this_holder())
+    yield
+
+
+class _ObjectLock:
+  """A lock on a workdir in a bucket; a context manager.
+
+  One process can create the object, and one can delete a generation of it.
+  """
+
+  def __init__(self, workdir: epath.Path):
+    self._workdir, self._path = workdir, str(workdir / _LOCK)
+    self._files = fsspec.filesystem('gcs')
+    self._generation = None
+    self._released = threading.Event()
+    self._thread = threading.Thread(target=self._touch_often, daemon=True)
+
+  def __enter__(self):
+    while not self._create():
+      self._delete_if_dead()
+    # Without the right to do this, the lock would be taken for dead.
+    self._touch()
+    self._thread.start()
+
+  def __exit__(self, *unused_args):
+    self._released.set()
+    self._thread.join()
+    with contextlib.suppress(OSError):  # Else the next run waits.
+      self._call('DELETE', generation=self._generation)
+
+  def _create(self) -> bool:
+    """Whether this process holds the lock now."""
+    content = _this_holder()
+    with contextlib.suppress(FileExistsError):
+      self._files.pipe_file(self._path, content, mode='create')
+    # A retried request finds the object that it created itself.
+    with contextlib.suppress(FileNotFoundError):
+      self._generation = self._files.info(self._path)['generation']
+      return self._files.cat_file(self._path) == content
+    return False
+
+  def _delete_if_dead(self) -> None:
+    with contextlib.suppress(FileNotFoundError):
+      # The bucket's clock, as those of the machines may differ.
+      headers, content = self._call('GET')
+      now = email.utils.parsedate_to_datetime(headers['Date'])
+      found = json.loads(content)
+      touched = datetime.datetime.fromisoformat(found['updated'])
+      note = self._files.cat_file(self._path)
+      holder = _parse(note)
+      if holder.get('machine') == processes.this_machine():
+        is_alive = processes.is_alive(holder)
+      else:
+        is_alive = (now - touched).total_seconds() < _SECONDS_UNTIL_DEAD
+      if is_alive:
+        raise InUseError(self._workdir, note)
+      self._call('DELETE', generation=found['generation'])
+
+  def _touch(self) -> None:
+    touched = {'metadata': {'touched': str(time.time())}}
+    self._call('PATCH', generation=self._generation, json=touched)
+
+  def _touch_often(self) -> None:
+    while not self._released.wait(_SECONDS_BETWEEN_TOUCHES):
+      try:
+        self._touch()
+      except FileNotFoundError:
+        # This process slept, and must write no more.
+        message = f'error: another run took {self._workdir} over.\n'
+        os.write(2, message.encode())
+        os._exit(2)
+      except OSError:
+        pass  # The bucket cannot be reached; perhaps the next time.
+
+  def _call(self, method: str, **kwargs):
+    bucket, _, name = self._path.removeprefix('gs://').partition('/')
+    return self._files.call(method, 'b/{}/o/{}', bucket, name, **kwargs)
+
+
+def _this_holder() -> bytes:
+  since = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
+  holder = {'since': since, 'lock': uuid.uuid4().hex, **processes.this_one()}
+  return f'{json.dumps(holder)}\n'.encode()
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+  """The process that a lock names; empty if it cannot be read."""
+  with contextlib.suppress(ValueError, AttributeError):
+    holder = json.loads(text)
+    if {'host', 'pid', 'started', 'since'} <= holder.keys():
+      return holder
+  return {}

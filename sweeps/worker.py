@@ -14,7 +14,7 @@ import numpy as np
 from evaluation import measure, posterior
 from evaluation.measure import Metric
 import input_pipeline
-from runs import metric_writer, progress, workdir_lock, workdirs
+from runs import metric_writer, progress, workdirs
 from runs.processes import StopSignals
 from sweeps import points, report
 from sweeps.points import Results
@@ -107,8 +107,8 @@ class Worker:
     folder.mkdir(parents=True, exist_ok=True)
     while True:
       try:
-        return locks.enter_context(workdir_lock.hold(folder))
-      except workdir_lock.InUseError as error:
+        return locks.enter_context(workdirs.hold(folder))
+      except workdirs.InUseError as error:
         progress.say(f'waiting: {error}')
         self.stop.sleep(_SECONDS_BETWEEN_TRIES)
 

@@ -50,10 +50,7 @@ _processes = {}
 def run(
   *flags: str, script: str = 'main.py', devices: int = 1
 ) -> tuple[int, str, str]:
-  """Exit status, standard output and standard error of a script.
-
-  Without the logs of libraries, which depend on the processor.
-  """
+  """Exit status, standard output and standard error of a script."""
   environment = dict(
     os.environ,
     XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}',

@@ -4,72 +4,13 @@ import sys
 
 import pytest
 
+from tests import preloaded
 from tests.conftest import ROOT
-from tests.preloaded import program_lines, run
-
-
-def run_script(body, *arguments, cwd=ROOT):
-  """Runs a script whose `main` is this, in a process of its own."""
-  process = subprocess.run(
-    [
-      sys.executable,
-      '-c',
-      f'from runs import command_line\n{body}',
-      *arguments,
-    ],
-    cwd=cwd,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=60,
-  )
-  return process.returncode, process.stdout, process.stderr
-
-
-def test_commands_are_checked():
-  for words, reason in (
-    ((), 'the command is missing; it must be one of sample, reconstruct'),
-    (('fly',), 'the command is fly; it must be one of sample, '),
-    (('sample', 'fast'), "'fast' is not a flag, which is --name=value."),
-    (('sample',), 'name the run with --workdir=FOLDER'),
-  ):
-    code, out, err = run(*words, script='generate.py')
-    assert (code, out) == (2, '') and reason in err and err.count('\n') == 1
-
-
-PRINT_CACHE = """
-import jax
-command_line.run(lambda: print(jax.config.jax_compilation_cache_dir))
-"""
-
-
-def test_compiled_programs_are_kept_by_default(tmp_path, monkeypatch):
-  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
-  monkeypatch.setenv('HOME', str(tmp_path))
-  _, out, _ = run_script(PRINT_CACHE)
-  assert out.startswith(f'{tmp_path}/.cache/vae/jax/')
-  # The user's own choice counts, and a home need not be writable.
-  monkeypatch.setenv('HOME', '/proc/nowhere')
-  assert run_script(PRINT_CACHE)[:2] == (0, 'None\n')
-  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'own'))
-  assert run_script(PRINT_CACHE)[1] == f'{tmp_path}/own\n'
-
-
-EXHAUST = """
-import jax
-command_line.run(lambda: jax.jit(lambda: jax.numpy.ones(2**50))())
-"""
-
-
-def test_exhausted_memory_gets_one_line():
-  code, _, err = run_script(EXHAUST)
-  err = program_lines(err)
-  assert code == 2 and err.startswith('error: out of memory (RESOURCE_EXHAUST')
-  assert 'Lower the batch size' in err and err.count('\n') == 1
-
+from tests.preloaded import program_lines
 
 PRINT_CONFIG = """
 from absl import flags
+from runs import command_line
 command_line.define_config('configs/faces.py')
 
 def main():
@@ -78,6 +19,63 @@ def main():
 
 command_line.run(main)
 """
+
+COMPILE = """
+import jax
+from runs import command_line
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+def main():
+  print(jax.jit(lambda: jax.numpy.ones(3).sum())())
+  print(jax.config.jax_compilation_cache_dir)
+
+command_line.run(main)
+"""
+
+EXHAUST = """
+import jax
+from runs import command_line
+command_line.run(lambda: jax.jit(lambda: jax.numpy.ones(2**50))())
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+  """Runs a script of this content, from a folder."""
+
+  def run_script(body, *flags, cwd=ROOT):
+    path = tmp_path / 'script.py'
+    path.write_text(f'import os\nos.chdir({str(cwd)!r})\n{body}')
+    return preloaded.run(*flags, script=str(path))
+
+  return run_script
+
+
+def test_commands_are_checked():
+  for words, reason in (
+    ((), 'the command is missing; it must be one of sample, reconstruct'),
+    (('sample', 'fast'), "'fast' is not a flag, which is --name=value."),
+    (('sample',), 'name the run with --workdir=FOLDER'),
+  ):
+    code, out, err = preloaded.run(*words, script='generate.py')
+    assert (code, out) == (2, '') and reason in err and err.count('\n') == 1
+
+
+def test_compiled_programs_are_kept_by_default_if_they_can_be(monkeypatch):
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  monkeypatch.setenv('HOME', '/proc/nowhere')
+  found = subprocess.run(
+    [sys.executable, '-c', COMPILE], cwd=ROOT, capture_output=True, text=True
+  )
+  assert found.stdout == '3.0\n/proc/nowhere/.cache/vae/jax\n', found.stderr
+  assert program_lines(found.stderr) == ''
+
+
+def test_exhausted_memory_gets_one_line(run):
+  code, _, err = run(EXHAUST)
+  assert code == 2 and err.startswith('error: out of memory (RESOURCE_EXHAUST')
+  assert 'Lower the batch size' in err and err.count('\n') == 1
+
 
 WITH_ARGUMENT = """
 from configs import default
@@ -97,10 +95,9 @@ def elsewhere(tmp_path, monkeypatch):
   return tmp_path / 'elsewhere'
 
 
-def test_configs_are_found_from_any_folder_and_take_an_argument(elsewhere):
+def test_configs_are_found_from_any_folder_and_take_an_argument(run, elsewhere):
   home = elsewhere.parent
   for flags, printed in (
-    (['--config=configs/faces.py'], f'{ROOT}/configs/faces.py 32 0.35\n'),
     (['--config.model.sigma=2'], f'{ROOT}/configs/faces.py 32 2.0\n'),
     (['--config=~/own.py:3'], f'{home}/own.py 3 1.0\n'),
     (
@@ -109,26 +106,26 @@ def test_configs_are_found_from_any_folder_and_take_an_argument(elsewhere):
     ),
     (['--config=../own.py'], '../own.py 5 1.0\n'),
   ):
-    found = run_script(PRINT_CONFIG, *flags, cwd=elsewhere)
+    found = run(PRINT_CONFIG, *flags, cwd=elsewhere)
     assert found == (0, printed, '')
   # The current folder comes first.
   (elsewhere / 'configs').mkdir()
   (elsewhere / 'configs' / 'faces.py').write_text(WITH_ARGUMENT)
-  found = run_script(PRINT_CONFIG, '--config=configs/faces.py', cwd=elsewhere)
+  found = run(PRINT_CONFIG, '--config=configs/faces.py', cwd=elsewhere)
   assert found == (0, 'configs/faces.py 5 1.0\n', '')
 
 
-def test_config_that_is_not_found_gets_one_line(elsewhere):
-  code, _, err = run_script(PRINT_CONFIG, '--config=gone.py', cwd=elsewhere)
+def test_config_that_is_not_found_gets_one_line(run, elsewhere):
+  code, _, err = run(PRINT_CONFIG, '--config=gone.py', cwd=elsewhere)
   assert code == 2 and err.count('\n') == 1
   assert f'in {elsewhere} or {ROOT}' in err and f'{ROOT}/configs has' in err
 
 
-def test_model_may_be_chosen_with_its_own_keys(tmp_path):
+def test_model_may_be_chosen_with_its_own_keys(run, tmp_path):
   (tmp_path / 'bare.py').write_text(
     'import ml_collections\nget_config = ml_collections.ConfigDict\n'
   )
-  code, out, err = run_script(
+  code, out, err = run(
     PRINT_CONFIG,
     f'--config={tmp_path}/bare.py',
     '--config.model.name=mlp',
@@ -139,13 +136,7 @@ def test_model_may_be_chosen_with_its_own_keys(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'words',
-  [
-    ('main.py',),
-    ('evaluate.py',),
-    ('generate.py', 'sample'),
-    ('sweep.py', '--beta=1,2'),
-  ],
+  'words', [('main.py',), ('evaluate.py',), ('sweep.py', '--beta=1,2')]
 )
 def test_platform_that_is_not_there_gets_one_line(tmp_path, words):
   result = subprocess.run(

@@ -11,8 +11,8 @@ import pytest
 from configs import default
 from evaluation import measure
 import input_pipeline
-from runs import progress, schema
-from tests.conftest import ROOT
+from runs import schema
+from tests.conftest import ROOT, Rows
 from tests.preloaded import run
 import train
 import vae
@@ -41,18 +41,8 @@ def own_folder(tmp_path_factory):
   sys.path.remove(str(folder))
 
 
-class Recorder(progress.Writer):
-  """Keeps the last value of each metric."""
-
-  def __init__(self):
-    self.last = {}
-
-  def write_scalars(self, step, scalars):
-    self.last |= scalars
-
-
 def train_briefly(path, workdir, **settings):
-  """Trains a config file for an epoch; returns the data and the metrics."""
+  """Trains a config file for an epoch; returns the data and the rows."""
   config = runpy.run_path(path)['get_config']()
   config.data.decoded_dir = ''
   config.train.num_epochs = 1
@@ -60,9 +50,9 @@ def train_briefly(path, workdir, **settings):
   config.model.update(settings.pop('model', {}))
   config.train.update(settings)
   schema.validate(config)
-  data, recorder = input_pipeline.load(config), Recorder()
-  train.train_and_evaluate(config, workdir, data, recorder)
-  return data, recorder.last
+  data, writer = input_pipeline.load(config), Rows()
+  train.train_and_evaluate(config, workdir, data, writer)
+  return data, writer.rows
 
 
 @pytest.fixture
@@ -75,9 +65,9 @@ def test_objective_of_the_docs_is_the_tighter_bound(
   own_folder, small, tmp_path
 ):
   path, network = own_folder / 'iwae_config.py', dict(hidden_channels=(4, 8))
-  _, metrics = train_briefly(path, tmp_path, model=network, **small)
+  _, rows = train_briefly(path, tmp_path, model=network, **small)
   # Jensen's inequality, which holds for the samples themselves.
-  assert metrics['val/loss'] < -metrics['val/elbo']
+  assert rows[-1]['val/loss'] < -rows[-1]['val/elbo']
 
 
 def test_model_of_the_docs_trains_and_is_loaded(own_folder, small, tmp_path):
@@ -200,13 +190,6 @@ def test_make_targets_exist():
   for page in PAGES:
     for target in re.findall(r'(?:^|`)make ([a-z-]+)', page.read_text(), re.M):
       assert re.search(rf'^{target}:', makefile, re.M), f'{page.name}: {target}'
-
-
-def test_readme_is_short_and_its_pictures_exist():
-  text = (ROOT / 'README.md').read_text()
-  assert len(text.splitlines()) <= 200
-  pictures = re.findall(r'!\[[^]]*\]\(([^)]+)\)', text)
-  assert pictures and all((ROOT / path).is_file() for path in pictures)
 
 
 def test_architecture_names_every_module():

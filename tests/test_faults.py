@@ -120,7 +120,7 @@ def test_sigkill_at_random_moments(undisturbed, tmp_path, table):
     process.kill()
     out, err = process.communicate()
     assert process.returncode == -signal.SIGKILL, f'ended before: {out}{err}'
-    rows = [row['step'] for row in test_main.metrics_of_a_killed_run(tmp_path)]
+    rows = [row['step'] for row in test_main.metrics(tmp_path)]
     lost.append(max(rows, default=0) - steps_done(tmp_path))
   assert 0 < steps_done(tmp_path) < 3000
   finish(*flags)

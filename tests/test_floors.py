@@ -1,9 +1,12 @@
 """Imports only go down, from floor to floor; TensorFlow stays at the top."""
 
 import ast
+import os
 import pathlib
 import subprocess
 import sys
+
+import pytest
 
 from tests.conftest import ROOT
 
@@ -60,9 +63,6 @@ def violations(is_wrong):
 
 
 def test_imports_only_go_down():
-  assert len(product_files()) > 40
-  assert {package(path) for path in product_files()} <= FLOOR.keys()
-
   def goes_up(path, name):
     own = package(path)
     return name in FLOOR and name != own and FLOOR[name] >= FLOOR[own]
@@ -88,3 +88,24 @@ def test_tensorflow_is_imported_by_data_and_metrics_alone():
     return name in ('tensorflow', 'tensorflow_datasets') and not allowed
 
   assert violations(is_wrong) == []
+
+
+def test_runs_is_imported_before_tensorflow():
+  """It sets TensorFlow's environment; `data` imports it first."""
+  for path in product_files():
+    names = [name for name, _ in sorted(imports(path), key=lambda i: i[1])]
+    later = {'tensorflow', 'tensorflow_datasets', 'clu'} & set(names)
+    if later and package(path) not in ('runs', 'data'):
+      assert {'runs', 'data'} & set(names[: min(map(names.index, later))]), path
+
+
+@pytest.mark.parametrize('given', [('', '0'), ('2', '1')])
+def test_tensorflow_is_silent_unless_the_user_chose(given):
+  names = 'TF_CPP_MIN_LOG_LEVEL', 'TF_ENABLE_ONEDNN_OPTS'
+  chosen = dict(zip(names, given, strict=True)) if given[0] else {}
+  environment = {k: v for k, v in os.environ.items() if k not in names}
+  code = f'import jax, os, runs; print(*[os.environ[n] for n in {names}])'
+  found = subprocess.check_output(
+    [sys.executable, '-c', code], cwd=ROOT, env=environment | chosen, text=True
+  )
+  assert found.split() == [given[0] or '3', given[1]]

@@ -74,17 +74,10 @@ CONFIG += 'get_config()\n'
   [
     ('', "KeyError: 'get_config'"),
     ('x = = 1\n', 'config.py, line 1: SyntaxError'),
-    ('import no_such_module\n', 'line 1: ModuleNotFoundError'),
     ('import sys\nsys.exit(0)\n', 'line 2: SystemExit: 0'),
-    ('get_config = 3\n', "TypeError: 'int' object is not callable"),
-    ('def get_config(needed):\n  pass\n', 'missing 1 required'),
-    ('def get_config():\n  return None\n', 'the config is None'),
     ('def get_config():\n  return {"seed": 3}\n', "the config is {'seed': 3}"),
-    (CONFIG + '  return 1 / 0\n', 'line 4: ZeroDivisionError: division by'),
     (CONFIG + '  raise OSError("a\\nb")\n', 'line 4: OSError: a b'),
-    (CONFIG + '  config.objective.beta = "4"\n', 'config.py, line 4: TypeErr'),
     (CONFIG + '  config.bata = 4\n  return config\n', 'config.bata: there is'),
-    (CONFIG + '  config.model = 4\n  return config\n', 'line 4: TypeError'),
   ],
 )
 def test_file_that_is_no_config_gets_one_line(tmp_path, program, reason):
@@ -96,14 +89,11 @@ def test_file_that_is_no_config_gets_one_line(tmp_path, program, reason):
 @pytest.mark.parametrize(
   ('flags', 'reason'),
   [
-    (['--config.nosuch=1'], '--config.nosuch: there is no such key'),
     (['--config.model={}'], '--config.model: there is no such key'),
-    (['--config.model.latent_dim.real=1'], 'did you mean model.latent_dim?'),
     (['--config.model.__class__=1'], 'there is no such key'),
     (['--config.model.hidden_channels[0]=1'], 'did you mean model.hidden_ch'),
     (['--config.seed=' + '9' * 5000], 'config.seed'),
     (['--config.model.latent_dim=1000000000'], ' GB free'),
-    (['--config='], 'there is no such file'),
     (['--config=a\nb.py'], '--config=a b.py: there is no such file'),
     (['--config.seed=3', '--config=configs/faces.py'], 'before a value for'),
   ],

@@ -10,7 +10,7 @@ import pytest
 
 from data import image_files
 import input_pipeline
-from runs import memory
+from runs import processes
 from tests.conftest import make_small_config, SPLIT_SIZES, write_faces
 from vae import devices, splits
 from vae.errors import UserError
@@ -94,7 +94,7 @@ def test_auto_caches_what_fits(small_config, monkeypatch):
   on_device = sum(SPLIT_SIZES) * 1024
 
   def set_free(host, device):
-    monkeypatch.setattr(memory, 'free', lambda: host)
+    monkeypatch.setattr(processes, 'free_memory', lambda: host)
     monkeypatch.setattr(devices, 'free_memory', lambda: device)
 
   for host, device, cache in (

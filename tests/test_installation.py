@@ -1,4 +1,4 @@
-"""The installation, and its messages."""
+"""The installation."""
 
 import shutil
 import subprocess
@@ -37,13 +37,3 @@ def test_installed_library_is_found_from_another_folder(tmp_path):
     *(sys.executable, '-c', IMPORT, str(site)), cwd=tmp_path / 'elsewhere'
   )
   assert found == f'{project}/vae/__init__.py load\n'
-
-
-def test_make_announces_an_installation_of_minutes():
-  # As in a fresh clone; nothing is carried out.
-  out = output_of('make', '--dry-run', '--always-make', 'test', cwd=ROOT)
-  for message, command in (
-    ('Installing (2.6 GB) …', 'pip install --quiet -r requirements.txt'),
-    ('Installing the req', 'pip install --quiet -r tests/requirements.txt'),
-  ):
-    assert 0 <= out.find(f"echo '{message}") < out.index(command)

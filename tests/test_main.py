@@ -65,13 +65,7 @@ def finish(process):
 
 
 def metrics(workdir):
-  path = workdir / 'metrics.jsonl'
-  lines = path.read_text().splitlines() if path.exists() else []
-  return [json.loads(line) for line in lines]
-
-
-def metrics_of_a_killed_run(workdir):
-  """As `metrics`, without a last line that was cut short."""
+  """The rows, without a last line that a kill cut short."""
   path = workdir / 'metrics.jsonl'
   text = path.read_text() if path.exists() else ''
   return [json.loads(line) for line in text.split('\n')[:-1]]
@@ -202,7 +196,7 @@ def test_killed_run_ends_in_the_same_bits(finished, tmp_path):
   flags = (*flags, f'--workdir={killed}')
   process = start(*flags, '--config.checkpoint.every_minutes=1e-9')
   saved = Checkpoints(killed)
-  while len(metrics_of_a_killed_run(killed)) < 4 or not saved.latest_step():
+  while len(metrics(killed)) < 4 or not saved.latest_step():
     assert process.poll() is None
     time.sleep(0.005)
   process.send_signal(signal.SIGKILL)
@@ -217,10 +211,11 @@ def test_killed_run_ends_in_the_same_bits(finished, tmp_path):
 
 
 def test_two_processes_in_float64_are_the_run_of_one(celeba_dir, tmp_path):
-  """Two of two devices each, as Slurm starts them: 15 steps, 3 validations."""
+  """Two of two devices each, as Slurm starts them: 10 steps, 2 validations."""
   flags = (
     *SMALL,
     f'--config.data.dir={celeba_dir}',
+    '--config.train.num_epochs=2',
     '--config.model.dtype=float64',
     '--config.train.log_every_steps=1',
   )
@@ -248,11 +243,11 @@ def test_two_processes_in_float64_are_the_run_of_one(celeba_dir, tmp_path):
   outputs = [p.communicate(timeout=600) for p in processes]
   assert [p.returncode for p in processes] == [0, 0, 0], outputs
   # The first reports for both.
-  assert 'Trained steps 1 to 15' in outputs[1][0]
+  assert 'Trained steps 1 to 10' in outputs[1][0]
   assert 'Trained' not in outputs[2][0]
   one, two = metrics(tmp_path / 'one'), metrics(tmp_path / 'two')
   assert [row['step'] for row in two] == [row['step'] for row in one]
-  assert sum('train/loss' in row for row in one) == 15
+  assert sum('train/loss' in row for row in one) == 10
   for ours, theirs in zip(two, one, strict=True):
     for name in ('train/loss', 'val/loss', 'val/mse'):
       if name in theirs:
@@ -277,36 +272,22 @@ def test_processes_of_other_configs_do_not_train_together(finished, tmp_path):
   assert not (tmp_path / 'w').exists()
 
 
-def test_checkpoint_of_eight_devices_continues_on_any_number(
-  celeba_dir, tmp_path
-):
-  flags = (*SMALL, f'--config.data.dir={celeba_dir}')
-  first = (f'--workdir={tmp_path}/8', '--config.train.num_epochs=1')
-  code, _, err = run(*flags, *first, devices=8)
-  assert code == 0, err
-  losses = {}
-  for devices in (8, 4, 1):
-    workdir = shutil.copytree(tmp_path / '8', tmp_path / f'{devices}_more')
-    code, out, err = run(
-      *flags,
-      f'--workdir={workdir}',
-      '--config.train.num_epochs=2',
-      '--config.train.steps_per_dispatch=1',
-      '--config.train.log_every_steps=1',
-      devices=devices,
-    )
-    assert code == 0 and 'from step 5.' in out, err
-    (losses[devices],) = [
-      row['train/loss'] for row in metrics(workdir) if row['step'] == 6
-    ]
-  assert losses[4] == pytest.approx(losses[8], rel=1e-5)
-  assert losses[1] == pytest.approx(losses[8], rel=1e-5)
+def test_checkpoint_of_one_device_continues_on_eight(finished, tmp_path):
+  workdir, flags, _ = finished
+  shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / 'checkpoints' / '15')
+  code, out, err = run(*flags, f'--workdir={tmp_path}', devices=8)
+  assert code == 0 and 'from step 10.' in out, err
+  ours, theirs = (
+    {row['step']: row.get('train/loss') for row in metrics(folder)}
+    for folder in (tmp_path, workdir)
+  )
+  assert ours[12] == pytest.approx(theirs[12], rel=1e-5)
 
 
 def test_mistakes_get_one_line(tmp_path):
   for flag, message in (
     ('--process_id=1', 'go with --distributed'),
-    ('--config.objective.beta=nan', 'config.objective.beta is nan'),
     ('--config.model.name=convv', 'conv, fsq, mlp, residual'),
     ('--config.train.batch_size=20', 'a multiple of the 8 devices'),
   ):
@@ -331,10 +312,10 @@ def test_signal_ends_in_order_and_saves_everything(
   process = start(*flags)
   while 'step' not in process.stdout.readline():
     assert process.poll() is None
-  # No other run gets into the workdir.
-  code, _, err = run(*flags)
-  assert code == 2 and err.count('\n') == 1
-  assert f'{tmp_path} is in use by process {process.pid} on ' in err
+  if number == signal.SIGTERM:  # No other run gets into the workdir.
+    code, _, err = run(*flags)
+    assert code == 2 and err.count('\n') == 1
+    assert f'{tmp_path} is in use by process {process.pid} on ' in err
   process.send_signal(number)
   out, err = process.communicate(timeout=120)
   assert process.returncode == status

@@ -64,9 +64,7 @@ def test_hangup_under_nohup_stays_ignored():
   assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
-@pytest.mark.parametrize(
-  'number', [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP]
-)
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGUSR1])
 def test_one_of_several_processes_forwards_it_once(monkeypatch, number):
   """JAX's service catches SIGTERM alone; a handler stands in for it."""
   monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
@@ -83,6 +81,44 @@ def test_one_of_several_processes_forwards_it_once(monkeypatch, number):
     assert stop.received == number
     signal.raise_signal(signal.SIGUSR1)
   assert caught == [os.getpid()]
+
+
+@pytest.fixture
+def cgroups(tmp_path, monkeypatch):
+  """A folder in the place of /sys/fs/cgroup; this process is in the root."""
+  monkeypatch.setattr(processes, '_CGROUPS', tmp_path)
+  monkeypatch.setattr(processes, '_OWN_CGROUP', tmp_path / 'own')
+  return tmp_path
+
+
+def limit(cgroup, max_bytes, used, **stat):
+  cgroup.mkdir(parents=True, exist_ok=True)
+  (cgroup / 'memory.max').write_text(f'{max_bytes}\n')
+  (cgroup / 'memory.current').write_text(f'{used}\n')
+  rows = [f'{name} {num_bytes}\n' for name, num_bytes in stat.items()]
+  (cgroup / 'memory.stat').write_text(''.join(rows))
+
+
+def test_limit_of_a_container_counts_and_cached_files_are_free(cgroups):
+  assert processes.free_memory() > 10**8
+  limit(cgroups, 'max', 40_000_000)
+  assert processes.free_memory() > 10**8
+  # A limit may be lowered below what is used.
+  limit(cgroups, 10_000_000, 40_000_000)
+  assert processes.free_memory() == 0
+  cached = dict(active_file=30_000_000, inactive_file=20_000_000)
+  limit(cgroups, 10_000_000, 55_000_000, **cached, slab_reclaimable=2_000_000)
+  assert processes.free_memory() == 7_000_000
+
+
+@pytest.mark.parametrize('least', ['', 'a', 'a/b.slice'])
+def test_narrowest_cgroup_around_the_process_counts(cgroups, least):
+  (cgroups / 'own').write_text('4:memory:/other\n0::/a/b.slice\n')
+  for name in ('', 'a', 'a/b.slice'):
+    limit(cgroups / name, 90_000_000, 10_000_000)
+  limit(cgroups / least, 50_000_000, 20_000_000)
+  limit(cgroups / 'other', 100, 99)  # Not around this process.
+  assert processes.free_memory() == 30_000_000
 
 
 def test_process_is_alive_until_it_ends():

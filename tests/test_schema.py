@@ -1,11 +1,13 @@
 import importlib
 import pkgutil
 
+import jax
 import pytest
 
 import configs
 from configs import celeba, default, faces
-from runs import schema
+from runs import processes, schema
+from vae import devices
 from vae.errors import UserError
 
 
@@ -48,33 +50,23 @@ def test_celeba_is_the_articles_schedule():
     ('seed', -1, 'at least 0'),
     ('objective.beta', -0.5, 'at least 0'),
     ('objective.beta', float('nan'), 'a finite number'),
-    ('objective.beta', '1', 'a finite number'),
     ('objective.name', 'elbow', 'elbo'),
     ('model.latent_dim', 0, 'at least 1'),
     ('model.latent_dim', 2.0, 'a whole number'),
     ('model.latent_dim', True, 'a whole number'),
-    ('model.latent_dim', None, 'a whole number'),
     ('model', 3, 'a ConfigDict'),
-    ('model.hidden_channels', (32, 0), 'at least 1'),
     ('model.hidden_channels', (32, 'x'), 'a tuple, each entry a whole number'),
-    ('model.hidden_channels', 32, 'a tuple, each entry a whole number'),
     ('model.hidden_channels', (1,) * 7, 'multiples of 128'),
     ('model.decoder_channels', (32,) * 4, 'it must have 5'),
     ('model.likelihood', 'poisson', 'one of gaussian, bernoulli'),
     ('model.dtype', 'float64', 'JAX_ENABLE_X64=1'),
-    ('model.sigma', 0.0, 'at least 1e-06'),
-    ('model.name', 'conf', 'conv'),
     ('optimizer.learning_rate', 1e300, 'at most 1,000'),
-    ('optimizer.decay_per_epoch', 1.5, 'at most 1'),
     ('train.num_epochs', 10**7, 'at most 1,000,000'),
-    ('train.batch_size', 0, 'at least 1'),
     ('train.flip', 1, 'True or False'),
     ('train.on_nonfinite', 'go', 'one of stop, skip'),
-    ('data.image_size', 2**20, 'at most 65,535'),
     ('data.source', 3, 'a string'),
     ('data.source', 'folder', 'config.data.dir is empty'),
     ('data.channels', 2, 'one of 1, 3'),
-    ('data.cache', 'disk', 'one of auto, none, host, device'),
   ],
 )
 def test_error_names_key_value_and_accepted_values(key, value, accepted):
@@ -85,17 +77,10 @@ def test_error_names_key_value_and_accepted_values(key, value, accepted):
   assert '\n' not in message and len(message) < 300
 
 
-@pytest.mark.parametrize(
-  ('group', 'values', 'reason'),
-  [
-    ('model', {'likelihood': 'bernoulli', 'learn_sigma': True}, 'learn_sigma'),
-    ('objective', {'sample_posterior': False, 'num_samples': 5}, 'must be 1'),
-  ],
-)
-def test_settings_without_effect_are_refused(group, values, reason):
+def test_settings_without_effect_are_refused():
   config = default.get_config()
-  config[group].update(values)
-  with pytest.raises(UserError, match=f'config.{group}.*{reason}'):
+  config.objective.update(sample_posterior=False, num_samples=5)
+  with pytest.raises(UserError, match='config.objective.*must be 1'):
     schema.validate(config)
 
 
@@ -110,8 +95,6 @@ def test_values_of_research_are_accepted():
 def test_unknown_key_comes_with_the_closest_one():
   with pytest.raises(UserError, match='latent_dims: .*mean model.latent_dim?'):
     schema.validate(changed('model.latent_dims', 3))
-  with pytest.raises(UserError, match='config.nosuch: there is no such key'):
-    schema.validate(changed('nosuch', 3))
 
 
 def test_missing_keys_get_their_defaults():
@@ -165,7 +148,6 @@ def own_model(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('name', 'value', 'accepted'),
   [
-    ('depth', 1.5, 'a whole number'),
     ('depth', 6, 'at most 5'),
     ('rates', (0.5, 'x'), 'a tuple, each entry a finite number'),
     ('kind', 'c', 'one of a, b'),
@@ -198,3 +180,39 @@ def test_devices_must_divide_the_batch():
   schema.check_devices(config, 4)
   with pytest.raises(UserError, match='batch_size is 20.*the 8 devices'):
     schema.check_devices(config, 8)
+
+
+# Parameters and their two moments, and BatchNorm's means and variances, are
+# float32, and the step and the two counts of the optimizer int32. The
+# reconstructions of a batch are float32 numbers.
+STATE = 4 * (3 * 3_937_635 + 2 * (32 + 64 + 128 + 256 + 512) + 3)
+STATE += 4 * 2 * (256 + 128 + 64 + 32 + 32)
+IMAGE = 4 * 64 * 64 * 3
+
+
+@pytest.mark.parametrize(
+  ('batch_size', 'num_devices', 'needed'),
+  [
+    (64, 1, 2 * STATE),
+    (8192, 1, STATE + 8192 * IMAGE),
+    (8192, 2, STATE + 4096 * IMAGE),
+  ],
+)
+def test_state_and_a_batch_must_fit_each_device(
+  monkeypatch, batch_size, num_devices, needed
+):
+  config = celeba.get_config()
+  config.train.batch_size = batch_size
+  monkeypatch.setattr(devices, 'free_memory', lambda: needed)
+  schema.check_devices(config, num_devices)
+  monkeypatch.setattr(devices, 'free_memory', lambda: needed - 1)
+  with pytest.raises(UserError, match=f'3,937,635 .*batch_size={batch_size},'):
+    schema.check_devices(config, num_devices)
+  # The devices of a CPU share the host's memory.
+  monkeypatch.setattr(devices, 'free_memory', lambda: None)
+  monkeypatch.setattr(jax, 'local_device_count', lambda: 4)
+  monkeypatch.setattr(
+    processes, 'free_memory', lambda: num_devices * needed - 1
+  )
+  with pytest.raises(UserError, match=' GB free. Lower one'):
+    schema.check_devices(config, num_devices)

@@ -18,7 +18,7 @@ import pytest
 
 from evaluation import measure
 import input_pipeline
-from runs import metric_writer, processes, workdir_lock
+from runs import metric_writer, processes, workdirs
 from sweeps import points, report
 from sweeps import study as studies
 from sweeps import worker as workers
@@ -378,7 +378,7 @@ def test_folder_in_use_is_waited_for(worker, monkeypatch, capsys):
   """Until the run in it ends, which here is this process itself."""
   folder = worker.folder / 'points' / 'beta=0.5'
   folder.mkdir(parents=True)
-  holder = workdir_lock.hold(folder)
+  holder = workdirs.hold(folder)
   holder.__enter__()
   monkeypatch.setattr(
     worker.stop, 'sleep', lambda seconds: holder.__exit__(None, None, None)

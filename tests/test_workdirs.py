@@ -30,14 +30,6 @@ def claim(config, workdir, data=COUNTS, begun=True):
     (workdir / 'checkpoints' / '5').mkdir(parents=True, exist_ok=True)
 
 
-def rewrite(path, **changes):
-  """Changes a group of settings in a file of JSON."""
-  content = json.loads(path.read_text())
-  for key, value in changes.items():
-    content[key] |= value
-  path.write_text(json.dumps(content))
-
-
 def test_workdir_keeps_its_config(config, workdir):
   claim(config, workdir)
   schema.complete(config)
@@ -66,25 +58,9 @@ def test_run_that_is_older_than_a_setting_has_its_default(config, workdir):
 
 
 @pytest.mark.parametrize(
-  ('changes', 'reason'),
-  [
-    ({'gamma': 1.0}, 'config.json: config.objective.gamma: there is no such'),
-    ({'beta': -1}, 'config.json: config.objective.beta is -1'),
-  ],
+  'text', ['{', '[]', '{"model": 3}', '{"objective": {"beta": -1}}']
 )
-def test_error_in_a_kept_config_names_the_file(
-  config, workdir, changes, reason
-):
-  claim(config, workdir)
-  rewrite(workdir / 'config.json', objective=changes)
-  with pytest.raises(UserError, match=reason):
-    workdirs.load_config(workdir)
-  with pytest.raises(UserError, match=reason):
-    claim(config, workdir)
-
-
-@pytest.mark.parametrize('text', ['', '{', '[]', '{"model": 3}'])
-def test_damaged_config_is_a_clear_error(tmp_path, text):
+def test_error_in_a_kept_config_names_the_file(tmp_path, text):
   (tmp_path / 'config.json').write_text(text)
   with pytest.raises(UserError, match='config.json'):
     workdirs.load_config(tmp_path)
@@ -138,25 +114,16 @@ def test_other_data_is_refused(config, workdir, other, reason):
   assert (workdir / 'data.json').read_text() == before
 
 
-def test_digests_of_names_are_added_and_kept(config, workdir):
-  claim(config, workdir, COUNTS)
-  for data in (COUNTS | NAMES, COUNTS):
-    claim(config, workdir, data)
-    assert json.loads((workdir / 'data.json').read_text()) == COUNTS | NAMES
-
-
-@pytest.mark.parametrize('content', [b'', b'{"train": 4', b'[]', b'\xff'])
+@pytest.mark.parametrize('content', [b'', b'[]', b'\xff'])
 def test_damaged_data_json_is_a_clear_error(config, workdir, content):
   claim(config, workdir)
   (workdir / 'data.json').write_bytes(content)
   with pytest.raises(UserError, match=r'data\.json cannot be read.*delete'):
     claim(config, workdir)
-  with pytest.raises(UserError, match=r'data\.json cannot be read'):
-    workdirs.check_data(workdir, COUNTS)
   # The advice works.
   (workdir / 'data.json').unlink()
-  claim(config, workdir, COUNTS)
-  assert json.loads((workdir / 'data.json').read_text()) == COUNTS
+  claim(config, workdir, COUNTS | NAMES)
+  assert json.loads((workdir / 'data.json').read_text()) == COUNTS | NAMES
 
 
 @pytest.mark.parametrize('name', ['taken', 'taken/below'])
@@ -170,10 +137,5 @@ def test_another_precision_of_products_is_refused(config, workdir):
   """An environment variable, no setting, that changes every number."""
   claim(config, workdir)
   with jax.default_matmul_precision('bfloat16'):
-    with pytest.raises(UserError, match='was not set and is now bfloat16'):
+    with pytest.raises(UserError, match="PRECISION was None .* 'bfloat16'"):
       workdirs.check(config, workdir)
-    # The advice works.
-    (workdir / 'environment.json').unlink()
-    claim(config, workdir)
-  with pytest.raises(UserError, match='was bfloat16 and is now not set'):
-    workdirs.check(config, workdir)
