@@ -395,5 +395,3 @@ def _announce(trainer: Trainer, data: splits.DataSet, where: str) -> None:
     f'{data.validation.num_examples:,}), {jax.device_count()} × '
     f'{jax.devices()[0].device_kind}, into {where}.'
   )
-  if note := trainer.note_on_batch():
-    progress_lib.say(note)

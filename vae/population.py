@@ -25,7 +25,7 @@ from vae.devices import Topology
 from vae.errors import UserError
 from vae.loading import TrainedVAE
 from vae.steps import TrainState
-from vae.trainer import steps_per_dispatch, Trainer
+from vae.trainer import Trainer
 
 # Settings that may differ between members; all others are the same.
 FREE_KEYS = (
@@ -52,7 +52,7 @@ class Population(Trainer):
     """Makes the states before the first step; compiles nothing yet.
 
     Args:
-      configs: complete and valid, the same but for `FREE_KEYS`.
+      configs: the same but for `FREE_KEYS`.
       data: its train and validation splits are used.
       latent_dim: to pad to, by default the largest there is; populations that
         pad to the same share a program.
@@ -61,7 +61,6 @@ class Population(Trainer):
     # Each member has the whole of its batches.
     self._topology = Topology()
     self.num_runs = len(configs)
-    self.per_device_batch_size = self._config.train.batch_size
     # Members of one seed see the same images with the same noise.
     self._one_seed = len({c.seed for c in configs}) == 1
     self._programs = [
@@ -117,11 +116,12 @@ class Population(Trainer):
 
   def restore(self, saved: Sequence[Checkpoints]) -> None:
     """See `Trainer.restore`."""
-    restored = [
+    found = [
       checkpoints.restore_last(steps.abstract_state(program))
       for checkpoints, program in zip(saved, self._programs, strict=True)
     ]
-    at = {0 if r is None else int(r.state.step) for r in restored}
+    restored = [r for r in found if r is not None]
+    at = {0 if r is None else int(r.state.step) for r in found}
     if len(at) > 1:
       raise UserError(
         'the last checkpoints are of different steps: '
@@ -129,9 +129,8 @@ class Population(Trainer):
       )
     (self.step,) = at
     if self.step:
-      found = [r for r in restored if r is not None]
-      self._place([r.state for r in found])
-      self.is_validated = all(r.metrics for r in found)
+      self._place([r.state for r in restored])
+      self.is_validated = all(r.metrics for r in restored)
 
   def train_chunks(
     self, epoch: int, first_step: int, max_steps: int | None = None
@@ -142,33 +141,19 @@ class Population(Trainer):
     …].
     """
     by_seed = {
-      config.seed: splits.train_chunks(
-        self._data.train,
-        config.seed,
-        epoch,
-        first_step,
-        config.train.batch_size,
-        max_steps or steps_per_dispatch(self._data.train, config),
-        self._topology,
-      )
-      for config in self._configs
+      c.seed: self._train_chunks(c.seed, epoch, first_step, max_steps)
+      for c in self._configs
     }
     for chunks in zip(*by_seed.values(), strict=True):
-      batches = {
-        seed: chunk.batches[0]
-        for seed, chunk in zip(by_seed, chunks, strict=True)
-      }
-      if self._one_seed:
-        (together,) = batches.values()
-      else:
+      batches = {s: c.batches[0] for s, c in zip(by_seed, chunks, strict=True)}
+      together = batches[self._config.seed]
+      if not self._one_seed:
         together = np.stack([batches[c.seed] for c in self._configs])
       yield splits.Chunk(together, chunks[0].num_batches)
 
-  def eval_chunks(
-    self, max_batches: int | None = None
-  ) -> Iterator[tuple[splits.Chunk, int]]:
+  def eval_chunks(self) -> Iterator[tuple[splits.Chunk, int]]:
     """The validation split; batches are [max_batches, batch, …]."""
-    for chunk, start in super().eval_chunks(max_batches):
+    for chunk, start in super().eval_chunks():
       yield splits.Chunk(chunk.batches[0], chunk.num_batches), start
 
   def by_run(self, metrics: steps.Metrics) -> dict[str, np.ndarray]:
@@ -181,13 +166,15 @@ class Population(Trainer):
     collections = dict(together.collections)
     collections.pop('padding', None)
     together = together.replace(collections=collections)
-    return [
-      _cut(
-        jax.tree.map(lambda a, i=i: a[i], together),
+
+    def cut(member, program):
+      return jax.tree.map(
+        lambda a, own: a[member][tuple(map(slice, own.shape))],
+        together,
         steps.abstract_state(program),
       )
-      for i, program in enumerate(self._programs)
-    ]
+
+    return [cut(*member) for member in enumerate(self._programs)]
 
   def draw(self, originals: np.ndarray, columns: int) -> None:
     """No pictures: a sweep shows its runs side by side."""
@@ -240,13 +227,6 @@ def _pad(tree: Any, target: Any) -> Any:
     return np.pad(array, [(0, more) for more in missing])
 
   return jax.tree.map(pad, tree, target)
-
-
-def _cut(tree: Any, target: Any) -> Any:
-  """The inverse of `_pad`."""
-  return jax.tree.map(
-    lambda a, t: a[tuple(slice(size) for size in t.shape)], tree, target
-  )
 
 
 @functools.lru_cache(maxsize=16)

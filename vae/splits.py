@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class Labels:
   """Class indices of a split's examples: attributes, factors or classes.
 
   Attributes:
-    names: names of the labels, [num_labels].
+    names: of the labels, [num_labels].
     values: class indices from 0, int [num_examples, num_labels].
     classes: names of a label's classes, by the label's name, if they have any.
   """
@@ -64,22 +64,10 @@ class Split(Protocol):
     """
 
   def labels(self) -> Labels | None:
-    """Reads the examples' labels; None if there are none.
-
-    Raises:
-      UserError: if the labels' file is damaged.
-    """
+    """Reads the labels, if there are any; UserError if they are damaged."""
 
   def names_digest(self) -> str | None:
     """A digest of the images' names in order; None without names."""
-
-
-class HostSplit(Split, Protocol):
-  """A split in host memory."""
-
-  @property
-  def images(self) -> np.ndarray:
-    """All images, uint8 [num_examples, height, width, channels]."""
 
 
 @dataclasses.dataclass
@@ -103,10 +91,9 @@ class DataSet:
 
 
 class ArraySplit:
-  """A split in host memory."""
+  """A split in host memory, uint8 [num_examples, height, width, channels]."""
 
   def __init__(self, images: np.ndarray, labels: Labels | None = None):
-    """Wraps uint8 [num_examples, height, width, channels] and their labels."""
     self.images = images
     self.num_examples = len(images)
     self.image_shape = images.shape[1:]
@@ -119,13 +106,12 @@ class ArraySplit:
 
 
 class DeviceSplit:
-  """A split in the memory of each of this process's devices.
+  """A split in host memory, copied to each of this process's devices.
 
   Batches go to the devices as indices.
   """
 
-  def __init__(self, split: HostSplit):
-    """Wraps a split in host memory."""
+  def __init__(self, split: Any):
     self._split = split
     self.num_examples = split.num_examples
     self.image_shape = split.image_shape
@@ -139,10 +125,7 @@ class DeviceSplit:
 
 
 def stored_images(split: Split) -> jax.Array | None:
-  """Images on the devices, uint8 [num_examples, 8·k, 128].
-
-  A split's chunks hold indices of them, or images if there are none (None).
-  """
+  """`DeviceSplit.tiles`; None if the split's chunks hold images."""
   return split.tiles if isinstance(split, DeviceSplit) else None
 
 
@@ -210,18 +193,11 @@ def train_chunks(
   max_steps: int,
   topology: Topology,
 ) -> Iterator[Chunk]:
-  """An epoch's batches from `first_step` on, several steps at a time.
+  """An epoch's batches from `first_step` on, `max_steps` at a time.
 
-  Each process reads only its part of a batch.
-
-  Args:
-    split: the training images; a last partial batch is dropped.
-    seed: the run's seed.
-    epoch: the epoch, from 0.
-    first_step: the first step within the epoch, from 0.
-    batch_size: global; a multiple of the number of devices.
-    max_steps: steps of a chunk; only the last chunk has fewer.
-    topology: the devices that share a batch.
+  The epoch and the first step within it count from 0. `batch_size` is global, a
+  multiple of the number of devices. A last partial batch is dropped. Each
+  process reads only its part of a batch.
   """
   steps = split.num_examples // batch_size
   order = epoch_order(seed, epoch, split.num_examples)
@@ -232,18 +208,10 @@ def train_chunks(
 def eval_chunks(
   split: Split, batch_size: int, max_batches: int, topology: Topology
 ) -> Iterator[tuple[Chunk, int]]:
-  """Every example of a split once, in order, several batches at a time.
+  """Every example once, in order, `max_batches` batches at a time.
 
-  The last batch is padded.
-
-  Args:
-    split: the images.
-    batch_size: see `eval_batches`.
-    max_batches: batches of a chunk; only the last chunk has fewer.
-    topology: the devices that share a batch.
-
-  Returns:
-    Pairs of a chunk and the position in the split of its first example.
+  Batches are those of `eval_batches`. With each chunk comes the position in the
+  split of its first example.
   """
   order = _eval_order(split.num_examples, batch_size, topology)
   max_batches = min(max_batches, len(order))
@@ -252,38 +220,10 @@ def eval_chunks(
     yield chunk, index * max_batches * order.shape[1]
 
 
-def _chunks(
-  split: Split,
-  order: np.ndarray,
-  max_batches: int,
-  topology: Topology,
-  stored: bool = True,
-) -> Iterator[Chunk]:
-  """Chunks of the global batches in `order`, [n, batch_size]."""
-  order = topology.local_part(order)
-  local_batch_size = order.shape[1]
-  order, size = order.ravel(), max_batches * local_batch_size
-  read: Iterator[np.ndarray]
-  if stored and isinstance(split, DeviceSplit):
-    order = order.astype(np.int32)
-    read = (order[i : i + size] for i in range(0, len(order), size))
-  else:
-    read = split.batches(order, size)
-  for batches in read:
-    num_batches = len(batches) // local_batch_size
-    batches = batches.reshape(
-      num_batches, topology.local_devices, -1, *batches.shape[1:]
-    ).swapaxes(0, 1)
-    if missing := max_batches - num_batches:
-      others = ((0, 0),) * (batches.ndim - 2)
-      batches = np.pad(batches, ((0, 0), (0, missing), *others))
-    yield Chunk(batches, num_batches)
-
-
 def eval_batches(
   split: Split, batch_size: int, topology: Topology
 ) -> Iterator[tuple[np.ndarray, int]]:
-  """Every example of a split once, in order; the last batch is padded.
+  """Images of every example once, in order; the last batch is padded.
 
   Args:
     split: the images.
@@ -297,9 +237,35 @@ def eval_batches(
     batch's first example.
   """
   order = _eval_order(split.num_examples, batch_size, topology)
-  chunks = _chunks(split, order, 1, topology, stored=False)
-  for index, chunk in enumerate(chunks):
-    yield chunk.batches[:, 0], index * order.shape[1]
+  local = topology.local_part(order)
+  batches = split.batches(local.ravel(), local.shape[1])
+  for index, images in enumerate(batches):
+    images = images.reshape(topology.local_devices, -1, *images.shape[1:])
+    yield images, index * order.shape[1]
+
+
+def _chunks(
+  split: Split, order: np.ndarray, max_batches: int, topology: Topology
+) -> Iterator[Chunk]:
+  """Chunks of the global batches in `order`, [n, batch_size]."""
+  order = topology.local_part(order)
+  local_batch_size = order.shape[1]
+  order, size = order.ravel(), max_batches * local_batch_size
+  read: Iterator[np.ndarray]
+  if isinstance(split, DeviceSplit):
+    order = order.astype(np.int32)
+    read = (order[i : i + size] for i in range(0, len(order), size))
+  else:
+    read = split.batches(order, size)
+  for batches in read:
+    num_batches = len(batches) // local_batch_size
+    batches = batches.reshape(
+      num_batches, topology.local_devices, -1, *batches.shape[1:]
+    ).swapaxes(0, 1)
+    if missing := max_batches - num_batches:
+      others = ((0, 0),) * (batches.ndim - 2)
+      batches = np.pad(batches, ((0, 0), (0, missing), *others))
+    yield Chunk(batches, num_batches)
 
 
 def _eval_order(

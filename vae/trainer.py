@@ -23,9 +23,6 @@ _MAX_BYTES = 64_000_000
 _MAX_EVAL_BATCHES = 10
 _EVAL_AHEAD = 2
 
-# Images that a TPU computes side by side, as XLA lays a batch along its lanes.
-_TPU_LANES = 128
-
 
 class Trainer:
   """The state of a run, and how batches go through it.
@@ -35,7 +32,6 @@ class Trainer:
 
   Attributes:
     num_runs: number of runs.
-    per_device_batch_size: images of a batch that a device has.
     num_parameters: of all models together.
     step: number of updates dispatched.
     is_validated: whether the restored state had been validated.
@@ -44,16 +40,10 @@ class Trainer:
   num_runs = 1
 
   def __init__(self, config, data: splits.DataSet):
-    """Makes the state before the first step; compiles nothing yet.
-
-    Args:
-      config: complete and valid.
-      data: its train and validation splits are used.
-    """
+    """Makes the state before the first step; compiles nothing yet."""
     self._config, self._data = config, data
-    self._topology = devices.current()
-    self.per_device_batch_size = (
-      config.train.batch_size // self._topology.num_devices
+    self._topology = devices.Topology(
+      jax.local_device_count(), jax.process_index(), jax.process_count()
     )
     program = steps.program_from_config(config, data.train.num_examples)
     self._model = program.model
@@ -66,28 +56,11 @@ class Trainer:
     self.num_parameters = steps.num_parameters(self._state)
     self.step, self.is_validated = 0, False
 
-  def note_on_batch(self) -> str | None:
-    """A hint if the batch leaves a part of a TPU idle."""
-    per_device = self.per_device_batch_size
-    if jax.default_backend() != 'tpu' or per_device % _TPU_LANES == 0:
-      return None
-    batch_size = self._config.train.batch_size
-    full = -(-per_device // _TPU_LANES) * _TPU_LANES
-    return (
-      f'config.train.batch_size={batch_size} is {per_device} images on a chip, '
-      f'which computes {_TPU_LANES} side by side and so is '
-      f'{per_device / full:.0%} full; '
-      f'{full * (batch_size // per_device):,} would fill it.'
-    )
-
   def restore(self, saved: Sequence[Checkpoints]) -> None:
     """Restores the last checkpoint of each run, if there are any.
 
     The first process reads it and broadcasts it to the others, whose disks may
-    not have it.
-
-    Raises:
-      UserError: if the last checkpoints are of different steps.
+    not have it. Raises UserError if the checkpoints are of different steps.
     """
     state, is_validated = self._state, False
     if self._topology.process_index == 0:
@@ -104,33 +77,26 @@ class Trainer:
     self, epoch: int, first_step: int, max_steps: int | None = None
   ) -> Iterator[splits.Chunk]:
     """The rest of an epoch, in chunks for one dispatch each."""
+    return self._train_chunks(self._config.seed, epoch, first_step, max_steps)
+
+  def _train_chunks(self, seed, epoch, first_step, max_steps):
+    split, config = self._data.train, self._config
+    max_steps = max_steps or _steps_per_dispatch(split, config)
     return splits.train_chunks(
-      self._data.train,
-      self._config.seed,
-      epoch,
-      first_step,
-      self._config.train.batch_size,
-      max_steps or steps_per_dispatch(self._data.train, self._config),
+      *(split, seed, epoch, first_step, config.train.batch_size, max_steps),
       self._topology,
     )
 
-  def eval_chunks(
-    self, max_batches: int | None = None
-  ) -> Iterator[tuple[splits.Chunk, int]]:
+  def eval_chunks(self) -> Iterator[tuple[splits.Chunk, int]]:
     """The validation split, and the position in it of each chunk."""
-    return splits.eval_chunks(
-      self._data.validation,
-      self._config.eval.batch_size,
-      max_batches or eval_batches_per_dispatch(self._data, self._config),
-      self._topology,
-    )
+    split, batch_size = self._data.validation, self._config.eval.batch_size
+    max_batches = _MAX_EVAL_BATCHES
+    if splits.stored_images(split) is None:
+      max_batches = min(max_batches, _max_batches(split, batch_size))
+    return splits.eval_chunks(split, batch_size, max_batches, self._topology)
 
   def train(self, chunk: splits.Chunk) -> steps.Metrics:
-    """Dispatches the steps of a chunk.
-
-    Returns:
-      Metrics of each step, [..., max_steps], still being computed.
-    """
+    """Dispatches the steps of a chunk, for metrics [..., max_steps]."""
     self._state, metrics = self._train_steps(
       self._state,
       self._settings,
@@ -143,12 +109,7 @@ class Trainer:
     return metrics
 
   def evaluate(self, chunk: splits.Chunk, start: int) -> steps.Metrics:
-    """Dispatches the evaluation of a chunk of the validation split.
-
-    Returns:
-      Sums of the metrics over each batch, [..., max_batches], still being
-      computed.
-    """
+    """Dispatches a chunk of the validation, for sums [..., max_batches]."""
     return self._eval_steps(
       self._state.variables,
       self._settings,
@@ -161,11 +122,7 @@ class Trainer:
     )
 
   def validate(self) -> Iterator[steps.Metrics]:
-    """Dispatches the validation, every example once.
-
-    Yields:
-      The sums of each chunk, [..., max_batches], still being computed.
-    """
+    """Dispatches the validation, every example once, for sums of each chunk."""
     dispatched: collections.deque[steps.Metrics] = collections.deque()
     for chunk, start in self.eval_chunks():
       # The devices have a few chunks of images before them, and no more.
@@ -175,11 +132,7 @@ class Trainer:
       yield dispatched[-1]
 
   def means(self, sums: Sequence[steps.Metrics]) -> dict[str, list[float]]:
-    """The means over the validation split, one for each run.
-
-    Args:
-      sums: of each chunk, as `validate` yields them.
-    """
+    """The means over the validation split, one for each run."""
     by_run = [self.by_run(chunk) for chunk in sums]
     # In double precision: a large split has hundreds of millions of nats.
     return {
@@ -207,16 +160,15 @@ class Trainer:
   ) -> Callable[[], dict[str, np.ndarray]] | None:
     """Dispatches pictures of the first run; None if it draws none.
 
-    Args:
-      originals: to be reconstructed, uint8 [n, height, width, channels].
-      columns: of the pictures, in images; there are as many rows of samples.
-
-    Returns:
-      A function that waits for them, and returns grids of samples, and of the
-      originals beside their reconstructions. The seed fixes the samples' z, so
-      that epochs can be compared.
+    The function that is returned waits for them, and returns grids of columns²
+    samples, and of the originals [n, height, width, channels] beside their
+    reconstructions. The seed fixes the samples' z, so that epochs can be
+    compared.
     """
-    variables = devices.on_first(self._state.variables)
+    # The first device's copy, which is not waited for.
+    variables = jax.tree.map(
+      lambda a: a.addressable_shards[0].data, self._state.variables
+    )
     key = randomness.sample_key(self._config.seed)
     samples = _samples(self._model, columns**2, variables, key)
     reconstructions = _reconstructions(self._model, variables, originals)
@@ -231,7 +183,7 @@ class Trainer:
     return draw
 
 
-def steps_per_dispatch(split: splits.Split, config) -> int:
+def _steps_per_dispatch(split: splits.Split, config) -> int:
   """Training steps that go to the devices at a time."""
   if config.train.steps_per_dispatch:
     return config.train.steps_per_dispatch
@@ -245,14 +197,6 @@ def steps_per_dispatch(split: splits.Split, config) -> int:
   if num_steps < log_every_steps:
     return num_steps
   return num_steps - num_steps % log_every_steps
-
-
-def eval_batches_per_dispatch(data: splits.DataSet, config) -> int:
-  """Batches of the validation that go to the devices at a time."""
-  split = data.validation
-  if splits.stored_images(split) is not None:
-    return _MAX_EVAL_BATCHES
-  return min(_MAX_EVAL_BATCHES, _max_batches(split, config.eval.batch_size))
 
 
 def _max_batches(split: splits.Split, batch_size: int) -> int:
