@@ -18,29 +18,24 @@ from vae.trainer import Trainer
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (43, 8, 8, 3), np.uint8)
 
+NUM_STEPS = 10
 MODELS = {
   'conv': {'hidden_channels': (4,), 'learn_sigma': True},
   'mlp': {'hidden_sizes': (6,)},
 }
 # Model, and β, learning rate, latent dimension and seed of each member.
 POPULATIONS = {
-  'several seeds': (
-    'conv',
-    [(0.5, 0.005, 5, 3), (2.0, 0.002, 3, 3), (8.0, 0.01, 3, 5)],
-  ),
-  'one seed': (
-    'mlp',
-    [(0.5, 0.005, 3, 3), (2.0, 0.005, 5, 3), (4.0, 0.001, 3, 3)],
-  ),
+  'several seeds': ('conv', [(0.5, 0.005, 4, 3), (2.0, 0.002, 3, 5)]),
+  'one seed': ('mlp', [(0.5, 0.005, 3, 3), (2.0, 0.001, 4, 3)]),
 }
 
 
-def make_config(dtype, objective='elbo', model='conv'):
+def make_config(objective='elbo', model='conv'):
   """All that is random is on: flips, noise on the input, two samples of z."""
   config = make_small_config('')
   config.data.image_size = 8
   with config.unlocked():
-    config.model = {'name': model, 'dtype': dtype, **MODELS[model]}
+    config.model = {'name': model, 'dtype': 'float64', **MODELS[model]}
     config.objective = {'name': objective, 'num_samples': 2}
     if objective == 'free_bits':
       config.objective.free_nats = 0.02  # Above some dimensions' KL.
@@ -52,7 +47,7 @@ def make_config(dtype, objective='elbo', model='conv'):
   return config
 
 
-def run_topology(config, num_devices, num_steps):
+def run_topology(config, num_devices):
   """Metrics before and in the steps, and statistics, on some devices.
 
   Those before, as rounding noise that Adam blows up in biases before BatchNorm
@@ -77,23 +72,24 @@ def run_topology(config, num_devices, num_steps):
   ]
   found = {'val': [float(sum(s['loss'].sum() for s in sums))]}
   found |= {'loss': [], 'grad_norm': []}
-  for epoch in range(-(-num_steps // 5)):
+  train = steps.make_train_steps(program)
+  for epoch in range(NUM_STEPS // 5):
     for chunk in splits.train_chunks(split, 3, epoch, 0, 8, 5, topology):
-      state, metrics = steps.make_train_steps(program)(
+      state, metrics = train(
         *(state, settings, randomness.train_key(3), images),
-        *(chunk.batches, min(chunk.num_batches, num_steps)),
+        *(chunk.batches, chunk.num_batches),
       )
       for name in ('loss', 'grad_norm'):
-        found[name] += metrics[name][:num_steps].tolist()
+        found[name] += metrics[name].tolist()
   leaves = jax.device_get(jax.tree.leaves(state.collections))
   return found | {'statistics': np.concatenate([[], *leaves]).tolist()}
 
 
-def train_by(trainer, num_steps):
+def train_by(trainer):
   """Validation and training losses, and the states after the steps."""
-  sums = [trainer.by_run(trainer.evaluate(*c)) for c in trainer.eval_chunks(2)]
+  sums = [trainer.by_run(trainer.evaluate(*c)) for c in trainer.eval_chunks()]
   losses = [sum(s['loss'].sum(axis=1, keepdims=True) for s in sums)]
-  while trainer.step < num_steps:
+  while trainer.step < NUM_STEPS:
     for chunk in trainer.train_chunks(trainer.step // 5, 0, 3):
       metrics = trainer.by_run(trainer.train(chunk))
       losses.append(metrics['loss'][:, : chunk.num_batches])
@@ -107,13 +103,13 @@ def run_population(model, members):
   data = splits.DataSet(split, split, split)
   configs = []
   for beta, learning_rate, latent_dim, seed in members:
-    config = make_config('float64', model=model)
+    config = make_config(model=model)
     config.objective.beta = beta
     config.optimizer.learning_rate = learning_rate
     config.model.latent_dim, config.seed = latent_dim, seed
     configs.append(config)
   population = Population(configs, data)
-  losses, states = train_by(population, 25)
+  losses, states = train_by(population)
   differences = []
 
   def compare(one, other):
@@ -122,7 +118,7 @@ def run_population(model, members):
     differences.append(float(difference))
 
   for index, config in enumerate(configs):
-    alone, (state,) = train_by(Trainer(config, data), 25)
+    alone, (state,) = train_by(Trainer(config, data))
     compare(losses[index], alone[0])
     jax.tree.map(compare, states[index].variables, state.variables)
   result = {
@@ -164,18 +160,9 @@ class Saved:
 
 
 def main():
-  results = {}
-  for dtype, objective, model, num_steps, counts in (
-    ('float64', 'elbo', 'conv', 20, (1, 4, 8)),
-    ('float64', 'free_bits', 'mlp', 10, (1, 4)),
-    ('float32', 'elbo', 'conv', 1, (1, 8)),
-  ):
-    with numerics.fixed(dtype):
-      results[f'{dtype} {objective}'] = [
-        run_topology(make_config(dtype, objective, model), count, num_steps)
-        for count in counts
-      ]
   with numerics.fixed('float64'):
+    config = make_config('free_bits')
+    results = {'counts': [run_topology(config, count) for count in (1, 4, 8)]}
     for name, population in POPULATIONS.items():
       results[name] = run_population(*population)
   print(json.dumps(results))

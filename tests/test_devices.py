@@ -23,21 +23,12 @@ def found():
   return json.loads(subprocess.check_output(command, env=environment))
 
 
-@pytest.mark.parametrize(
-  ('case', 'num_steps'), [('float64 elbo', 20), ('float64 free_bits', 10)]
-)
-def test_number_of_devices_does_not_matter_in_float64(found, case, num_steps):
-  one, *others = found[case]
-  assert len(one['loss']) == num_steps and others
+def test_number_of_devices_does_not_matter_in_float64(found):
+  one, *others = found['counts']
+  assert len(one['loss']) == 10 and len(others) == 2
   for other in others:
     for name in one:
       np.testing.assert_allclose(other[name], one[name], rtol=1e-9)
-
-
-def test_number_of_devices_does_not_matter_in_the_first_float32_step(found):
-  one, other = found['float32 elbo']
-  for name in ('loss', 'grad_norm', 'val'):
-    np.testing.assert_allclose(other[name], one[name], rtol=1e-5)
 
 
 @pytest.mark.parametrize('case', ['several seeds', 'one seed'])
@@ -46,4 +37,4 @@ def test_members_on_devices_of_their_own_are_runs_on_all_devices(found, case):
   # Members differ from each other, or that would prove nothing.
   assert found[case]['spread'] > 0.1
   assert found[case]['collectives'] == []
-  assert 'are of different steps: 0, 1, 2' in found[case]['error']
+  assert 'are of different steps: 0, 1.' in found[case]['error']

@@ -57,9 +57,7 @@ def write(folder: epath.Path, state: Any, metrics: Mapping[str, float]) -> None:
 def read(folder: epath.Path, shapes: Any) -> Restored:
   """Reads a checkpoint and compares every array with its digest.
 
-  Args:
-    folder: of the checkpoint.
-    shapes: pytree of arrays, or of their shapes and dtypes.
+  `shapes` is a pytree of arrays, or of their shapes and dtypes.
 
   Raises:
     DamagedError: if the checkpoint differs from what was saved.

@@ -111,10 +111,7 @@ class Checkpoints:
   def restore(self, shapes: Any, step: int) -> Any:
     """Restores the state of a step, to the last bit, into host memory.
 
-    `shapes` is a pytree of arrays, or of their shapes and dtypes.
-
-    Raises:
-      UserError: if it is damaged, or its arrays differ from `shapes`.
+    Raises UserError if it is damaged, or its arrays differ from `shapes`.
     """
     try:
       return checkpoint_files.read(self.folder(step), shapes).state
@@ -129,10 +126,8 @@ class Checkpoints:
     """Restores the last sound checkpoint, to continue the run.
 
     Damaged checkpoints are moved to `damaged_checkpoints` in the workdir, with
-    a warning. None if there is no checkpoint at all.
-
-    Raises:
-      UserError: if all are damaged, or the arrays differ from `shapes`.
+    a warning. None if there is no checkpoint at all; raises UserError if all
+    are damaged, or the arrays differ from `shapes`.
     """
     damaged = {}
     for step in reversed(self.all_steps()):
@@ -222,14 +217,9 @@ class CheckpointWriter:
   ) -> None:
     """Queues a checkpoint, once the one before was tried.
 
-    The state is copied to host memory before this returns.
-
-    Args:
-      step: of the state.
-      state: pytree of arrays.
-      metrics: of a validation of this state, if any.
-      first: called in the thread before writing, to save what the checkpoint
-        counts on.
+    The state is copied to host memory before this returns. `metrics` are those
+    of its validation, if any. `first` is called in the thread before writing,
+    to save what the checkpoint counts on.
     """
     job = step, jax.device_get(state), metrics or {}, first
     self._settle()
@@ -247,10 +237,8 @@ class CheckpointWriter:
   ) -> None:
     """Waits until the last checkpoint is written.
 
-    It is retried for `patience` seconds, unless `stop` returns True.
-
-    Raises:
-      WriteError: if the checkpoint cannot be written.
+    It is retried for `patience` seconds, unless `stop` returns True; raises
+    WriteError if it cannot be written.
     """
     end = time.monotonic() + patience
     if self._thread is None:
@@ -286,13 +274,7 @@ class CheckpointWriter:
       if error is None or self._given_up.wait(_SECONDS_TO_RETRY):
         return
 
-  def _write(
-    self,
-    step: int,
-    state: Any,
-    metrics: Mapping[str, float],
-    first: Callable[[], None],
-  ) -> None:
+  def _write(self, step, state, metrics, first) -> None:
     first()
     saved = self._saved
     if step in saved.all_steps():

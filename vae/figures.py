@@ -92,9 +92,8 @@ def interpolate(
   """From one latent to another, both included, [steps, latent_dim].
 
   Linear: (1 - t) a + t b. Spherical: along the great circle, White 2016, with
-  the length going linearly from ‖a‖ to ‖b‖; in many dimensions the linear
-  path leaves the shell in which the mass of N(0, I) lies, and this one does
-  not. It is linear if a and b are on one line through the origin.
+  the length going linearly from ‖a‖ to ‖b‖; it stays in the shell in which the
+  mass of N(0, I) lies. It is linear if a and b are on one line through 0.
   """
   t = np.linspace(0, 1, steps)[:, None]
   weights: Sequence[np.ndarray] = (1 - t, t)

@@ -78,8 +78,8 @@ def _list_objects(folder: str) -> dict[str, str]:
 def list_generations(folder: str) -> dict[str, str]:
   """The generation of each object below a bucket's folder, by relative path.
 
-  An object that is written again gets another generation. The listing is made
-  once: for 200,000 objects it takes 200 requests.
+  An object that is written again gets another one. The listing is made once, as
+  it takes a request for each 1,000 objects.
   """
   return _list_objects(folder)
 

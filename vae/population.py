@@ -1,11 +1,10 @@
 """Several runs in one compiled program, one on each device.
 
-Members share the model's shapes, the data and the batch size. β, the learning
-rate and the seed are theirs, and the latent dimension is: if it is less than
-the largest, the parameters are padded with zeros, and z is masked. The
-dimensions that are padding have mean and log variance 0, a KL of 0 and z = 0,
-and neither the encoder's nor the decoder's weights for them get a gradient: all
-stay 0, and each member is the run that it would be by itself.
+Members share the model's shapes, the data and the batch size, and differ in
+`FREE_KEYS`. If a member's latent dimension is less than the largest, its
+parameters are padded with zeros, and z is masked: the padding has mean and log
+variance 0, a KL of 0 and z = 0, and its weights get no gradient. All stay 0,
+and each member is the run that it would be by itself.
 
 Each member has the whole of its batches, so that nothing is communicated.
 """
@@ -37,11 +36,7 @@ FREE_KEYS = (
 
 
 class Population(Trainer):
-  """Runs in training together, at most one for each local device.
-
-  For a step the devices are sent one batch if all runs have one seed, else one
-  for each run.
-  """
+  """Runs in training together, at most one for each local device."""
 
   def __init__(
     self,
@@ -51,11 +46,8 @@ class Population(Trainer):
   ):
     """Makes the states before the first step; compiles nothing yet.
 
-    Args:
-      configs: the same but for `FREE_KEYS`.
-      data: its train and validation splits are used.
-      latent_dim: to pad to, by default the largest there is; populations that
-        pad to the same share a program.
+    Populations that pad to the same `latent_dim`, by default the largest there
+    is, share a program.
     """
     self._configs, self._config, self._data = configs, configs[0], data
     # Each member has the whole of its batches.
@@ -77,19 +69,15 @@ class Population(Trainer):
     self._train_key = self._keys(randomness.train_key)
     self._eval_key = self._keys(randomness.eval_key)
     by_member = None if self._one_seed else 0
+    # State, settings, key, stored images, batches, their number.
+    in_axes = (0, 0, by_member, None, by_member, None)
     self._train_steps = _over_members(
-      steps.train_loop,
-      self._program,
-      # state, settings, key, stored, batches, num_steps
-      (0, 0, by_member, None, by_member, None),
-      self.num_runs,
+      steps.train_loop, self._program, in_axes, self.num_runs
     )
+    # Variables, settings, key; all members see the same images.
+    eval_axes = (0, 0, by_member, *[None] * 5)
     self._eval_steps = _over_members(
-      steps.eval_loop,
-      self._program,
-      # variables, settings, key, stored, batches, num_steps, start, examples
-      (0, 0, by_member, None, None, None, None, None),
-      self.num_runs,
+      steps.eval_loop, self._program, eval_axes, self.num_runs
     )
     states = [
       steps.create_state(program, c.seed)
@@ -137,8 +125,7 @@ class Population(Trainer):
   ) -> Iterator[splits.Chunk]:
     """The rest of an epoch, in chunks of batches [max_steps, batch, …].
 
-    All members share them; if their seeds differ, [num_runs, max_steps, batch,
-    …].
+    Members of different seeds have their own, [num_runs, max_steps, batch, …].
     """
     by_seed = {
       c.seed: self._train_chunks(c.seed, epoch, first_step, max_steps)
@@ -181,10 +168,9 @@ class Population(Trainer):
 
 
 def pad_trained(trained: TrainedVAE, latent_dim: int) -> TrainedVAE:
-  """The same model with more latent dimensions, that carry nothing.
+  """The same model with more latent dimensions, which carry nothing.
 
-  Their KL is 0 and the decoder ignores them. Models that are padded to the
-  same size share the programs that measure them.
+  Models that are padded to the same size share the programs that measure them.
   """
   model = _widened(trained.model, latent_dim)
   wide = steps.abstract_state(steps.Program(model)).variables
@@ -201,10 +187,9 @@ def _widened(model: nn.Module, latent_dim: int) -> nn.Module:
 
 
 def _mask(narrow: nn.Module, wide: nn.Module) -> dict[str, Any]:
-  """The collection that masks the padding of z.
+  """The collection that masks the padding of z, even if there is none.
 
-  It is there too if nothing is padded, so that populations of any latent
-  dimensions share a program.
+  So populations of any latent dimensions share a program.
   """
   if not hasattr(narrow, 'latent_dim'):
     return {}

@@ -1,14 +1,13 @@
 """Splits of a data set, and the order in which training sees their examples.
 
 The order depends on the seed and the epoch alone, not on the images' place, the
-devices or a restart. Training and validation go through a split in chunks of
-several batches, each a dispatch. A chunk holds images, or indices if the images
-are on the devices already (`DeviceSplit`).
+devices or a restart. Each dispatch is a chunk of several batches: images, or
+their indices if the images are on the devices already (`DeviceSplit`).
 
-On a TPU an array lies in tiles of 8 × 128 numbers of its last two axes. Images
-of other shapes are interleaved or padded, and a program that picks some of them
-first copies all into another layout. As [num_images, 8·k, 128], with zeros
-behind the last pixel, each image is k whole tiles and is picked in place.
+On a TPU an array lies in tiles of 8 × 128 numbers of its last two axes, and a
+program that picks images of other shapes first copies all into another layout.
+As [num_images, 8·k, 128], with zeros behind the last pixel, each image is k
+whole tiles and is picked in place.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,10 +57,7 @@ class Split(Protocol):
   def batches(
     self, indices: np.ndarray, batch_size: int
   ) -> Iterator[np.ndarray]:
-    """The images at `indices`, uint8 [batch_size, height, width, channels].
-
-    They come in this order; the last batch may be short.
-    """
+    """The images at `indices`, uint8 [batch_size, height, width, channels]."""
 
   def labels(self) -> Labels | None:
     """Reads the labels, if there are any; UserError if they are damaged."""
@@ -79,15 +75,15 @@ class DataSet:
   test: Split
 
   def identity(self) -> dict[str, int | str]:
-    """The number of images that a run sees in each split, by its name.
-
-    With them, as `SPLIT_names`, the digest of their names, if they have any.
-    """
+    """The number of images in each split of a run, and their names' digest."""
     seen = {'train': self.train, 'validation': self.validation}
-    digests = {f'{k}_names': split.names_digest() for k, split in seen.items()}
-    return {name: split.num_examples for name, split in seen.items()} | {
-      key: digest for key, digest in digests.items() if digest is not None
+    identity: dict[str, int | str] = {
+      name: split.num_examples for name, split in seen.items()
     }
+    for name, split in seen.items():
+      if (digest := split.names_digest()) is not None:
+        identity[f'{name}_names'] = digest
+    return identity
 
 
 class ArraySplit:
@@ -156,8 +152,7 @@ def unpack_tiles(
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
   """A permutation of the examples, [num_examples], for an epoch.
 
-  It ranks raw random bits, which NumPy guarantees never to change, where
-  `Generator.permutation` may differ between its versions.
+  It ranks raw random bits, which NumPy never changes, as it may `permutation`.
   """
   bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
   return np.argsort(bits.random_raw(num_examples), kind='stable')
@@ -208,11 +203,7 @@ def train_chunks(
 def eval_chunks(
   split: Split, batch_size: int, max_batches: int, topology: Topology
 ) -> Iterator[tuple[Chunk, int]]:
-  """Every example once, in order, `max_batches` batches at a time.
-
-  Batches are those of `eval_batches`. With each chunk comes the position in the
-  split of its first example.
-  """
+  """`eval_batches`, several at a time, with the position of each chunk."""
   order = _eval_order(split.num_examples, batch_size, topology)
   max_batches = min(max_batches, len(order))
   chunks = _chunks(split, order, max_batches, topology)
@@ -225,11 +216,8 @@ def eval_batches(
 ) -> Iterator[tuple[np.ndarray, int]]:
   """Images of every example once, in order; the last batch is padded.
 
-  Args:
-    split: the images.
-    batch_size: global, at most, but at least one example on each device; all
-      batches have the same size, so that little is padding.
-    topology: the devices that share a batch.
+  All batches have the same size, at most the global `batch_size`, but at least
+  one example on each device.
 
   Returns:
     Pairs of this process's images, uint8 [local_devices, per_device_batch_size,
