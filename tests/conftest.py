@@ -171,13 +171,6 @@ def make_data(image_shape=(16, 16, 3)):
   return splits.DataSet(*map(splits.ArraySplit, parts))
 
 
-@pytest.fixture
-def storage_server():
-  """A Google Cloud Storage with an empty bucket named 'bucket'."""
-  with bucket_server.serve() as server:
-    yield server
-
-
 @pytest.fixture(scope='session')
 def trained_run(celeba_dir, tmp_path_factory):
   """The workdir of a small finished run, of two latent dimensions.
@@ -212,7 +205,5 @@ def inception_file(tmp_path_factory):
 @pytest.fixture(scope='module')
 def running():
   """A bucket server that all clients of this process are sent to."""
-  from tests import bucket_server
-
   with bucket_server.serve() as server, bucket_server.clients_sent_to(server):
     yield server

@@ -1,8 +1,6 @@
 """Whole runs in processes of their own, with workdir and data in a bucket."""
 
-import csv
 import json
-import re
 import signal
 import time
 
@@ -11,7 +9,7 @@ import pytest
 from tests.celeba_builder import CelebA
 from tests.ports import free_port
 from tests.preloaded import run
-from tests.test_main import check_same, finish, metrics, SMALL, start
+from tests.test_main import check_same, metrics, SMALL, start
 from vae import paths
 from vae.checkpoints import Checkpoints
 
@@ -80,7 +78,7 @@ def test_killed_run_ends_in_the_bits_of_a_local_one(
   server, local, workdir, flags, tmp_path
 ):
   saved, step = Checkpoints(workdir), 0
-  for _ in range(3):
+  for _ in range(2):
     process = start(*flags, '--config.checkpoint.every_minutes=1e-9')
     while (saved.latest_step() or 0) <= step:
       assert process.poll() is None, process.communicate()
@@ -136,6 +134,7 @@ def test_second_interrupt_ends_a_run_whose_bucket_hangs(
   assert code == 0 and (f'from step {step:,}' in out or not step), err
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_run(server, workdir, flags):
   address = f'127.0.0.1:{free_port()}'
   processes = [
@@ -153,29 +152,6 @@ def test_two_processes_write_one_run(server, workdir, flags):
   assert [p.returncode for p in processes] == [0, 0], outputs
   assert Checkpoints(workdir).latest_step() == 100
   assert metrics(workdir)[-1]['step'] == 100
-
-
-@pytest.mark.slow
-def test_two_workers_share_a_sweep(server, workdir, flags, tmp_path):
-  flags = (
-    *flags,
-    '--config.train.num_epochs=20',
-    '--beta=0.05,20',
-    '--latent_dim=2,3',
-    f'--storage=sqlite:///{tmp_path}/sweep.db',
-  )
-  workers = [start(*flags, script='sweep.py') for _ in range(2)]
-  results = [finish(worker) for worker in workers]
-  assert [code for code, *_ in results] == [0, 0], results
-  table = (workdir / 'results.csv').read_text()
-  rows = list(csv.DictReader(table.splitlines()))
-  assert [row['state'] for row in rows] == ['complete'] * 4
-  for row in rows:
-    point = Checkpoints(workdir / 'points' / row['point'])
-    assert point.latest_step() == 100
-  # No point was trained by both.
-  trained = [set(re.findall(r'into (\S+)\.', out)) for _, out, _ in results]
-  assert len(trained[0] | trained[1]) == 4 and not trained[0] & trained[1]
 
 
 @pytest.mark.slow
@@ -219,6 +195,7 @@ def test_results_of_a_run_in_a_bucket_are_those_of_a_local_one(
   assert {'fid_samples', 'mig'} <= found[0][1]['metrics'].keys()
 
 
+@pytest.mark.slow
 def test_tfds_data_in_a_bucket_is_the_local_data(
   server, celeba_dir, local, workdir, tmp_path
 ):
@@ -232,7 +209,7 @@ def test_tfds_data_in_a_bucket_is_the_local_data(
   ):
     code, _, err = run(
       *local[1],
-      '--config.train.num_epochs=20',
+      '--config.train.num_epochs=4',
       f'--config.data.dir={data_dir}',
       f'--workdir={folder}',
     )
@@ -245,14 +222,7 @@ def test_tfds_data_in_a_bucket_is_the_local_data(
   assert records - others and others, (records, others)
 
 
-@pytest.mark.parametrize(
-  ('wrong', 'message'),
-  [
-    ('--workdir=gs://mistyped/run', 'there is no such bucket'),
-    ('--config.data.dir=gs://mistyped/celeba', 'no such folder'),
-  ],
-)
-def test_missing_bucket_is_one_line(server, flags, tmp_path, wrong, message):
-  code, _, err = run(*flags, f'--workdir={tmp_path}', wrong)
-  assert code == 2 and err.count('\n') == 1 and message in err, err
-  assert len(server.log) < 10
+def test_missing_bucket_is_one_line(server, flags):
+  code, _, err = run(*flags, '--workdir=gs://mistyped/run')
+  assert code == 2 and err.count('\n') == 1, err
+  assert 'there is no such bucket' in err and len(server.log) < 10

@@ -17,7 +17,9 @@ def found():
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'PYTHONPATH': str(ROOT),
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+    # Half of the time to compile goes into the optimisation of LLVM.
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
+    '--xla_backend_optimization_level=0',
   }
   command = [sys.executable, ROOT / 'tests/devices_run.py']
   return json.loads(subprocess.check_output(command, env=environment))

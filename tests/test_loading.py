@@ -51,10 +51,13 @@ def test_config_of_other_code_gets_one_line(
   with pytest.raises(UserError, match=match) as caught:
     vae.load(workdir)
   assert '\n' not in str(caught.value)
-  (workdir / 'config.json').write_text('{')
-  with pytest.raises(UserError, match='cannot be read'):
-    vae.load(workdir)
+
+
+def test_folder_without_a_readable_config_gets_one_line(tmp_path):
   with pytest.raises(UserError, match='holds no run'):
+    vae.load(tmp_path)
+  (tmp_path / 'config.json').write_text('{')
+  with pytest.raises(UserError, match='cannot be read'):
     vae.load(tmp_path)
 
 
