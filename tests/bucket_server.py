@@ -29,6 +29,9 @@ import urllib.parse
 import uuid
 
 BUCKET = 'bucket'
+
+# Names in an answer; the service has at most 1,000.
+_MAX_PAGE = 100
 ACCOUNT = 'tester@project.iam.gserviceaccount.com'
 
 # Methods of HTTP, path, method of the JSON API and the permissions it needs:
@@ -228,7 +231,7 @@ class Server:
         metadata = None if is_folder else self.objects[name][0]
         found[prefix + head + is_folder] = metadata
     names = [name for name in found if name > query.get('pageToken', '')]
-    page = names[: int(query.get('maxResults', 1000))]
+    page = names[:_MAX_PAGE]
     listing = {
       'kind': 'storage#objects',
       'items': [found[name] for name in page if found[name]],
