@@ -27,8 +27,7 @@ from runs.progress import Schedule
 from vae import checkpoints, devices, numerics, optimizers, splits, steps
 from vae.checkpoints import Checkpoints, CheckpointWriter
 from vae.errors import UserError
-from vae.population import Population
-from vae.trainer import Trainer
+from vae.trainer import Population, Trainer
 
 # Images along a side of the grids of samples and reconstructions.
 GRID = 12
@@ -103,7 +102,7 @@ def train_population(
 
   Args:
     runs: at most one for each local device; their last checkpoints are of the
-      same step, and their configs the same but for `population.FREE_KEYS`.
+      same step, and their configs the same but for `trainer.FREE_KEYS`.
     data: as for `train_and_evaluate`.
     latent_dim: to pad to, by default the largest of the runs.
     stop: as for `train_and_evaluate`.

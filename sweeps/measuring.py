@@ -9,7 +9,7 @@ import numpy as np
 from evaluation import measure, posterior
 from evaluation.measure import Measurements, Metric
 from runs import metric_writer
-from vae import figures, loading, population, splits
+from vae import figures, loading, splits
 
 # Pictures in a point's folder, and images in each.
 ORIGINALS = 'gallery/originals.png'
@@ -43,7 +43,7 @@ def measure_run(
   trained = loading.restore(config, workdir)
   # Models without this setting are not padded.
   count = getattr(trained.model, 'latent_dim', None)
-  padded = population.pad_trained(trained, max(latent_dim, count or 0))
+  padded = loading.pad_trained(trained, max(latent_dim, count or 0))
   results = measure.summarise(padded, split, settings)
   dimensions = {k: v[:count] for k, v in results.dimensions.items()}
   if settings.groups:

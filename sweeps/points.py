@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 import pandas as pd
 
 from runs import schema
-from vae import population
+from vae import trainer
 from vae.errors import UserError
 
 BETA = 'objective.beta'
@@ -297,7 +297,7 @@ def name(values: Values) -> str:
 
 def program(values: Values) -> str:
   """Text that is the same for points that can train together."""
-  free = population.FREE_KEYS
+  free = trainer.FREE_KEYS
   return repr({key: v for key, v in values.items() if key not in free})
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from tests.conftest import make_small_config
 from vae import devices, numerics, randomness, splits, steps
 from vae.errors import UserError
-from vae.population import Population
-from vae.trainer import Trainer
+from vae.trainer import Population, Trainer
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (43, 8, 8, 3), np.uint8)
 

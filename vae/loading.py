@@ -187,6 +187,48 @@ class TrainedVAE:
     )
 
 
+def pad_trained(trained: TrainedVAE, latent_dim: int) -> TrainedVAE:
+  """The same model with more latent dimensions, which carry nothing.
+
+  Models that are padded to the same size share the programs that measure them.
+  """
+  model = widened(trained.model, latent_dim)
+  wide = steps.abstract_state(steps.Program(model)).variables
+  variables = pad(jax.device_get(trained.variables), wide)
+  variables |= padding_mask(trained.model, model)
+  return TrainedVAE(trained.config, model, variables, trained.step)
+
+
+def widened(model: nn.Module, latent_dim: int) -> nn.Module:
+  """The model with more latent dimensions, if it has a number of them."""
+  if not hasattr(model, 'latent_dim'):
+    return model
+  return model.clone(latent_dim=latent_dim)
+
+
+def padding_mask(narrow: nn.Module, wide: nn.Module) -> dict[str, Any]:
+  """The collection that masks the padding of z, even if there is none.
+
+  So populations of any latent dimensions share a program.
+  """
+  if not hasattr(narrow, 'latent_dim'):
+    return {}
+  mask = np.arange(wide.latent_dim) < narrow.latent_dim
+  return {'padding': {'mask': mask.astype(np.float32)}}
+
+
+def pad(tree: Any, target: Any) -> Any:
+  """Zeros behind the arrays of a tree, up to the shapes of `target`."""
+
+  def pad(array, wanted):
+    if array.shape == wanted.shape:
+      return array
+    missing = np.subtract(wanted.shape, array.shape)
+    return np.pad(array, [(0, more) for more in missing])
+
+  return jax.tree.map(pad, tree, target)
+
+
 def _draw(distribution, key_of_seed, seed: int, count: int) -> np.ndarray:
   """A draw for each of `count` images, by its position."""
   with numerics.fixed('float32'):
