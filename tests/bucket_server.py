@@ -1,8 +1,5 @@
 """A bucket of Google Cloud Storage on the loopback interface, with faults.
 
-  with bucket_server.serve() as server, bucket_server.clients_sent_to(server):
-    server.set_faults(latency_ms=50, writes_per_second=1)
-
 It answers the requests of gcsfs and those with which TensorFlow reads, others
 with 400. TensorFlow's endpoints are compiled in, so the same port is an HTTPS
 proxy that plays them.

@@ -220,9 +220,3 @@ def test_tfds_data_in_a_bucket_is_the_local_data(
   records = {e.client for e in server.log if 'tfrecord' in e.object}
   others = {e.client for e in server.log if '/run/' in e.object}
   assert records - others and others, (records, others)
-
-
-def test_missing_bucket_is_one_line(server, flags):
-  code, _, err = run(*flags, '--workdir=gs://mistyped/run')
-  assert code == 2 and err.count('\n') == 1, err
-  assert 'there is no such bucket' in err and len(server.log) < 10

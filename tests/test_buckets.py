@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from data import cartoon_faces
 from data import folder as folders
 from data.encoded import SPLITS
 from runs import metric_writer, workdirs
@@ -350,16 +349,6 @@ def test_images_of_a_bucket_are_those_of_a_folder(server, workdir, tmp_path):
   path.write_bytes(path.read_bytes())
   second = fingerprints()
   assert [s for s in SPLITS if first[s] != second[s]] == ['validation']
-
-
-def test_cartoon_faces_are_rendered_into_a_bucket(
-  server, workdir, monkeypatch, capsys
-):
-  monkeypatch.setattr(cartoon_faces, '_SPLIT_SIZES', dict.fromkeys(SPLITS, 3))
-  for _ in range(2):  # The second time they are there.
-    found = cartoon_faces.find(make_small_config(workdir).data)
-  assert capsys.readouterr().out.count('Preparing') == 1
-  assert found['train'].num_examples == 3
 
 
 def test_model_is_loaded_from_a_bucket_without_tensorflow(

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -90,16 +89,6 @@ def test_missing_temporary_folder_is_no_damage(tmp_path, monkeypatch):
   with pytest.raises(UserError, match='set TMPDIR'):
     saved.restore_last(state_at(0))
   assert saved.all_steps() == [1, 2]
-
-
-def test_saving_takes_no_part_in_the_vote_to_stop(tmp_path, monkeypatch):
-  """JAX counts the votes of each process, and only one process saves."""
-  votes = []
-  monkeypatch.setattr(
-    multihost_utils, 'reached_preemption_sync_point', votes.append
-  )
-  save_all(tmp_path, {7: 2.0, 8: None})
-  assert not votes
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,6 @@ def test_leading_tilde_is_the_home(tmp_path, monkeypatch, given, expanded):
       ('--output=~/{name}/config.json',),
       '--output={run}/config.json cannot be written',
     ),
-    (
-      'generate.py',
-      ('sample', '--checkpoint=7'),
-      '{run}/checkpoints has no checkpoint 7',
-    ),
   ],
 )
 def test_scripts_find_a_run_at_home(
