@@ -25,8 +25,7 @@ from runs.progress import Schedule
 from vae import checkpoints, numerics, optimizers, splits, steps
 from vae.checkpoints import Checkpoints, CheckpointWriter
 from vae.errors import UserError
-from vae.population import Population
-from vae.trainer import Trainer
+from vae.trainer import Population, Trainer
 
 # Images along a side of the grids of samples and reconstructions.
 GRID = 12
@@ -95,7 +94,7 @@ def train_population(
 
   Args:
     runs: at most one for each local device; their last checkpoints are of the
-      same step, and their configs the same but for `population.FREE_KEYS`.
+      same step, and their configs the same but for `trainer.FREE_KEYS`.
     data: as for `train_and_evaluate`.
     latent_dim: to pad to, by default the largest of the runs.
     stop: as for `train_and_evaluate`.
@@ -370,5 +369,3 @@ def _announce(trainer: Trainer, data: splits.DataSet, where: str) -> None:
     f'{data.validation.num_examples:,}), {jax.device_count()} × '
     f'{jax.devices()[0].device_kind}, into {where}.'
   )
-  if note := trainer.note_on_batch():
-    progress_lib.say(note)

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from benchmarks import jax_vae, results
 from evaluation import bounds
-from vae import loading, numerics, population, splits, steps
+from vae import loading, numerics, splits, steps, trainer
 
 PROGRAMS = ('train', 'eval', 'bound', 'sample', 'population')
 
@@ -240,7 +240,7 @@ def _lower_population(tpus, config, batch_size, num_images):
     lambda s: _shape((len(tpus), *s.shape), s.dtype),
     (state, _settings(config)),
   )
-  train_steps = population._over_members.__wrapped__(
+  train_steps = trainer._over_members.__wrapped__(
     steps.train_loop, program, (0, 0, None, None, None, None), len(tpus)
   )
   return train_steps.lower(

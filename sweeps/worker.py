@@ -20,7 +20,7 @@ from sweeps import points, report
 from sweeps.points import Results
 from sweeps.study import NO_ANSWER, Point, Study
 import train
-from vae import figures, loading, population, splits
+from vae import figures, loading, splits
 from vae.errors import UserError, WriteError
 
 _SECONDS_BETWEEN_POLLS, _SECONDS_BETWEEN_TRIES = 2.0, 60.0
@@ -202,7 +202,7 @@ def measure_run(
   trained = loading.restore(config, workdir)
   # Models without this setting are not padded.
   count = getattr(trained.model, 'latent_dim', None)
-  padded = population.pad_trained(trained, max(latent_dim, count or 0))
+  padded = loading.pad_trained(trained, max(latent_dim, count or 0))
   results = measure.summarise(padded, split, settings)
   kl = results.dimensions.get('kl', [])[:count]
   variances = results.dimensions.get('mean_variance', [])[:count]

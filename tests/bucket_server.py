@@ -1,8 +1,5 @@
 """A bucket of Google Cloud Storage on the loopback interface, with faults.
 
-  with bucket_server.serve() as server, bucket_server.clients_sent_to(server):
-    server.set_faults(latency_ms=50, writes_per_second=1)
-
 It answers the requests of gcsfs and those with which TensorFlow reads, others
 with 400. TensorFlow's endpoints are compiled in, so the same port is an HTTPS
 proxy that plays them.
@@ -29,6 +26,9 @@ import urllib.parse
 import uuid
 
 BUCKET = 'bucket'
+
+# Names in an answer; the service has at most 1,000.
+_MAX_PAGE = 100
 ACCOUNT = 'tester@project.iam.gserviceaccount.com'
 
 # Methods of HTTP, path, method of the JSON API and the permissions it needs:
@@ -82,14 +82,10 @@ class _NoAnswer(Exception):
 
 
 class Server:
-  """A bucket, and the answers to requests.
-
-  Attributes:
-    objects: by name, metadata and content.
-    log: the requests, in the order of their answers.
-  """
+  """A bucket, and the answers to requests."""
 
   def __init__(self):
+    # Metadata and content of each object, and the requests in order.
     self.objects: dict[str, tuple[dict[str, str], bytes]] = {}
     self.log: list[LogEntry] = []
     self._uploads, self._written = {}, {}
@@ -99,10 +95,12 @@ class Server:
     self._certificate = f'{self._folder.name}/certificate.pem'
     key = f'{self._folder.name}/key.pem'
     hosts = 'DNS:www.googleapis.com,DNS:storage.googleapis.com'
-    command = 'openssl req -x509 -nodes -newkey ec -subj /CN=bucket'.split()
-    command += ['-pkeyopt', 'ec_paramgen_curve:prime256v1', '-keyout', key]
-    command += ['-out', self._certificate, '-addext', f'subjectAltName={hosts}']
-    subprocess.run(command, check=True, capture_output=True)
+    command = (
+      'openssl req -x509 -nodes -newkey ec -pkeyopt '
+      f'ec_paramgen_curve:prime256v1 -subj /CN=bucket -keyout {key} '
+      f'-out {self._certificate} -addext subjectAltName={hosts}'
+    )
+    subprocess.run(command.split(), check=True, capture_output=True)
     self._http = http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
     self._http.daemon_threads, self._http.block_on_close = True, False
     self._http.handle_error = lambda *unused_args: None  # Clients that left.
@@ -141,13 +139,9 @@ class Server:
   def write(self, name: str, data: bytes):
     """Creates or replaces an object, without a request."""
     metadata = {
-      'kind': 'storage#object',
-      'bucket': BUCKET,
       'name': name,
       'generation': str(time.time_ns()),
-      'metageneration': '1',
       'updated': _now(),
-      'timeCreated': _now(),
       'size': str(len(data)),
     }
     self.objects[name] = metadata, data
@@ -207,10 +201,9 @@ class Server:
       raise _Error(fault, f'{ACCOUNT} does not have access, or status {fault}.')
 
   def _require(self, *permissions):
-    for permission in permissions:
-      denied = self._faults.denied_permissions
-      if any(fnmatch.fnmatchcase(permission, pattern) for pattern in denied):
-        raise _Error(403, f'{ACCOUNT} does not have {permission} access.')
+    for pattern in self._faults.denied_permissions:
+      if denied := fnmatch.filter(permissions, pattern):
+        raise _Error(403, f'{ACCOUNT} does not have {denied[0]} access.')
 
   def _find(self, name, query) -> dict[str, str]:
     metadata, _ = self.objects.get(name, ({}, b''))
@@ -235,7 +228,7 @@ class Server:
         metadata = None if is_folder else self.objects[name][0]
         found[prefix + head + is_folder] = metadata
     names = [name for name in found if name > query.get('pageToken', '')]
-    page = names[: int(query.get('maxResults', 1000))]
+    page = names[:_MAX_PAGE]
     listing = {
       'kind': 'storage#objects',
       'items': [found[name] for name in page if found[name]],

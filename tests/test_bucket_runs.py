@@ -80,7 +80,7 @@ def test_killed_run_ends_in_the_bits_of_a_local_one(
   server, local, workdir, flags, tmp_path
 ):
   saved, step = Checkpoints(workdir), 0
-  for _ in range(3):
+  for _ in range(2):
     process = start(*flags, '--config.checkpoint.every_minutes=1e-9')
     while (saved.latest_step() or 0) <= step:
       assert process.poll() is None, process.communicate()
@@ -136,6 +136,7 @@ def test_second_interrupt_ends_a_run_whose_bucket_hangs(
   assert code == 0 and (f'from step {step:,}' in out or not step), err
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_run(server, workdir, flags):
   address = f'127.0.0.1:{free_port()}'
   processes = [
@@ -219,6 +220,7 @@ def test_results_of_a_run_in_a_bucket_are_those_of_a_local_one(
   assert {'fid_samples', 'mig'} <= found[0][1]['metrics'].keys()
 
 
+@pytest.mark.slow
 def test_tfds_data_in_a_bucket_is_the_local_data(
   server, celeba_dir, local, workdir, tmp_path
 ):
@@ -232,7 +234,7 @@ def test_tfds_data_in_a_bucket_is_the_local_data(
   ):
     code, _, err = run(
       *local[1],
-      '--config.train.num_epochs=20',
+      '--config.train.num_epochs=4',
       f'--config.data.dir={data_dir}',
       f'--workdir={folder}',
     )
@@ -243,16 +245,3 @@ def test_tfds_data_in_a_bucket_is_the_local_data(
   records = {e.client for e in server.log if 'tfrecord' in e.object}
   others = {e.client for e in server.log if '/run/' in e.object}
   assert records - others and others, (records, others)
-
-
-@pytest.mark.parametrize(
-  ('wrong', 'message'),
-  [
-    ('--workdir=gs://mistyped/run', 'there is no such bucket'),
-    ('--config.data.dir=gs://mistyped/celeba', 'no such folder'),
-  ],
-)
-def test_missing_bucket_is_one_line(server, flags, tmp_path, wrong, message):
-  code, _, err = run(*flags, f'--workdir={tmp_path}', wrong)
-  assert code == 2 and err.count('\n') == 1 and message in err, err
-  assert len(server.log) < 10

@@ -62,13 +62,12 @@ def test_urls_stay_as_they_are():
 def test_folder_of_a_bucket_is_like_a_local_one(server, workdir, tmp_path):
   for top in (workdir, epath.Path(tmp_path)):
     top.mkdir(parents=True, exist_ok=True)
-    for name in ('a/b/c.txt', 'a/d.txt', 'e', 'a[1]/f*', 'ä?/g'):
+    names = ['a/b/c.txt', 'a/d.txt', 'a[1]/f*', 'e', 'ä?/g']
+    for name in names:
       (top / name).parent.mkdir(parents=True, exist_ok=True)
       paths.replace(top / name, name.encode())
-    (top / 'a').joinpath('empty').write_bytes(b'')
-    assert paths.list_files(top) == sorted(
-      ['a/b/c.txt', 'a/d.txt', 'e', 'a[1]/f*', 'ä?/g', 'a/empty']
-    )
+    (top / 'a/empty').write_bytes(b'')
+    assert paths.list_files(top) == sorted([*names, 'a/empty'])
     assert sorted(p.name for p in top.iterdir()) == ['a', 'a[1]', 'e', 'ä?']
     assert (top / 'a').is_dir() and not (top / 'e').is_dir()
     assert not (top / 'a/x').exists() and (top / 'a/d.txt').exists()
@@ -87,7 +86,7 @@ def test_folder_of_a_bucket_is_like_a_local_one(server, workdir, tmp_path):
 
 def test_folders_are_copied_both_ways(server, workdir, tmp_path):
   source = epath.Path(tmp_path) / 'source'
-  for index in range(1_030):  # More than a page of a listing.
+  for index in range(130):  # More than a page of a listing.
     path = source / f'{index % 3}/{index}'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(os.urandom(index))
@@ -143,10 +142,9 @@ def test_failed_requests_are_retried(server, workdir):
   assert {e.status for e in server.log if e.status >= 400} == {429, 503}
 
 
-@pytest.mark.parametrize('url', ['gs://mistyped/run', 'gs://mistyped'])
-def test_missing_bucket_is_refused_and_not_made(server, url):
+def test_missing_bucket_is_refused_and_not_made(server):
   with pytest.raises(UserError, match='written .there is no such bucket.; na'):
-    workdirs.check_writable(paths.expand(url), '--workdir')
+    workdirs.check_writable(paths.expand('gs://mistyped/run'), '--workdir')
   assert len(server.log) <= 3
   assert 'buckets.insert' not in {e.method for e in server.log}
 
@@ -164,18 +162,6 @@ def test_checkpoints_are_kept_as_on_a_disk(server, workdir):
   assert sorted(p.name for p in saved.directory.iterdir()) == list('1256')
   assert_same(saved.restore(state_at(0), 1), state_at(1))
   assert_same(saved.restore_last(state_at(0)).state, state_at(6))
-
-
-def test_checkpoints_are_copied_by_hand_to_a_bucket_and_back(
-  server, workdir, tmp_path
-):
-  local = epath.Path(tmp_path) / 'run'
-  save_all(local, {1: 1.0, 2: 2.0})
-  for source, target in ((local, workdir), (workdir, local.parent / 'back')):
-    paths.copy(source, target)
-    saved = Checkpoints(target)
-    assert saved.all_steps() == [1, 2]
-    assert_same(saved.restore_last(state_at(0)).state, state_at(2))
 
 
 def test_damaged_checkpoints_are_set_aside(server, workdir, capsys):
@@ -287,29 +273,24 @@ def test_changes_of_a_folder_are_copied_in_few_requests(
   assert 2 <= sum(e.method == 'objects.insert' for e in server.log) < 30
 
 
-@pytest.mark.parametrize('answer', [403, 503])
-def test_refused_metrics_warn_and_are_kept(
-  server, workdir, monkeypatch, answer
-):
+def test_refused_metrics_warn_and_are_kept(server, workdir, monkeypatch):
   monkeypatch.setattr(paths, '_SECONDS_BETWEEN_COPIES', 0.05)
-  server.set_faults(answers={'objects.insert.*metrics.jsonl': answer})
+  server.set_faults(answers={'objects.insert': 403})
   lines = []
   mirror = paths.Mirror(workdir, lines.append)
   (mirror.folder / 'metrics.jsonl').write_text('x')
-  (mirror.folder / 'samples.png').write_text('y')
   while not lines:
     time.sleep(0.01)
   with pytest.raises(OSError):
     mirror.close()
   assert len(lines) == 1 and 'cannot be written' in lines[0]
   assert (mirror.folder / 'metrics.jsonl').read_text() == 'x'
-  if answer == 403:  # Of the metrics alone.
-    assert (workdir / 'samples.png').read_text() == 'y'
 
 
 def test_tensorboard_of_a_bucket_has_the_points_of_a_local_one(
-  server, slow_mirror, workdir, tmp_path
+  server, slow_mirror, workdir, tmp_path, monkeypatch
 ):
+  monkeypatch.setattr(metric_writer, '_SECONDS_OF_PIECE', 1.0)
   for folder in (workdir, epath.Path(tmp_path) / 'local'):
     folder.mkdir(exist_ok=True)
     writer = metric_writer.MetricWriter(folder)
@@ -318,7 +299,7 @@ def test_tensorboard_of_a_bucket_has_the_points_of_a_local_one(
       if step % 3 == 0:
         picture = np.full((4, 4, 3), step, np.uint8)
         writer.write_images(step, {'samples': picture})
-        time.sleep(2.5)  # As long as an epoch, at least.
+        time.sleep(1.1)  # As long as an epoch, at least.
     writer.close()
   paths.copy(workdir, epath.Path(tmp_path) / 'remote')
   found = []
@@ -375,10 +356,13 @@ def test_model_is_loaded_from_a_bucket_without_tensorflow(
 ):
   paths.copy(trained_run, workdir)
   program = (
-    'import sys, vae\n'
+    'import sys, train, vae\n'
     f'ours = vae.load({str(workdir)!r})\n'
     f'theirs = vae.load({str(trained_run)!r})\n'
     'assert (ours.sample(3) == theirs.sample(3)).all() and ours.step\n'
-    "assert not {'tensorflow', 'clu'} & sys.modules.keys()"
+    "assert not {'tensorflow', 'clu', 'tensorboard'} & sys.modules.keys()"
   )
-  subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True)
+  output = subprocess.check_output(
+    [sys.executable, '-c', program], cwd=ROOT, stderr=subprocess.STDOUT
+  )
+  assert output == b''

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -42,10 +41,10 @@ def save_all(workdir, losses, keep_best=2):
 
 
 def assert_same(state, expected):
-  assert jax.tree.map(lambda a: a.dtype, state) == jax.tree.map(
-    lambda a: a.dtype, expected
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a, b, strict=True),
+    *(state, jax.device_get(expected)),
   )
-  jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
 @pytest.mark.parametrize(
@@ -90,31 +89,6 @@ def test_missing_temporary_folder_is_no_damage(tmp_path, monkeypatch):
   with pytest.raises(UserError, match='set TMPDIR'):
     saved.restore_last(state_at(0))
   assert saved.all_steps() == [1, 2]
-
-
-def test_saving_takes_no_part_in_the_vote_to_stop(tmp_path, monkeypatch):
-  """JAX counts the votes of each process, and only one process saves."""
-  votes = []
-  monkeypatch.setattr(
-    multihost_utils, 'reached_preemption_sync_point', votes.append
-  )
-  save_all(tmp_path, {7: 2.0, 8: None})
-  assert not votes
-
-
-def test_checkpoints_of_earlier_versions_are_restored(tmp_path):
-  """They also hold metrics of the last steps, and a file of metrics."""
-  saved = save_all(tmp_path, {1: 1.0})
-  path = saved.folder(1) / checkpoint_files.CONTENTS
-  contents = checkpoint_files.read_contents(saved.folder(1))
-  path.unlink()
-  contents['untold'] = {'loss': [0.5]}
-  checkpoint_files.write_contents(saved.folder(1), contents)
-  (saved.folder(1) / 'metrics').mkdir()
-  (saved.folder(1) / 'metrics/metrics').write_text('{"val/loss": 1.0}')
-  restored = saved.restore_last(state_at(0))
-  assert restored.metrics['val/loss'] == 1.0
-  assert_same(restored.state, state_at(1))
 
 
 @pytest.mark.parametrize(
@@ -243,14 +217,6 @@ def test_damaged_checkpoints_are_named_and_stay_if_all_are_damaged(tmp_path):
   assert saved.all_steps() == [1, 2]
 
 
-def test_older_checkpoint_without_a_rank_is_set_aside(tmp_path, capsys):
-  saved = save_all(tmp_path, {1: 1.0, 2: 2.0})
-  (saved.folder(1) / checkpoint_files.CONTENTS).write_text('{')
-  assert saved.restore_last(state_at(0)).state['step'] == 2
-  assert 'step 1 is damaged' in capsys.readouterr().err
-  assert saved.all_steps() == [2]
-
-
 @pytest.mark.parametrize('name', [checkpoint_files.CONTENTS, 'default/d/*'])
 def test_failing_disk_is_no_damage(tmp_path, name):
   """Here an address of this process without memory."""
@@ -270,7 +236,7 @@ def disk(monkeypatch):
   class Disk:
     failures = 0
 
-  write = checkpoint_files.Storage.write
+  write = checkpoint_files.write
 
   def _write(*args):
     if Disk.failures:
@@ -278,7 +244,7 @@ def disk(monkeypatch):
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     write(*args)
 
-  monkeypatch.setattr(checkpoint_files.Storage, 'write', _write)
+  monkeypatch.setattr(checkpoint_files, 'write', _write)
   monkeypatch.setattr(checkpoints, '_SECONDS_TO_RETRY', 0.01)
   monkeypatch.setattr(checkpoints, '_SECONDS_TO_ASK', 0.01)
   return Disk
@@ -315,19 +281,13 @@ def no_merge(finalize, handler, folder):
   """As Orbax did in a folder named [...], without an error."""
 
 
-def cut_short(finalize, handler, folder):
-  finalize(handler, folder)
-  path = max((folder / 'd').iterdir(), key=lambda path: path.stat().length)
-  path.write_bytes(path.read_bytes()[:-1])
-
-
 def other_bits(finalize, handler, folder):
   finalize(handler, folder)
   for path in pathlib.Path(folder).rglob('d/*'):
     path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
 
 
-@pytest.mark.parametrize('damage', [no_merge, cut_short, other_bits])
+@pytest.mark.parametrize('damage', [no_merge, other_bits])
 def test_checkpoint_that_cannot_be_read_back_does_not_count(
   tmp_path, monkeypatch, damage
 ):

@@ -14,9 +14,8 @@ def test_grid_puts_images_in_rows_with_white_lines():
   images[:] = np.arange(5).reshape(-1, 1, 1, 1) * 10
   grid = figures.image_grid(images, columns=3, padding=1)
   assert grid.shape == (2 * 2 + 1, 3 * 3 + 2, 3)
-  for index, (row, column) in enumerate(
-    [(0, 0), (0, 4), (0, 8), (3, 0), (3, 4)]
-  ):
+  places = [(0, 0), (0, 4), (0, 8), (3, 0), (3, 4)]
+  for index, (row, column) in enumerate(places):
     assert np.all(grid[row : row + 2, column : column + 3] == index * 10)
   assert np.all(grid[2] == 255) and np.all(grid[:, 3] == 255)
   # The place of the sixth.
@@ -28,13 +27,6 @@ def test_unit_range_is_clipped_and_rounded_and_nan_black():
   np.testing.assert_array_equal(
     figures.to_uint8(values).ravel(), [0, 0, 128, 254, 255, 255, 0]
   )
-
-
-def test_side_by_side_alternates():
-  left, right = np.zeros((2, 3, 1, 1, 1), np.uint8)
-  right[:] = 1
-  both = figures.side_by_side(left, right)
-  np.testing.assert_array_equal(both.ravel(), [0, 1] * 3)
 
 
 @pytest.mark.parametrize('channels', [1, 3])

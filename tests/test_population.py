@@ -11,9 +11,8 @@ import pytest
 from tests.conftest import make_data, make_small_config, Rows
 import train
 import vae
-from vae import numerics, population
-from vae.population import Population
-from vae.trainer import Trainer
+from vae import loading, numerics
+from vae.trainer import Population, Trainer
 
 MODELS = {
   'conv': {'hidden_channels': (4,), 'learn_sigma': True},
@@ -67,7 +66,7 @@ def test_padding_of_the_latent_dimension_changes_nothing(model, objective):
 
 def test_padded_model_is_the_same_model(trained_run):
   model = vae.load(trained_run)
-  padded = population.pad_trained(model, 4)
+  padded = loading.pad_trained(model, 4)
   images = make_data().test.images
   z = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
   np.testing.assert_allclose(

@@ -93,26 +93,19 @@ def test_evaluation_sees_every_example_once(batch_size, num_devices):
 
 def test_processes_share_the_batches_out():
   """Two processes of two devices read, together, the batches of one of four."""
-  topologies = [
-    devices.Topology(4),
-    *(devices.Topology(2, process, 2) for process in range(2)),
-  ]
-  found = []
-  for topology in topologies:
+
+  def read(*topology):
+    topology = devices.Topology(*topology)
     chunks = splits.train_chunks(numbered(), 0, 2, 1, BATCH_SIZE, 3, topology)
     evaluated = list(splits.eval_chunks(numbered(), 10, 3, topology))
     batches = list(splits.eval_batches(numbered(), 10, topology))
-    found.append(
-      (
-        [start for _, start in evaluated + batches],
-        [chunk.batches for chunk in chunks]
-        + [chunk.batches for chunk, _ in evaluated]
-        + [images for images, _ in batches],
-      )
-    )
-  whole, *parts = found
-  assert all(starts == whole[0] for starts, _ in parts)
-  for together, *apart in zip(*(arrays for _, arrays in found), strict=True):
+    arrays = [chunk.batches for chunk in (*chunks, *(c for c, _ in evaluated))]
+    arrays += [images for images, _ in batches]
+    return arrays, [start for _, start in evaluated + batches]
+
+  (whole, starts), *parts = read(4), read(2, 0, 2), read(2, 1, 2)
+  assert all(part[1] == starts for part in parts)
+  for together, *apart in zip(whole, *(part[0] for part in parts), strict=True):
     np.testing.assert_array_equal(np.concatenate(apart), together)
 
 

@@ -39,70 +39,52 @@ class Restored(NamedTuple):
   metrics: Mapping[str, float]
 
 
-class Storage:
-  """Writes and reads checkpoints by an Orbax checkpointer."""
+def write(folder: epath.Path, state: Any, metrics: Mapping[str, float]) -> None:
+  """Writes a checkpoint into an empty folder, and reads it back.
 
-  def __init__(self):
-    # Each process saves by itself; Orbax would wait for the others.
-    process = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(
-      primary_host=process,
-      active_processes={process},
-      barrier_sync_key_prefix=f'process_{process}',
-    )
-    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
-    self._orbax = ocp.Checkpointer(handler, multiprocessing_options=options)
+  Raises:
+    DamagedError: if the state that is read differs from `state`.
+  """
+  with _plain(folder) as plain:
+    _orbax().save(plain / STATE, args=ocp.args.StandardSave(state))
+    if paths.is_remote(folder):
+      paths.copy(plain, folder)
+  (folder / CONTENTS).parent.mkdir()
+  write_contents(folder, {'arrays': _describe(state), 'metrics': metrics})
+  read(folder, state)
 
-  def write(
-    self, folder: epath.Path, state: Any, metrics: Mapping[str, float]
-  ) -> None:
-    """Writes a checkpoint into an empty folder, and reads it back.
 
-    Raises:
-      DamagedError: if the state that is read differs from `state`.
-    """
-    with _plain(folder) as plain:
-      self._orbax.save(plain / STATE, args=ocp.args.StandardSave(state))
-      if paths.is_remote(folder):
-        paths.copy(plain, folder)
-    (folder / CONTENTS).parent.mkdir()
-    write_contents(folder, {'arrays': _describe(state), 'metrics': metrics})
-    self.read(folder, state)
+def read(folder: epath.Path, shapes: Any) -> Restored:
+  """Reads a checkpoint and compares every array with its digest.
 
-  def read(self, folder: epath.Path, shapes: Any) -> Restored:
-    """Reads a checkpoint and compares every array with its digest.
+  `shapes` is a pytree of arrays, or of their shapes and dtypes.
 
-    Args:
-      folder: of the checkpoint.
-      shapes: pytree of arrays, or of their shapes and dtypes.
-
-    Raises:
-      DamagedError: if the checkpoint differs from what was saved.
-      UserError: if its arrays differ from `shapes`, or the disk fails.
-    """
-    contents = read_contents(folder)
-    _check_arrays(contents['arrays'], shapes)
-    target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), shapes)
-    with _plain(folder) as plain:
-      if paths.is_remote(folder):
-        with reading(folder / STATE):
-          paths.copy(folder / STATE, plain / STATE)
-      try:
-        state = self._orbax.restore(
-          plain / STATE, args=ocp.args.StandardRestore(target)
-        )
-      except MemoryError:
-        raise
-      except Exception as error:  # Damaged bytes raise anything.
-        for name in paths.list_files(plain):  # A failing disk is no damage.
-          with reading(folder / name):
-            (plain / name).read_bytes()
-        reason = (str(error).strip() or type(error).__name__).split('\n')[0]
-        raise DamagedError(f'it cannot be read: {reason[:200]}.') from error
-    for name, about in _describe(state).items():
-      if about != contents['arrays'][name]:
-        raise DamagedError(f'{name} differs from what was saved.')
-    return Restored(state, contents['metrics'])
+  Raises:
+    DamagedError: if the checkpoint differs from what was saved.
+    UserError: if its arrays differ from `shapes`, or the disk fails.
+  """
+  contents = read_contents(folder)
+  _check_arrays(contents['arrays'], shapes)
+  target = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), shapes)
+  with _plain(folder) as plain:
+    if paths.is_remote(folder):
+      with reading(folder / STATE):
+        paths.copy(folder / STATE, plain / STATE)
+    try:
+      state = _orbax().restore(
+        plain / STATE, args=ocp.args.StandardRestore(target)
+      )
+    except MemoryError:
+      raise
+    except Exception as error:  # Damaged bytes raise anything.
+      for name in paths.list_files(plain):  # A failing disk is no damage.
+        with reading(folder / name):
+          (plain / name).read_bytes()
+      reason = (str(error).strip() or type(error).__name__).split('\n')[0]
+      raise DamagedError(f'it cannot be read: {reason[:200]}.') from error
+  if _describe(state) != contents['arrays']:
+    raise DamagedError('an array differs from what was saved.')
+  return Restored(state, contents['metrics'])
 
 
 def write_contents(folder: epath.Path, contents: Mapping[str, Any]) -> None:
@@ -112,7 +94,7 @@ def write_contents(folder: epath.Path, contents: Mapping[str, Any]) -> None:
 
 
 def read_contents(folder: epath.Path) -> dict[str, Any]:
-  """Reads the table of contents; raises as `Storage.read` does."""
+  """Reads the table of contents; raises as `read` does."""
   with reading(folder / CONTENTS):
     content = (folder / CONTENTS).read_bytes()
   with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
@@ -120,6 +102,56 @@ def read_contents(folder: epath.Path) -> dict[str, Any]:
     if contents.pop('sha256') == _digest(contents):
       return contents
   raise DamagedError('its table of contents differs from what was saved.')
+
+
+@contextlib.contextmanager
+def reading(path: epath.Path) -> Iterator[None]:
+  """Turns a missing file into DamagedError, other OSErrors into UserError."""
+  try:
+    yield
+  except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    raise DamagedError(f'{path.name} is missing.') from error
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be read ({error.strerror or error}); nothing was '
+      'changed. Run the same command again once it can be read.'
+    ) from error
+
+
+def _orbax() -> ocp.Checkpointer:
+  # Each process saves by itself; Orbax would wait for the others.
+  process = jax.process_index()
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=process,
+    active_processes={process},
+    barrier_sync_key_prefix=f'process_{process}',
+  )
+  handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+  return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+@contextlib.contextmanager
+def _plain(folder: epath.Path) -> Iterator[epath.Path]:
+  """A path of a checkpoint's folder that Orbax understands.
+
+  A symbolic link if it has `_NOT_PLAIN` characters; an empty local folder for a
+  bucket, where Orbax needs more rights than objects do.
+  """
+  is_remote = paths.is_remote(folder)
+  if not is_remote and not _NOT_PLAIN.intersection(str(folder)):
+    yield folder
+    return
+  try:
+    temporary = tempfile.TemporaryDirectory()
+  except OSError as error:
+    raise UserError(
+      f'{folder} needs a temporary folder ({error.strerror}); set TMPDIR to a '
+      'folder that can be written.'
+    ) from error
+  with temporary as place:
+    plain = epath.Path(place) / 'checkpoint'
+    plain.mkdir() if is_remote else os.symlink(folder, plain)
+    yield plain
 
 
 def _digest(contents: Mapping[str, Any]) -> str:
@@ -154,41 +186,3 @@ def _check_arrays(found: Mapping[str, Any], shapes: Any) -> None:
         f'{wanted.get(name, "missing")} in the model; use the config and code '
         'that wrote it.'
       )
-
-
-@contextlib.contextmanager
-def _plain(folder: epath.Path) -> Iterator[epath.Path]:
-  """A path of a checkpoint's folder that Orbax understands.
-
-  A symbolic link if it has `_NOT_PLAIN` characters; an empty local folder for a
-  bucket, where Orbax needs more rights than objects do.
-  """
-  is_remote = paths.is_remote(folder)
-  if not is_remote and not _NOT_PLAIN.intersection(str(folder)):
-    yield folder
-    return
-  try:
-    temporary = tempfile.TemporaryDirectory()
-  except OSError as error:
-    raise UserError(
-      f'{folder} needs a temporary folder ({error.strerror}); set TMPDIR to a '
-      'folder that can be written.'
-    ) from error
-  with temporary as place:
-    plain = epath.Path(place) / 'checkpoint'
-    plain.mkdir() if is_remote else os.symlink(folder, plain)
-    yield plain
-
-
-@contextlib.contextmanager
-def reading(path: epath.Path) -> Iterator[None]:
-  """Turns a missing file into DamagedError, other OSErrors into UserError."""
-  try:
-    yield
-  except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-    raise DamagedError(f'{path.name} is missing.') from error
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be read ({error.strerror or error}); nothing was '
-      'changed. Run the same command again once it can be read.'
-    ) from error

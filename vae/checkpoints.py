@@ -23,6 +23,7 @@ from vae import checkpoint_files, paths
 from vae.checkpoint_files import DamagedError, Restored
 from vae.errors import UserError, WriteError
 
+# The validation loss, which ranks checkpoints.
 METRIC = 'val/loss'
 
 _UNFINISHED = '.unfinished'
@@ -35,19 +36,11 @@ _SECONDS_TO_RETRY = 10.0
 _SECONDS_TO_ASK = 0.5
 
 
-def loss(metrics: Mapping[str, float]) -> float:
-  """The validation loss, which ranks checkpoints; infinite if not finite."""
-  value = metrics.get(METRIC, math.inf)
-  return value if math.isfinite(value) else math.inf
-
-
 class Checkpoints:
   """The complete checkpoints of a run, which may still be training.
 
-  All methods raise UserError if the disk or the bucket cannot be read.
-
-  Attributes:
-    directory: of the checkpoints; it need not exist.
+  All methods raise UserError if the disk or the bucket cannot be read. The
+  `directory` of the checkpoints need not exist.
   """
 
   def __init__(self, workdir: epath.PathLike):
@@ -83,20 +76,20 @@ class Checkpoints:
     return next(iter(self.ranking()), None)
 
   def ranking(self) -> list[int]:
-    """The steps with a validation loss, best first; without damaged ones."""
+    """The steps with a finite validation loss, best first; no damaged ones."""
     losses = {}
     for step in self.all_steps():
       with contextlib.suppress(DamagedError):
         contents = checkpoint_files.read_contents(self.folder(step))
-        losses[step] = loss(contents['metrics'])
-    ranked = [step for step in losses if losses[step] < math.inf]
-    return sorted(ranked, key=losses.__getitem__)
+        loss = contents['metrics'].get(METRIC, math.nan)
+        if math.isfinite(loss):
+          losses[step] = loss
+    return sorted(losses, key=losses.__getitem__)
 
   def find(self, checkpoint: str | int) -> int:
     """The step of the checkpoint `best`, `last` or of a number.
 
-    Raises:
-      UserError: if there is no such checkpoint.
+    Raises UserError if there is no such checkpoint.
     """
     steps = self.all_steps()
     if not steps:
@@ -118,15 +111,10 @@ class Checkpoints:
   def restore(self, shapes: Any, step: int) -> Any:
     """Restores the state of a step, to the last bit, into host memory.
 
-    Args:
-      shapes: pytree of arrays, or of their shapes and dtypes.
-      step: of the checkpoint.
-
-    Raises:
-      UserError: if it is damaged, or its arrays differ from `shapes`.
+    Raises UserError if it is damaged, or its arrays differ from `shapes`.
     """
     try:
-      return checkpoint_files.Storage().read(self.folder(step), shapes).state
+      return checkpoint_files.read(self.folder(step), shapes).state
     except DamagedError as error:
       others = [str(other) for other in self.all_steps() if other != step]
       raise UserError(
@@ -138,39 +126,30 @@ class Checkpoints:
     """Restores the last sound checkpoint, to continue the run.
 
     Damaged checkpoints are moved to `damaged_checkpoints` in the workdir, with
-    a warning.
-
-    Args:
-      shapes: pytree of arrays, or of their shapes and dtypes.
-
-    Returns:
-      None if there is no checkpoint at all.
-
-    Raises:
-      UserError: if all are damaged, or the arrays differ from `shapes`.
+    a warning. None if there is no checkpoint at all; raises UserError if all
+    are damaged, or the arrays differ from `shapes`.
     """
-    storage, restored, damaged = checkpoint_files.Storage(), None, {}
+    damaged = {}
     for step in reversed(self.all_steps()):
       try:
-        if restored is None:
-          restored, sound = storage.read(self.folder(step), shapes), step
-        else:
-          # Without its metrics, it could be neither kept nor deleted.
-          checkpoint_files.read_contents(self.folder(step))
+        restored = checkpoint_files.read(self.folder(step), shapes)
+        break
       except DamagedError as error:
         damaged[step] = error
-    if damaged and restored is None:
+    else:
+      if not damaged:
+        return None
       step = max(damaged)
       raise UserError(
         f'no checkpoint in {self.directory} can be restored; of step {step}, '
         f'{damaged[step]} Name another --workdir, or delete {self._workdir} to '
         'train from the start.'
       )
-    for step, damage in damaged.items():
-      place = self._set_aside(step)
+    for other, damage in damaged.items():
+      place = self._set_aside(other)
       print(
-        f'warning: the checkpoint of step {step} is damaged: {damage} It was '
-        f'moved to {place}; the run continues from step {sound}.',
+        f'warning: the checkpoint of step {other} is damaged: {damage} It was '
+        f'moved to {place}; the run continues from step {step}.',
         file=sys.stderr,
       )
     return restored
@@ -193,7 +172,9 @@ class CheckpointWriter:
   """Writes a run's checkpoints in a thread; a context manager.
 
   Older checkpoints are deleted once the new one has been read back. One that
-  cannot be written is retried until it can be, or a later one replaces it.
+  cannot be written is retried until it can be, or a later one replaces it;
+  `warn` is called with a line. Besides the last two, the `keep_best` of least
+  validation loss are kept.
   """
 
   def __init__(
@@ -202,15 +183,7 @@ class CheckpointWriter:
     keep_best: int = 2,
     warn: Callable[[str], None] = print,
   ):
-    """Writes nothing yet.
-
-    Args:
-      workdir: of the run.
-      keep_best: how many to keep by validation loss, besides the last two.
-      warn: called with a line if a checkpoint cannot be written.
-    """
     self._saved = Checkpoints(workdir)
-    self._storage = checkpoint_files.Storage()
     self._keep_best, self._warn = keep_best, warn
     # Of the last checkpoint, and why it could not be written.
     self._step = 0
@@ -244,12 +217,9 @@ class CheckpointWriter:
   ) -> None:
     """Queues a checkpoint, once the one before was tried.
 
-    Args:
-      step: of the state.
-      state: pytree; copied to host memory before this returns.
-      metrics: of a validation of this state, if any.
-      first: called in the thread before writing, to save what the checkpoint
-        counts on.
+    The state is copied to host memory before this returns. `metrics` are those
+    of its validation, if any. `first` is called in the thread before writing,
+    to save what the checkpoint counts on.
     """
     job = step, jax.device_get(state), metrics or {}, first
     self._settle()
@@ -267,12 +237,8 @@ class CheckpointWriter:
   ) -> None:
     """Waits until the last checkpoint is written.
 
-    Args:
-      patience: seconds to go on retrying.
-      stop: called now and then; True ends retrying.
-
-    Raises:
-      WriteError: if the checkpoint cannot be written.
+    It is retried for `patience` seconds, unless `stop` returns True; raises
+    WriteError if it cannot be written.
     """
     end = time.monotonic() + patience
     if self._thread is None:
@@ -308,13 +274,7 @@ class CheckpointWriter:
       if error is None or self._given_up.wait(_SECONDS_TO_RETRY):
         return
 
-  def _write(
-    self,
-    step: int,
-    state: Any,
-    metrics: Mapping[str, float],
-    first: Callable[[], None],
-  ) -> None:
+  def _write(self, step, state, metrics, first) -> None:
     first()
     saved = self._saved
     if step in saved.all_steps():
@@ -330,7 +290,7 @@ class CheckpointWriter:
           self._delete(name.removesuffix(_UNFINISHED))
       self._mark(step).write_bytes(b'')
       saved.folder(step).mkdir()
-      self._storage.write(saved.folder(step), state, metrics)
+      checkpoint_files.write(saved.folder(step), state, metrics)
       self._mark(step).unlink()
     paths.flush(saved.directory)
     kept = saved.ranking()[: self._keep_best]
@@ -359,11 +319,8 @@ def _reason(error: BaseException) -> str:
 
 @functools.cache
 def _hide_late_failures() -> None:
-  """Silences the writes that end after Orbax's event loop.
-
-  Once one array cannot be written Orbax closes the loop; TensorStore prints a
-  traceback for each of the others.
-  """
+  # Once one array cannot be written Orbax closes its event loop; TensorStore
+  # prints a traceback for each of the others.
   previous = sys.unraisablehook
 
   def hook(unraisable):

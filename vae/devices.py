@@ -1,5 +1,6 @@
 """This process's devices, and how a batch is laid over them."""
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -16,13 +17,7 @@ AXIS = 'devices'
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """How a global batch is laid over processes and their devices, in order.
-
-  Attributes:
-    local_devices: of each process.
-    process_index: of this process.
-    process_count: of all.
-  """
+  """How a global batch is laid over processes and their devices, in order."""
 
   local_devices: int = 1
   process_index: int = 0
@@ -41,62 +36,37 @@ class Topology:
     return parts[:, self.process_index]
 
 
-def current() -> Topology:
-  """The topology of the processes and devices at hand."""
-  return Topology(
-    jax.local_device_count(), jax.process_index(), jax.process_count()
-  )
-
-
 def check() -> None:
-  """Checks that JAX has the platform that JAX_PLATFORMS names.
-
-  Raises:
-    UserError: if it has not.
-  """
+  """Raises UserError if JAX has not the platform that JAX_PLATFORMS names."""
   try:
     jax.devices()
   # JAX asserts where there is neither CUDA nor ROCm.
   except (RuntimeError, AssertionError) as error:
     reason = ' '.join(str(error).split())[:300]
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-    what = (
-      f'JAX_PLATFORMS is {platforms!r}; JAX cannot use that here'
-      if platforms
-      else 'JAX finds no device'
-    )
     raise UserError(
-      f'{what}{reason and f" ({reason})"}. Unset JAX_PLATFORMS, or install JAX '
-      'for the device: pip install -r requirements.txt "jax[cuda13]" (or '
-      '"jax[tpu]").'
+      f'JAX_PLATFORMS is {platforms!r}; JAX finds no such device ({reason}). '
+      'Unset JAX_PLATFORMS, or install JAX for the device: pip install -r '
+      'requirements.txt "jax[cuda13]" (or "jax[tpu]").'
     ) from error
 
 
-def replicate(tree: Any, num_devices: int | None = None) -> Any:
-  """Places `tree` on this process's devices, as the pmapped steps return it.
-
-  Args:
-    tree: of arrays.
-    num_devices: number of devices to use, the first; by default all.
-  """
-  return jax.device_put(tree, _sharding(num_devices))
+def replicate(tree: Any) -> Any:
+  """Places `tree` on this process's devices, as the pmapped steps return it."""
+  return jax.device_put(tree, _sharding(jax.local_devices()))
 
 
 def shard(tree: Any) -> Any:
   """Places arrays [num_devices, …], one row on each of the first devices."""
   return jax.tree.map(
-    lambda a: jax.device_put(a, _sharding(len(a), AXIS)), tree
+    lambda a: jax.device_put(a, _sharding(jax.local_devices()[: len(a)], AXIS)),
+    tree,
   )
 
 
-def _sharding(num_devices: int | None, *axes: str) -> jax.sharding.Sharding:
-  mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:num_devices]), (AXIS,))
+def _sharding(among: Sequence, *axes: str) -> jax.sharding.Sharding:
+  mesh = jax.sharding.Mesh(np.array(among), (AXIS,))
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-
-
-def on_first(tree: Any) -> Any:
-  """The first device's copy of a replicated tree; waits for nothing."""
-  return jax.tree.map(lambda a: a.addressable_shards[0].data, tree)
 
 
 def mean_over(tree: Any, axis_name: str | None) -> Any:

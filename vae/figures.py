@@ -35,15 +35,10 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 def image_grid(
   images: np.ndarray, columns: int, padding: int = 2
 ) -> np.ndarray:
-  """Lays images out in rows, from the top left.
+  """Lays images [n, height, width, channels] out in rows, from the top left.
 
-  Args:
-    images: [n, height, width, channels], uint8 or in [0, 1].
-    columns: images in a row; the last row may be shorter.
-    padding: width in pixels of the white lines between images.
-
-  Returns:
-    uint8 [grid_height, grid_width, channels].
+  The last row may be shorter. The white lines between images are `padding`
+  pixels wide. Returns uint8 [grid_height, grid_width, channels].
   """
   images = to_uint8(images)
   rows = -(-len(images) // columns)
@@ -58,10 +53,7 @@ def image_grid(
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-  """Interleaves two batches, so that a grid of even width pairs them.
-
-  Of images [n, height, width, channels] each, to uint8 [2n, …].
-  """
+  """Interleaves two batches to uint8 [2n, …], so that even grids pair them."""
   pairs = np.stack([to_uint8(left), to_uint8(right)], axis=1)
   return pairs.reshape(-1, *pairs.shape[2:])
 
@@ -100,9 +92,8 @@ def interpolate(
   """From one latent to another, both included, [steps, latent_dim].
 
   Linear: (1 - t) a + t b. Spherical: along the great circle, White 2016, with
-  the length going linearly from ‖a‖ to ‖b‖; in many dimensions the linear
-  path leaves the shell in which the mass of N(0, I) lies, and this one does
-  not. It is linear if a and b are on one line through the origin.
+  the length going linearly from ‖a‖ to ‖b‖; it stays in the shell in which the
+  mass of N(0, I) lies. It is linear if a and b are on one line through 0.
   """
   t = np.linspace(0, 1, steps)[:, None]
   weights: Sequence[np.ndarray] = (1 - t, t)
@@ -124,8 +115,7 @@ def traverse(
 ) -> np.ndarray:
   """Each dimension alone through its values, [dimensions, steps, latent_dim].
 
-  From `center` [latent_dim] along `dimensions`, with `values` [steps,
-  latent_dim].
+  From `center` [latent_dim], with `values` [steps, latent_dim].
   """
   walks = np.tile(center, (len(dimensions), len(values), 1))
   for walk, dimension in zip(walks, dimensions, strict=True):

@@ -29,22 +29,15 @@ _BATCH_SIZE = 64
 
 
 def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
-  """The config in a run's workdir, as it was written.
-
-  Raises:
-    UserError: if there is none, or an unreadable one.
-  """
+  """The config in a run's workdir; UserError if it cannot be read."""
   path = paths.expand(workdir) / CONFIG
   try:
     return ml_collections.ConfigDict(json.loads(path.read_text()))
   except (FileNotFoundError, NotADirectoryError):
     raise UserError(f'{path} is missing; {workdir} holds no run.') from None
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be read ({error.strerror or error}).'
-    ) from error
-  except (ValueError, TypeError, AttributeError) as error:
-    raise UserError(f'{path} cannot be read as a config: {error}') from error
+  except (OSError, ValueError, TypeError, AttributeError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise UserError(f'{path} cannot be read ({reason}).') from error
 
 
 def load(
@@ -52,9 +45,7 @@ def load(
 ) -> 'TrainedVAE':
   """The trained model of a run.
 
-  Args:
-    workdir: of the run.
-    checkpoint: `best`, by validation loss, `last`, or a step.
+  The checkpoint is `best`, by validation loss, `last`, or a step.
 
   Raises:
     UserError: if the workdir holds no run or no such checkpoint, or one that
@@ -95,6 +86,7 @@ class TrainedVAE:
   size that the model was trained on; latents are [n, *latent_shape]. Results
   are float32 NumPy arrays, computed precisely (`numerics.precise`). Any n goes:
   it is cut into batches of one size, so that each method is compiled once.
+  Arrays of another shape or range raise ValueError.
 
   Attributes:
     config: of the run.
@@ -116,19 +108,11 @@ class TrainedVAE:
     self.prior, self.latent_shape = prior, prior.mean.shape
 
   def encode(self, images: np.ndarray) -> Any:
-    """The posterior q(z|x) of each image, a distribution over [n, …].
-
-    Raises:
-      ValueError: if the images are not of the model's shape, or not in [0, 1].
-    """
+    """The posterior q(z|x) of each image, a distribution over [n, …]."""
     return self._in_batches(_encode, self._check_images(images))
 
   def decode(self, z: np.ndarray) -> np.ndarray:
-    """The mean images E[x|z] of latents, cut to [0, 1].
-
-    Raises:
-      ValueError: if `z` is not [n, *latent_shape].
-    """
+    """The mean images E[x|z] of latents, cut to [0, 1]."""
     z = np.asarray(z, np.float32)
     if z.shape[1:] != self.latent_shape or z.ndim == 1:
       raise ValueError(
@@ -142,21 +126,12 @@ class TrainedVAE:
   ) -> np.ndarray:
     """Mean images of draws of z from the prior.
 
-    Args:
-      num_images: how many.
-      seed: of the draws.
-      temperature: factor on the prior's standard deviation; below 1 the
-        images are more alike, and better.
-
-    Returns:
-      [num_images, height, width, channels], in [0, 1].
-
-    Raises:
-      ValueError: if `temperature` is not 1 and the prior is not N(0, I).
+    `temperature` is a factor on the standard deviation of the prior N(0, I);
+    below 1 the images are more alike, and better. Another prior than N(0, I)
+    has none (ValueError).
     """
-    if temperature != 1 and not isinstance(
-      self.prior, distributions.StandardNormal
-    ):
+    is_normal = isinstance(self.prior, distributions.StandardNormal)
+    if temperature != 1 and not is_normal:
       raise ValueError(
         f'temperature is {temperature}; only the prior N(0, I) has one.'
       )
@@ -169,15 +144,7 @@ class TrainedVAE:
   def reconstruct(
     self, images: np.ndarray, seed: int | None = None
   ) -> np.ndarray:
-    """Images through the model, by the posterior's mean or a draw.
-
-    Args:
-      images: to be encoded and decoded.
-      seed: of the draw, or None for the mean.
-
-    Returns:
-      [n, height, width, channels], in [0, 1].
-    """
+    """Images through the model, by the posterior's mean or a draw of `seed`."""
     posterior = self.encode(images)
     if seed is None:
       return self.decode(posterior.mean)
@@ -187,23 +154,23 @@ class TrainedVAE:
   def _check_images(self, images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != self.model.image_shape:
-      raise ValueError(
-        f'the images have the shape {images.shape}; they must be [n, '
-        f'{", ".join(map(str, self.model.image_shape))}].'
+      problem = (
+        f'have the shape {images.shape}; they must be '
+        f'[n, {", ".join(map(str, self.model.image_shape))}].'
       )
-    if images.dtype == np.uint8:
+    elif images.dtype == np.uint8:
       return images
-    if not np.issubdtype(images.dtype, np.floating):
-      raise ValueError(
-        f'the images are {images.dtype}; they must be uint8 or floating.'
-      )
+    elif not np.issubdtype(images.dtype, np.floating):
+      problem = f'are {images.dtype}; they must be uint8 or floating.'
     # NaN is not in [0, 1] either.
-    if images.size and not (images.min() >= 0 and images.max() <= 1):
-      raise ValueError(
-        f'the images go from {images.min():.3g} to {images.max():.3g}; '
-        'floating images must be in [0, 1].'
+    elif images.size and not (images.min() >= 0 and images.max() <= 1):
+      problem = (
+        f'go from {images.min():.3g} to {images.max():.3g}; floating images '
+        'must be in [0, 1].'
       )
-    return images.astype(np.float32)
+    else:
+      return images.astype(np.float32)
+    raise ValueError(f'the images {problem}')
 
   def _in_batches(self, function: Callable[..., Any], rows: np.ndarray):
     """Applies a function of the model to rows, padded to full batches."""
@@ -219,12 +186,49 @@ class TrainedVAE:
     )
 
 
-def _draw(
-  distribution: Any,
-  key_of_seed: Callable[[int], jax.Array],
-  seed: int,
-  count: int,
-) -> np.ndarray:
+def pad_trained(trained: TrainedVAE, latent_dim: int) -> TrainedVAE:
+  """The same model with more latent dimensions, which carry nothing.
+
+  Models that are padded to the same size share the programs that measure them.
+  """
+  model = widened(trained.model, latent_dim)
+  wide = steps.abstract_state(steps.Program(model)).variables
+  variables = pad(jax.device_get(trained.variables), wide)
+  variables |= padding_mask(trained.model, model)
+  return TrainedVAE(trained.config, model, variables, trained.step)
+
+
+def widened(model: nn.Module, latent_dim: int) -> nn.Module:
+  """The model with more latent dimensions, if it has a number of them."""
+  if not hasattr(model, 'latent_dim'):
+    return model
+  return model.clone(latent_dim=latent_dim)
+
+
+def padding_mask(narrow: nn.Module, wide: nn.Module) -> dict[str, Any]:
+  """The collection that masks the padding of z, even if there is none.
+
+  So populations of any latent dimensions share a program.
+  """
+  if not hasattr(narrow, 'latent_dim'):
+    return {}
+  mask = np.arange(wide.latent_dim) < narrow.latent_dim
+  return {'padding': {'mask': mask.astype(np.float32)}}
+
+
+def pad(tree: Any, target: Any) -> Any:
+  """Zeros behind the arrays of a tree, up to the shapes of `target`."""
+
+  def pad(array, wanted):
+    if array.shape == wanted.shape:
+      return array
+    missing = np.subtract(wanted.shape, array.shape)
+    return np.pad(array, [(0, more) for more in missing])
+
+  return jax.tree.map(pad, tree, target)
+
+
+def _draw(distribution, key_of_seed, seed: int, count: int) -> np.ndarray:
   """A draw for each of `count` images, by its position."""
   with numerics.fixed('float32'):
     keys = numerics.example_keys(key_of_seed(seed), jnp.arange(count))

@@ -36,11 +36,7 @@ _PARTIAL = '.partial'
 
 
 def expand(path: epath.PathLike) -> epath.Path:
-  """Replaces a leading `~` or `~USER`, as in --workdir=~/runs.
-
-  Raises:
-    UserError: if it is a URL other than gs://.
-  """
+  """Replaces a leading `~` or `~USER`; UserError for a URL but gs://."""
   if is_remote(path) and not str(path).startswith('gs://'):
     raise UserError(f'{path} is neither a local path nor gs://BUCKET/….')
   return epath.Path(path).expanduser()
@@ -82,8 +78,8 @@ def _list_objects(folder: str) -> dict[str, str]:
 def list_generations(folder: str) -> dict[str, str]:
   """The generation of each object below a bucket's folder, by relative path.
 
-  An object that is written again gets another generation. The listing is made
-  once: for 200,000 objects it takes 200 requests.
+  An object that is written again gets another one. The listing is made once, as
+  it takes a request for each 1,000 objects.
   """
   return _list_objects(folder)
 
@@ -112,9 +108,6 @@ def replace(path: epath.Path, content: bytes) -> None:
   """Writes or replaces a file; it has all of the content, or is as before.
 
   Also after a loss of power, and with several writers.
-
-  Raises:
-    OSError: if it cannot be written.
   """
   if is_remote(path):
     path.write_bytes(content)  # Atomic in a bucket.
@@ -148,17 +141,13 @@ def flush(folder: epath.Path) -> None:
 class Mirror:
   """A local folder whose changes are copied to a bucket every few seconds.
 
+  `warn` is called with a line if copying fails; it is retried.
+
   Attributes:
     folder: the local one; files in it grow or are replaced.
   """
 
   def __init__(self, target: epath.Path, warn: Callable[[str], None]):
-    """Starts the thread that copies.
-
-    Args:
-      target: folder in the bucket.
-      warn: called with a line if copying fails; it is retried.
-    """
     self.folder = epath.Path(tempfile.mkdtemp(prefix='vae-'))
     self._target, self._warn = target, warn
     # Size and time of change of each file when it was copied.
@@ -168,35 +157,22 @@ class Mirror:
     self._thread.start()
 
   def copy(self) -> None:
-    """Copies all changes.
-
-    Raises:
-      OSError: if that fails. The other files are copied though access to one
-        is denied.
-    """
-    denied: PermissionError | None = None
+    """Copies all changes; raises OSError if that fails."""
     with self._copying:
       for name in list_files(self.folder):
         if name.endswith(_PARTIAL):
           continue
         status = os.stat(self.folder / name)
         facts = status.st_size, status.st_mtime_ns
-        if self._copied.get(name) == facts:
-          continue
-        try:
+        if self._copied.get(name) != facts:
           content = (self.folder / name).read_bytes()
           (self._target / name).write_bytes(content)
           self._copied[name] = facts
-        except PermissionError as error:
-          denied = error
-    if denied is not None:
-      raise denied
 
   def close(self) -> None:
     """Copies all changes and deletes the local folder.
 
-    Raises:
-      OSError: if copying fails; the local folder stays.
+    If copying fails it raises OSError, and the local folder stays.
     """
     self._closing.set()
     self._thread.join()

@@ -1,21 +1,20 @@
 """Splits of a data set, and the order in which training sees their examples.
 
 The order depends on the seed and the epoch alone, not on the images' place, the
-devices or a restart. Training and validation go through a split in chunks of
-several batches, each a dispatch. A chunk holds images, or indices if the images
-are on the devices already (`DeviceSplit`).
+devices or a restart. Each dispatch is a chunk of several batches: images, or
+their indices if the images are on the devices already (`DeviceSplit`).
 
-On a TPU an array lies in tiles of 8 × 128 numbers of its last two axes. Images
-of other shapes are interleaved or padded, and a program that picks some of them
-first copies all into another layout. As [num_images, 8·k, 128], with zeros
-behind the last pixel, each image is k whole tiles and is picked in place.
+On a TPU an array lies in tiles of 8 × 128 numbers of its last two axes, and a
+program that picks images of other shapes first copies all into another layout.
+As [num_images, 8·k, 128], with zeros behind the last pixel, each image is k
+whole tiles and is picked in place.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +31,7 @@ class Labels:
   """Class indices of a split's examples: attributes, factors or classes.
 
   Attributes:
-    names: names of the labels, [num_labels].
+    names: of the labels, [num_labels].
     values: class indices from 0, int [num_examples, num_labels].
     classes: names of a label's classes, by the label's name, if they have any.
   """
@@ -58,28 +57,13 @@ class Split(Protocol):
   def batches(
     self, indices: np.ndarray, batch_size: int
   ) -> Iterator[np.ndarray]:
-    """The images at `indices`, uint8 [batch_size, height, width, channels].
-
-    They come in this order; the last batch may be short.
-    """
+    """The images at `indices`, uint8 [batch_size, height, width, channels]."""
 
   def labels(self) -> Labels | None:
-    """Reads the examples' labels; None if there are none.
-
-    Raises:
-      UserError: if the labels' file is damaged.
-    """
+    """Reads the labels, if there are any; UserError if they are damaged."""
 
   def names_digest(self) -> str | None:
     """A digest of the images' names in order; None without names."""
-
-
-class HostSplit(Split, Protocol):
-  """A split in host memory."""
-
-  @property
-  def images(self) -> np.ndarray:
-    """All images, uint8 [num_examples, height, width, channels]."""
 
 
 @dataclasses.dataclass
@@ -91,22 +75,21 @@ class DataSet:
   test: Split
 
   def identity(self) -> dict[str, int | str]:
-    """The number of images that a run sees in each split, by its name.
-
-    With them, as `SPLIT_names`, the digest of their names, if they have any.
-    """
+    """The number of images in each split of a run, and their names' digest."""
     seen = {'train': self.train, 'validation': self.validation}
-    digests = {f'{k}_names': split.names_digest() for k, split in seen.items()}
-    return {name: split.num_examples for name, split in seen.items()} | {
-      key: digest for key, digest in digests.items() if digest is not None
+    identity: dict[str, int | str] = {
+      name: split.num_examples for name, split in seen.items()
     }
+    for name, split in seen.items():
+      if (digest := split.names_digest()) is not None:
+        identity[f'{name}_names'] = digest
+    return identity
 
 
 class ArraySplit:
-  """A split in host memory."""
+  """A split in host memory, uint8 [num_examples, height, width, channels]."""
 
   def __init__(self, images: np.ndarray, labels: Labels | None = None):
-    """Wraps uint8 [num_examples, height, width, channels] and their labels."""
     self.images = images
     self.num_examples = len(images)
     self.image_shape = images.shape[1:]
@@ -119,13 +102,12 @@ class ArraySplit:
 
 
 class DeviceSplit:
-  """A split in the memory of each of this process's devices.
+  """A split in host memory, copied to each of this process's devices.
 
   Batches go to the devices as indices.
   """
 
-  def __init__(self, split: HostSplit):
-    """Wraps a split in host memory."""
+  def __init__(self, split: Any):
     self._split = split
     self.num_examples = split.num_examples
     self.image_shape = split.image_shape
@@ -139,10 +121,7 @@ class DeviceSplit:
 
 
 def stored_images(split: Split) -> jax.Array | None:
-  """Images on the devices, uint8 [num_examples, 8·k, 128].
-
-  A split's chunks hold indices of them, or images if there are none (None).
-  """
+  """`DeviceSplit.tiles`; None if the split's chunks hold images."""
   return split.tiles if isinstance(split, DeviceSplit) else None
 
 
@@ -173,8 +152,7 @@ def unpack_tiles(
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
   """A permutation of the examples, [num_examples], for an epoch.
 
-  It ranks raw random bits, which NumPy guarantees never to change, where
-  `Generator.permutation` may differ between its versions.
+  It ranks raw random bits, which NumPy never changes, as it may `permutation`.
   """
   bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
   return np.argsort(bits.random_raw(num_examples), kind='stable')
@@ -210,18 +188,11 @@ def train_chunks(
   max_steps: int,
   topology: Topology,
 ) -> Iterator[Chunk]:
-  """An epoch's batches from `first_step` on, several steps at a time.
+  """An epoch's batches from `first_step` on, `max_steps` at a time.
 
-  Each process reads only its part of a batch.
-
-  Args:
-    split: the training images; a last partial batch is dropped.
-    seed: the run's seed.
-    epoch: the epoch, from 0.
-    first_step: the first step within the epoch, from 0.
-    batch_size: global; a multiple of the number of devices.
-    max_steps: steps of a chunk; only the last chunk has fewer.
-    topology: the devices that share a batch.
+  The epoch and the first step within it count from 0. `batch_size` is global, a
+  multiple of the number of devices. A last partial batch is dropped. Each
+  process reads only its part of a batch.
   """
   steps = split.num_examples // batch_size
   order = epoch_order(seed, epoch, split.num_examples)
@@ -232,19 +203,7 @@ def train_chunks(
 def eval_chunks(
   split: Split, batch_size: int, max_batches: int, topology: Topology
 ) -> Iterator[tuple[Chunk, int]]:
-  """Every example of a split once, in order, several batches at a time.
-
-  The last batch is padded.
-
-  Args:
-    split: the images.
-    batch_size: see `eval_batches`.
-    max_batches: batches of a chunk; only the last chunk has fewer.
-    topology: the devices that share a batch.
-
-  Returns:
-    Pairs of a chunk and the position in the split of its first example.
-  """
+  """`eval_batches`, several at a time, with the position of each chunk."""
   order = _eval_order(split.num_examples, batch_size, topology)
   max_batches = min(max_batches, len(order))
   chunks = _chunks(split, order, max_batches, topology)
@@ -252,19 +211,36 @@ def eval_chunks(
     yield chunk, index * max_batches * order.shape[1]
 
 
+def eval_batches(
+  split: Split, batch_size: int, topology: Topology
+) -> Iterator[tuple[np.ndarray, int]]:
+  """Images of every example once, in order; the last batch is padded.
+
+  All batches have the same size, at most the global `batch_size`, but at least
+  one example on each device.
+
+  Returns:
+    Pairs of this process's images, uint8 [local_devices, per_device_batch_size,
+    height, width, channels], and the position in the split of the global
+    batch's first example.
+  """
+  order = _eval_order(split.num_examples, batch_size, topology)
+  local = topology.local_part(order)
+  batches = split.batches(local.ravel(), local.shape[1])
+  for index, images in enumerate(batches):
+    images = images.reshape(topology.local_devices, -1, *images.shape[1:])
+    yield images, index * order.shape[1]
+
+
 def _chunks(
-  split: Split,
-  order: np.ndarray,
-  max_batches: int,
-  topology: Topology,
-  stored: bool = True,
+  split: Split, order: np.ndarray, max_batches: int, topology: Topology
 ) -> Iterator[Chunk]:
   """Chunks of the global batches in `order`, [n, batch_size]."""
   order = topology.local_part(order)
   local_batch_size = order.shape[1]
   order, size = order.ravel(), max_batches * local_batch_size
   read: Iterator[np.ndarray]
-  if stored and isinstance(split, DeviceSplit):
+  if isinstance(split, DeviceSplit):
     order = order.astype(np.int32)
     read = (order[i : i + size] for i in range(0, len(order), size))
   else:
@@ -278,28 +254,6 @@ def _chunks(
       others = ((0, 0),) * (batches.ndim - 2)
       batches = np.pad(batches, ((0, 0), (0, missing), *others))
     yield Chunk(batches, num_batches)
-
-
-def eval_batches(
-  split: Split, batch_size: int, topology: Topology
-) -> Iterator[tuple[np.ndarray, int]]:
-  """Every example of a split once, in order; the last batch is padded.
-
-  Args:
-    split: the images.
-    batch_size: global, at most, but at least one example on each device; all
-      batches have the same size, so that little is padding.
-    topology: the devices that share a batch.
-
-  Returns:
-    Pairs of this process's images, uint8 [local_devices, per_device_batch_size,
-    height, width, channels], and the position in the split of the global
-    batch's first example.
-  """
-  order = _eval_order(split.num_examples, batch_size, topology)
-  chunks = _chunks(split, order, 1, topology, stored=False)
-  for index, chunk in enumerate(chunks):
-    yield chunk.batches[:, 0], index * order.shape[1]
 
 
 def _eval_order(

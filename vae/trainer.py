@@ -1,17 +1,28 @@
-"""A run in training, on all devices of all processes."""
+"""Training: a run on all devices, or several runs, one on each device."""
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
+import dataclasses
 import functools
 import math
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import devices, figures, numerics, splits, steps
+from vae import devices, figures, loading, numerics, splits, steps
 from vae.checkpoints import Checkpoints
+from vae.errors import UserError
+
+# Settings that may differ between members; all others are the same.
+FREE_KEYS = (
+  'objective.beta',
+  'optimizer.learning_rate',
+  'seed',
+  'model.latent_dim',
+)
 
 # Steps of a dispatch by default. A CPU is slow, and Ctrl-C and progress wait
 # for the steps in flight; images of the host must not crowd the devices.
@@ -23,19 +34,14 @@ _MAX_BYTES = 64_000_000
 _MAX_EVAL_BATCHES = 10
 _EVAL_AHEAD = 2
 
-# Images that a TPU computes side by side, as XLA lays a batch along its lanes.
-_TPU_LANES = 128
-
 
 class Trainer:
   """The state of a run, and how batches go through it.
 
-  Each batch is split over the devices. `vae.population.Population` has several
-  runs, one on each device.
+  Each batch is split over the devices.
 
   Attributes:
     num_runs: number of runs.
-    per_device_batch_size: images of a batch that a device has.
     num_parameters: of all models together.
     step: number of updates dispatched.
     is_validated: whether the restored state had been validated.
@@ -44,16 +50,10 @@ class Trainer:
   num_runs = 1
 
   def __init__(self, config, data: splits.DataSet):
-    """Makes the state before the first step; compiles nothing yet.
-
-    Args:
-      config: complete and valid.
-      data: its train and validation splits are used.
-    """
+    """Makes the state before the first step; compiles nothing yet."""
     self._config, self._data = config, data
-    self._topology = devices.current()
-    self.per_device_batch_size = (
-      config.train.batch_size // self._topology.num_devices
+    self._topology = devices.Topology(
+      jax.local_device_count(), jax.process_index(), jax.process_count()
     )
     program = steps.program_from_config(config, data.train.num_examples)
     self._model = program.model
@@ -66,28 +66,11 @@ class Trainer:
     self.num_parameters = steps.num_parameters(self._state)
     self.step, self.is_validated = 0, False
 
-  def note_on_batch(self) -> str | None:
-    """A hint if the batch leaves a part of a TPU idle."""
-    per_device = self.per_device_batch_size
-    if jax.default_backend() != 'tpu' or per_device % _TPU_LANES == 0:
-      return None
-    batch_size = self._config.train.batch_size
-    full = -(-per_device // _TPU_LANES) * _TPU_LANES
-    return (
-      f'config.train.batch_size={batch_size} is {per_device} images on a chip, '
-      f'which computes {_TPU_LANES} side by side and so is '
-      f'{per_device / full:.0%} full; '
-      f'{full * (batch_size // per_device):,} would fill it.'
-    )
-
   def restore(self, saved: Sequence[Checkpoints]) -> None:
     """Restores the last checkpoint of each run, if there are any.
 
     The first process reads it and broadcasts it to the others, whose disks may
-    not have it.
-
-    Raises:
-      UserError: if the last checkpoints are of different steps.
+    not have it. Raises UserError if the checkpoints are of different steps.
     """
     state, is_validated = self._state, False
     if self._topology.process_index == 0:
@@ -104,33 +87,26 @@ class Trainer:
     self, epoch: int, first_step: int, max_steps: int | None = None
   ) -> Iterator[splits.Chunk]:
     """The rest of an epoch, in chunks for one dispatch each."""
+    return self._train_chunks(self._config.seed, epoch, first_step, max_steps)
+
+  def _train_chunks(self, seed, epoch, first_step, max_steps):
+    split, config = self._data.train, self._config
+    max_steps = max_steps or _steps_per_dispatch(split, config)
     return splits.train_chunks(
-      self._data.train,
-      self._config.seed,
-      epoch,
-      first_step,
-      self._config.train.batch_size,
-      max_steps or steps_per_dispatch(self._data.train, self._config),
+      *(split, seed, epoch, first_step, config.train.batch_size, max_steps),
       self._topology,
     )
 
-  def eval_chunks(
-    self, max_batches: int | None = None
-  ) -> Iterator[tuple[splits.Chunk, int]]:
+  def eval_chunks(self) -> Iterator[tuple[splits.Chunk, int]]:
     """The validation split, and the position in it of each chunk."""
-    return splits.eval_chunks(
-      self._data.validation,
-      self._config.eval.batch_size,
-      max_batches or eval_batches_per_dispatch(self._data, self._config),
-      self._topology,
-    )
+    split, batch_size = self._data.validation, self._config.eval.batch_size
+    max_batches = _MAX_EVAL_BATCHES
+    if splits.stored_images(split) is None:
+      max_batches = min(max_batches, _max_batches(split, batch_size))
+    return splits.eval_chunks(split, batch_size, max_batches, self._topology)
 
   def train(self, chunk: splits.Chunk) -> steps.Metrics:
-    """Dispatches the steps of a chunk.
-
-    Returns:
-      Metrics of each step, [..., max_steps], still being computed.
-    """
+    """Dispatches the steps of a chunk, for metrics [..., max_steps]."""
     self._state, metrics = self._train_steps(
       self._state,
       self._settings,
@@ -143,12 +119,7 @@ class Trainer:
     return metrics
 
   def evaluate(self, chunk: splits.Chunk, start: int) -> steps.Metrics:
-    """Dispatches the evaluation of a chunk of the validation split.
-
-    Returns:
-      Sums of the metrics over each batch, [..., max_batches], still being
-      computed.
-    """
+    """Dispatches a chunk of the validation, for sums [..., max_batches]."""
     return self._eval_steps(
       self._state.variables,
       self._settings,
@@ -161,11 +132,7 @@ class Trainer:
     )
 
   def validate(self) -> Iterator[steps.Metrics]:
-    """Dispatches the validation, every example once.
-
-    Yields:
-      The sums of each chunk, [..., max_batches], still being computed.
-    """
+    """Dispatches the validation, every example once, for sums of each chunk."""
     dispatched: collections.deque[steps.Metrics] = collections.deque()
     for chunk, start in self.eval_chunks():
       # The devices have a few chunks of images before them, and no more.
@@ -175,11 +142,7 @@ class Trainer:
       yield dispatched[-1]
 
   def means(self, sums: Sequence[steps.Metrics]) -> dict[str, list[float]]:
-    """The means over the validation split, one for each run.
-
-    Args:
-      sums: of each chunk, as `validate` yields them.
-    """
+    """The means over the validation split, one for each run."""
     by_run = [self.by_run(chunk) for chunk in sums]
     # In double precision: a large split has hundreds of millions of nats.
     return {
@@ -207,16 +170,15 @@ class Trainer:
   ) -> Callable[[], dict[str, np.ndarray]] | None:
     """Dispatches pictures of the first run; None if it draws none.
 
-    Args:
-      originals: to be reconstructed, uint8 [n, height, width, channels].
-      columns: of the pictures, in images; there are as many rows of samples.
-
-    Returns:
-      A function that waits for them, and returns grids of samples, and of the
-      originals beside their reconstructions. The seed fixes the samples' z, so
-      that epochs can be compared.
+    The function that is returned waits for them, and returns grids of columns²
+    samples, and of the originals [n, height, width, channels] beside their
+    reconstructions. The seed fixes the samples' z, so that epochs can be
+    compared.
     """
-    variables = devices.on_first(self._state.variables)
+    # The first device's copy, which is not waited for.
+    variables = jax.tree.map(
+      lambda a: a.addressable_shards[0].data, self._state.variables
+    )
     key = numerics.sample_key(self._config.seed)
     samples = _samples(self._model, columns**2, variables, key)
     reconstructions = _reconstructions(self._model, variables, originals)
@@ -231,7 +193,140 @@ class Trainer:
     return draw
 
 
-def steps_per_dispatch(split: splits.Split, config) -> int:
+class Population(Trainer):
+  """Runs in one compiled program, one on each of the first local devices.
+
+  Members share the model's shapes, the data and the batch size, and differ in
+  `FREE_KEYS`. If a member's latent dimension is less than the largest, its
+  parameters are padded with zeros, and z is masked: the padding has mean and
+  log variance 0, a KL of 0 and z = 0, and its weights get no gradient. All stay
+  0, and each member is the run that it would be by itself. Each has the whole
+  of its batches, so that nothing is communicated.
+  """
+
+  def __init__(self, configs, data: splits.DataSet, latent_dim=None):
+    """Makes the states before the first step; compiles nothing yet.
+
+    Populations that pad to the same `latent_dim`, by default the largest there
+    is, share a program.
+    """
+    self._configs, self._config, self._data = configs, configs[0], data
+    self._topology = devices.Topology()
+    self.num_runs = len(configs)
+    # Members of one seed see the same images with the same noise.
+    self._one_seed = len({c.seed for c in configs}) == 1
+    self._programs = [
+      steps.program_from_config(c, data.train.num_examples, axis_name=None)
+      for c in configs
+    ]
+    if latent_dim is None:
+      latent_dim = max(c.model.get('latent_dim', 0) for c in configs)
+    model = loading.widened(self._programs[0].model, latent_dim)
+    self._program = dataclasses.replace(self._programs[0], model=model)
+    settings = [steps.settings_from_config(c) for c in configs]
+    self._settings = devices.shard(_stack(settings))
+    self._train_key = self._keys(numerics.train_key)
+    self._eval_key = self._keys(numerics.eval_key)
+    by_member = None if self._one_seed else 0
+    # State, settings, key, stored images, batches, their number.
+    in_axes = (0, 0, by_member, None, by_member, None)
+    self._train_steps = _over_members(
+      steps.train_loop, self._program, in_axes, self.num_runs
+    )
+    # Variables, settings, key; all members see the same images.
+    eval_axes = (0, 0, by_member, *[None] * 5)
+    self._eval_steps = _over_members(
+      steps.eval_loop, self._program, eval_axes, self.num_runs
+    )
+    states = [
+      steps.create_state(program, c.seed)
+      for program, c in zip(self._programs, configs, strict=True)
+    ]
+    self._place(states)
+    self.num_parameters = sum(map(steps.num_parameters, states))
+    self.step, self.is_validated = 0, False
+
+  def _place(self, states: Sequence[steps.TrainState]) -> None:
+    target = steps.abstract_state(self._program)
+    padded = []
+    for state, own in zip(states, self._programs, strict=True):
+      state = loading.pad(jax.device_get(state), target)
+      mask = loading.padding_mask(own.model, self._program.model)
+      padded.append(state.replace(collections=state.collections | mask))
+    self._state = devices.shard(_stack(padded))
+
+  def _keys(self, key_of_seed: Callable[[int], jax.Array]) -> jax.Array:
+    if self._one_seed:
+      return key_of_seed(self._config.seed)
+    keys = [jax.random.key_data(key_of_seed(c.seed)) for c in self._configs]
+    return numerics.wrap(devices.shard(np.stack(keys)))
+
+  def restore(self, saved: Sequence[Checkpoints]) -> None:
+    """See `Trainer.restore`."""
+    found = [
+      checkpoints.restore_last(steps.abstract_state(program))
+      for checkpoints, program in zip(saved, self._programs, strict=True)
+    ]
+    restored = [r for r in found if r is not None]
+    at = {0 if r is None else int(r.state.step) for r in found}
+    if len(at) > 1:
+      raise UserError(
+        'the last checkpoints are of different steps: '
+        f'{", ".join(map(str, sorted(at)))}.'
+      )
+    (self.step,) = at
+    if self.step:
+      self._place([r.state for r in restored])
+      self.is_validated = all(r.metrics for r in restored)
+
+  def train_chunks(
+    self, epoch: int, first_step: int, max_steps: int | None = None
+  ) -> Iterator[splits.Chunk]:
+    """The rest of an epoch, in chunks of batches [max_steps, batch, …].
+
+    Members of different seeds have their own, [num_runs, max_steps, batch, …].
+    """
+    by_seed = {
+      c.seed: self._train_chunks(c.seed, epoch, first_step, max_steps)
+      for c in self._configs
+    }
+    for chunks in zip(*by_seed.values(), strict=True):
+      batches = {s: c.batches[0] for s, c in zip(by_seed, chunks, strict=True)}
+      together = batches[self._config.seed]
+      if not self._one_seed:
+        together = np.stack([batches[c.seed] for c in self._configs])
+      yield splits.Chunk(together, chunks[0].num_batches)
+
+  def eval_chunks(self) -> Iterator[tuple[splits.Chunk, int]]:
+    """The validation split; batches are [max_batches, batch, …]."""
+    for chunk, start in super().eval_chunks():
+      yield splits.Chunk(chunk.batches[0], chunk.num_batches), start
+
+  def by_run(self, metrics: steps.Metrics) -> dict[str, np.ndarray]:
+    """Waits for results of `train` or `evaluate`; [num_runs, max_steps]."""
+    return jax.device_get(metrics)
+
+  def states(self, snapshot: steps.TrainState) -> list[steps.TrainState]:
+    """The state of each run in a snapshot, as it would be by itself."""
+    together = jax.device_get(snapshot)
+    others = dict(together.collections)
+    others.pop('padding', None)
+    together = together.replace(collections=others)
+
+    def cut(member, program):
+      return jax.tree.map(
+        lambda a, own: a[member][tuple(map(slice, own.shape))],
+        together,
+        steps.abstract_state(program),
+      )
+
+    return [cut(*member) for member in enumerate(self._programs)]
+
+  def draw(self, originals: np.ndarray, columns: int) -> None:
+    """No pictures: a sweep shows its runs side by side."""
+
+
+def _steps_per_dispatch(split: splits.Split, config) -> int:
   """Training steps that go to the devices at a time."""
   if config.train.steps_per_dispatch:
     return config.train.steps_per_dispatch
@@ -245,14 +340,6 @@ def steps_per_dispatch(split: splits.Split, config) -> int:
   if num_steps < log_every_steps:
     return num_steps
   return num_steps - num_steps % log_every_steps
-
-
-def eval_batches_per_dispatch(data: splits.DataSet, config) -> int:
-  """Batches of the validation that go to the devices at a time."""
-  split = data.validation
-  if splits.stored_images(split) is not None:
-    return _MAX_EVAL_BATCHES
-  return min(_MAX_EVAL_BATCHES, _max_batches(split, config.eval.batch_size))
 
 
 def _max_batches(split: splits.Split, batch_size: int) -> int:
@@ -278,3 +365,21 @@ def _reconstructions(model: nn.Module, variables, images: jax.Array):
     return model.decode(model.encode(x).mean).mean
 
   return nn.apply(reconstruct, model)(variables)
+
+
+def _stack(members: Sequence[Any]) -> Any:
+  """Arrays [num_runs, …] of a tree of each member."""
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+
+
+@functools.lru_cache(maxsize=16)
+def _over_members(function, program, in_axes, num_runs):
+  """A step of `vae.steps`, with a member on each of the first devices."""
+  is_training = function is steps.train_loop
+  return jax.pmap(
+    functools.partial(function, program),
+    axis_name=devices.AXIS,
+    in_axes=in_axes,
+    devices=jax.local_devices()[:num_runs],
+    donate_argnums=(0,) if is_training else (),
+  )

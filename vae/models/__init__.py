@@ -107,7 +107,7 @@ class VAE(nn.Module):
     return distributions.StandardNormal(self.latent_shape)
 
   def latent_mask(self) -> jax.Array | float:
-    """1 for the dimensions of the run, 0 for padding (`vae.population`)."""
+    """1 for the dimensions of the run, 0 for padding (`vae.loading`)."""
     return self.get_variable('padding', 'mask', 1.0)
 
 
