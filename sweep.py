@@ -48,9 +48,7 @@ _AXES = {
   )
 }
 _GRID = flags.DEFINE_multi_string(
-  'grid',
-  [],
-  'Values of any setting, config.GROUP.NAME=VALUE,VALUE; repeatable.',
+  'grid', [], 'Values of a setting, config.GROUP.NAME=VALUE,VALUE; repeatable.'
 )
 _STORAGE = flags.DEFINE_string(
   'storage',

@@ -70,7 +70,7 @@ def run(
       main(*words)
 
   # Compiled programs are kept, unless the user has chosen another folder. JAX
-  # tells those of other processors apart, as machines may share a home.
+  # distinguishes those of other processors, as machines may share a home.
   if jax.config.jax_compilation_cache_dir is None:
     folder = os.path.expanduser('~/.cache/vae/jax')
     jax.config.update('jax_compilation_cache_dir', folder)

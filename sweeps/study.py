@@ -241,7 +241,7 @@ class Study:
     is_first = lambda key: key == points.SEED and values[key] == first
     return points.name({k: v for k, v in values.items() if not is_first(k)})
 
-  def tell(self, point: Point, **facts) -> bool:
+  def record(self, point: Point, **facts) -> bool:
     """Records the end of a point; False if another worker has taken it over.
 
     The facts are its `error`, or else `row`, with metrics, `kl` and `active`,

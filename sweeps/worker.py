@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 import re
+import time
 
 from etils import epath
 import jax
@@ -24,8 +25,9 @@ from vae import figures, loading, splits
 from vae.errors import UserError, WriteError
 
 _SECONDS_BETWEEN_POLLS, _SECONDS_BETWEEN_TRIES = 2.0, 60.0
-# Images in each picture of a point.
-_NUM_IMAGES = 8
+# The page takes seconds; the table is written after every point.
+_SECONDS_BETWEEN_PAGES = 300.0
+_NUM_IMAGES = 8  # In each picture of a point.
 
 _data: dict[str, splits.DataSet] = {}
 
@@ -61,7 +63,7 @@ class Worker:
 
     Raises WriteError if the disk or the storage does not take what is written.
     """
-    waited_for = 0
+    waited_for, last_page = 0, time.monotonic()
     try:
       while True:
         self.stop.raise_if_received()
@@ -71,10 +73,13 @@ class Worker:
         running = (results.frame.state == 'running').sum()
         if taken:
           report.write_table(self.folder, results)
+          if time.monotonic() - last_page > _SECONDS_BETWEEN_PAGES:
+            report.write(self.folder, results, self.split)
+            last_page = time.monotonic()
         elif running:
           if running != waited_for:
             progress.say(f'waiting for {running} points of other workers.')
-          waited_for = running
+            waited_for = running
           self.stop.sleep(_SECONDS_BETWEEN_POLLS)
         else:
           report.write(self.folder, results, self.split)
@@ -135,7 +140,7 @@ class Worker:
         error = self._measure(point)
       if error is not None:
         progress.say(f'{point.name}: failed, {_one_line(error)}')
-        self.study.tell(point, error=_one_line(error))
+        self.study.record(point, error=_one_line(error))
 
   def _train_runs(self, group: list[Point]) -> list[UserError | None]:
     """Trains the runs of points; returns what ended each early, if anything."""
@@ -175,7 +180,7 @@ class Worker:
       return error
     metrics = {name: row[name] for name in units}
     report.write_hparams(self.folder, point.name, point.values, metrics)
-    if self.study.tell(point, row=row, units=units):
+    if self.study.record(point, row=row, units=units):
       progress.say(
         f'{point.name}: rate {row["rate"]:.2f}, distortion '
         f'{row["distortion"]:,.1f} nats, {row["active_units"]:.0f} active units'

@@ -1,4 +1,4 @@
-"""Opens a page in a real browser, headless Chromium, and tells what is seen."""
+"""A page as a real browser, headless Chromium, shows it."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ import pytest
 
 _NAMES = ('chromium', 'chromium-browser', 'google-chrome')
 
-# Told by the page itself, once everything in it is loaded.
+# Reported by the page itself, once everything in it is loaded.
 _PROBE = """
 <script>
 addEventListener('load', () => {

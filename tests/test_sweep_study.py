@@ -53,7 +53,7 @@ def open_study(place, axes=AXES, measured=MEASURED, change=(), **options):
 
 def complete(study, point, rate=3.0):
   row = {'rate': rate, 'distortion': 4.0, 'kl': [0.5], 'active': [True]}
-  return study.tell(point, row=row, units=UNITS)
+  return study.record(point, row=row, units=UNITS)
 
 
 def states(study):
@@ -105,7 +105,7 @@ def test_table_has_what_each_point_came_to(place):
   with open_study(place) as study:
     first, second, third = study.take(3)
     complete(study, first)
-    study.tell(second, error='diverged')
+    study.record(second, error='diverged')
     results = study.results()
     rows = results.frame.set_index('point')
     assert rows.state.tolist() == [
@@ -154,7 +154,7 @@ def test_point_of_a_silent_worker_is_requeued_and_a_living_one_keeps_its(
 def test_failed_points_are_retried_only_if_asked(place):
   with open_study(place) as study:
     for point in study.take(6):
-      study.tell(point, error='out of memory')
+      study.record(point, error='out of memory')
   with open_study(place) as study:
     assert not study.take(1)
   with open_study(place, retry_failed=True) as study:
