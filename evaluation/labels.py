@@ -29,10 +29,9 @@ _DEAD_VARIANCE = 1e-12
 _PERMUTATIONS = 3
 
 _NOT_COMPARABLE = 'not comparable with published figures'
-_ABOUT = {
+ABOUT = {
   'linear_accuracy': 'logistic regression on the means, {images}; ± is over '
   'the tested images; null, here and below: permuted labels',
-  'linear_balanced_accuracy': 'the same, mean over classes',
   'majority_accuracy': 'of always naming the most frequent class',
   'mig': 'mutual information gap (Chen et al. 2018), 20 bins, of {fitted}',
   'dci_disentanglement': 'Eastwood & Williams 2018, random forest; '
@@ -47,7 +46,7 @@ _ABOUT = {
 }
 
 # In the table of each label, the last three beside their nulls.
-_COLUMNS = ('linear_accuracy', 'linear_balanced_accuracy', 'majority_accuracy')
+_COLUMNS = ('linear_accuracy', 'majority_accuracy')
 _COLUMNS_WITH_NULL = ('mig', 'sap', 'sap_svm')
 
 
@@ -66,8 +65,7 @@ class Data(NamedTuple):
   def permuted(self, seed) -> 'Data':
     """The same with the factors of each part in a random order of its images.
 
-    Codes and factors are then independent, and how often each factor has each
-    value, alone and together with the others, is unchanged.
+    Factors are then independent of codes, but not of each other.
     """
     shuffle = np.random.default_rng(seed).permutation
     return self._replace(
@@ -115,12 +113,13 @@ def evaluate(context, results) -> None:
 
   fitted = f'{len(data.codes):,} {context.fitted_name} images'
   images = f'fitted to {fitted}, {len(data.test_codes):,} tested'
-  for name, about in _ABOUT.items():
-    # Permuted labels have the same majority.
-    null = name != 'majority_accuracy' and Null.of([n[0][name] for n in nulls])
+  for name, about in ABOUT.items():
+    null = Null.of([means_of_null[name] for means_of_null, _, _ in nulls])
+    if name == 'majority_accuracy':
+      null = None  # Permuted labels have the same majority.
     about = about.format(images=images, fitted=fitted)
     results.number(
-      name, means[name], 'at most 1', about, errors.get(name), null or None
+      name, means[name], 'at most 1', about, errors.get(name), null
     )
   columns = {name: by_label[name] for name in _COLUMNS}
   for name in _COLUMNS_WITH_NULL:
@@ -145,15 +144,14 @@ def score(
   importances, by_factor['dci_informativeness'] = forest(data, seed)
   by_factor['mig'] = mutual_information_gap(data.codes, data.factors)
   by_factor['sap'], by_factor['sap_svm'] = sap(data), sap_svm(data)
-  means = {name: mean(values) for name, values in by_factor.items()}
+  means = {name: _mean(values) for name, values in by_factor.items()}
   importances = importances[:, data.scored()]
   means['dci_disentanglement'] = disentanglement(importances)
   means['dci_completeness'] = completeness(importances)
   return means, by_factor, errors
 
 
-def mean(values: np.ndarray) -> float:
-  """Mean over the factors that could be scored; NaN if there are none."""
+def _mean(values: np.ndarray) -> float:
   values = values[~np.isnan(values)]
   return float(values.mean()) if len(values) else np.nan
 
@@ -162,25 +160,18 @@ def linear_probe(data: Data) -> tuple[dict[str, np.ndarray], dict[str, float]]:
   """Accuracies of logistic regression on the standardised code, with C = 1.
 
   Returns:
-    Accuracy, its mean over classes, and the accuracy of always naming the class
-    that is most frequent in `data.factors`, by name, [num_factors] each; and
-    the standard errors of their means over the choice of test images: an
-    image's factors are not independent.
+    Accuracy, and the accuracy of always naming the class that is most frequent
+    in `data.factors`, by name, [num_factors] each; and the standard errors of
+    their means over the choice of test images: an image's factors are not
+    independent.
   """
   train, test, _ = data.standardized()
-  values = np.full((3, *data.test_factors.shape), np.nan)
+  values = np.full((2, *data.test_factors.shape), np.nan)
   for factor in data.scored():
     labels, held_out = data.factors[:, factor], data.test_factors[:, factor]
     named = LogisticRegression(max_iter=1000).fit(train, labels).predict(test)
-    right = named == held_out
-    counts = np.bincount(held_out)
-    recalls = np.bincount(held_out, weights=right) / np.maximum(counts, 1)
-    weights = len(test) / counts[held_out] / np.sum(counts > 0)
-    # Its mean is the balanced accuracy, and its variance the delta method's.
-    balanced = recalls[counts > 0].mean()
-    balanced = balanced + weights * (right - recalls[held_out])
-    majority = held_out == np.bincount(labels).argmax()
-    values[:, :, factor] = right, balanced, majority
+    majority = np.bincount(labels).argmax()
+    values[:, :, factor] = named == held_out, held_out == majority
   by_image = values[:, :, data.scored()].mean(axis=2)
   errors = by_image.std(axis=1, ddof=1) / np.sqrt(len(test))
   return (
@@ -195,23 +186,10 @@ def mutual_information_gap(
   """(I(z_a; v) - I(z_b; v)) / H(v) of each factor v, [num_factors].
 
   a and b are the codes with the most and second most information on v; Chen et
-  al. 2018, equation 6. Without a second code the gap is to 0.
-  """
-  information = mutual_information(codes, factors)
-  gaps = np.full(factors.shape[1], np.nan)
-  for factor in np.flatnonzero(np.ptp(factors, axis=0)):
-    counts = np.bincount(factors[:, factor])
-    gaps[factor] = _gap(information[:, factor]) / entropy(counts)
-  return gaps
-
-
-def mutual_information(codes: np.ndarray, factors: np.ndarray) -> np.ndarray:
-  """I(z_j; v_k) of binned codes, nats, [latent_dim, num_factors].
-
-  The 20 bins of equal width over each code's range are those of published
-  figures (Locatello et al. 2019). Few images bias it upwards: of independent
-  code and factor by about (bins - 1)(classes - 1) / (2 num_images) nats (Miller
-  1955), so compare only what was measured on as many images.
+  al. 2018, equation 6. Codes are in 20 bins of equal width over their range, as
+  in published figures (Locatello et al. 2019). Few images bias the information
+  upwards, by about (bins - 1)(classes - 1) / (2 num_images) nats (Miller 1955),
+  so compare only what was measured on as many images.
   """
   num_classes = factors.max() + 1
   information = np.empty((codes.shape[1], factors.shape[1]))
@@ -227,7 +205,10 @@ def mutual_information(codes: np.ndarray, factors: np.ndarray) -> np.ndarray:
       information[j, k] = mutual_info_score(
         None, None, contingency=cells.reshape(NUM_BINS, num_classes)
       )
-  return information
+  gaps = np.full(factors.shape[1], np.nan)
+  for k in np.flatnonzero(np.ptp(factors, axis=0)):
+    gaps[k] = _gap(information[:, k]) / entropy(np.bincount(factors[:, k]))
+  return gaps
 
 
 def forest(data: Data, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -236,8 +217,7 @@ def forest(data: Data, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
   A code's importance is the share of impurity that its splits remove in a
   random forest; Eastwood & Williams 2018, section 4.3. There the depth is
   tuned on validation images; here it is fixed, and leaves are large, because
-  codes without information earn some importance by overfitting. They still
-  earn a little, so that a random code is close to 0 and not at it.
+  codes without information earn some importance by overfitting.
   """
 
   def read(factor):
@@ -257,9 +237,8 @@ def disentanglement(importances: np.ndarray) -> float:
   """Σ_i ρ_i (1 - H_K(P_i)) of [latent_dim, num_factors].
 
   P_i are the shares of the K factors in code i's importance, H_K is their
-  entropy to base K, ρ_i is the code's share in all importance: a dead code
-  weighs nothing. 0 if no code is of use, NaN without two factors. Eastwood &
-  Williams 2018, section 2.
+  entropy to base K, ρ_i is the code's share in all importance; Eastwood &
+  Williams 2018, section 2. 0 if no code is of use, NaN without two factors.
   """
   if importances.shape[1] < 2:
     return np.nan
@@ -271,11 +250,11 @@ def disentanglement(importances: np.ndarray) -> float:
 def completeness(importances: np.ndarray) -> float:
   """Mean over factors of 1 - H_D(P_j) of [latent_dim, num_factors].
 
-  P_j are the shares of the D codes in factor j's importance, H_D is their
-  entropy to base D. A factor for which no code is of use counts as 0; NaN
-  without factors. Eastwood & Williams 2018, section 2.
+  P_j are the shares of the D codes in factor j's importance; Eastwood &
+  Williams 2018, section 2. 0 for a factor for which no code is of use; NaN
+  without factors.
   """
-  return mean(_concentration(importances.T))
+  return _mean(_concentration(importances.T))
 
 
 def sap(data: Data) -> np.ndarray:
@@ -296,7 +275,8 @@ def sap(data: Data) -> np.ndarray:
       class_weight='balanced',
       random_state=0,
     ).fit(train[:, [code]], labels)
-    return balanced_accuracy(held_out, tree.predict(test[:, [code]]))
+    right = tree.predict(test[:, [code]]) == held_out
+    return np.mean([right[held_out == c].mean() for c in np.unique(held_out)])
 
   return _gaps(score, data)
 
@@ -319,20 +299,13 @@ def sap_svm(data: Data) -> np.ndarray:
   return _gaps(score, data)
 
 
-def balanced_accuracy(labels: np.ndarray, named: np.ndarray) -> float:
-  """Mean over the classes in `labels` of the share that was named rightly."""
-  counts = np.bincount(labels)
-  right = np.bincount(labels, weights=named == labels)
-  return np.mean(right[counts > 0] / counts[counts > 0])
-
-
 def _gaps(score: Callable[..., float], data: Data) -> np.ndarray:
   """Best less second-best score of a code for each factor, [num_factors]."""
 
   def gap(factor):
     labels, held_out = data.factors[:, factor], data.test_factors[:, factor]
     codes = range(data.codes.shape[1])
-    return (_gap([score(code, labels, held_out) for code in codes]),)
+    return _gap([score(code, labels, held_out) for code in codes])
 
   return _of_each_factor(gap, data, 1)[0]
 
@@ -353,7 +326,7 @@ def _concentration(weights: np.ndarray) -> np.ndarray:
 
 
 def _of_each_factor(
-  function: Callable[[int], tuple[float, ...]], data: Data, num_values: int
+  function: Callable[[int], object], data: Data, num_values: int
 ) -> np.ndarray:
   """Values of each scored factor, [num_values, num_factors], on all cores."""
   values = np.full((num_values, data.factors.shape[1]), np.nan)

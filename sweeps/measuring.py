@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 
 from evaluation import measure, posterior
-from evaluation.measure import Measurements, Metric
+from evaluation.measure import Metric
 from runs import metric_writer
 from vae import figures, loading, population, splits
 
@@ -47,8 +47,7 @@ def measure_run(
   results = measure.summarise(padded, split, settings)
   dimensions = {k: v[:count] for k, v in results.dimensions.items()}
   if settings.groups:
-    more = Measurements(split.num_examples)
-    measure.measure(trained, data, split_name, settings, more)
+    more = measure.measure(trained, data, split_name, settings)
     for name, metric in more.metrics.items():
       results.metrics[name] = metric
       if metric.null:

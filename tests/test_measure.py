@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation import measure as measuring
-from evaluation import output, posterior
+from evaluation import output
 from evaluation.measure import Settings
 import input_pipeline
 from tests.conftest import make_small_config
@@ -225,20 +225,6 @@ def test_data_without_labels_is_noted_or_refused(celeba_dir, data):
     )
 
 
-def test_failure_leaves_what_was_measured(celeba_dir, data, monkeypatch):
-  def fail(*_):
-    raise MemoryError
-
-  monkeypatch.setattr(posterior, 'split_rate', fail)
-  results = measuring.Measurements(11)
-  settings = Settings(('reconstruction', 'posterior'))
-  with pytest.raises(MemoryError):
-    measuring.measure(
-      make_untrained(celeba_dir), data, 'validation', settings, results
-    )
-  assert {'mse_of_mean', 'psnr', 'active_units'} <= set(results.metrics)
-
-
 OWN = '''
 """How sharp reconstructions are."""
 import numpy as np
@@ -280,16 +266,3 @@ def test_evaluator_from_elsewhere_needs_a_file_alone(
   assert value(results, 'sharpness') > 0
   # One pass, in full precision.
   assert passes == ['highest']
-
-
-@pytest.mark.parametrize(
-  ('name', 'message'),
-  [
-    ('elbo', "no 'elbo'; it has bounds, fid, labels, posterior, recon"),
-    ('..', 'it has bounds, fid, labels, posterior, reconstruction'),
-    ('json', 'json/__init__.py has no evaluate'),
-  ],
-)
-def test_unknown_evaluator_is_refused(name, message):
-  with pytest.raises(UserError, match=message):
-    measuring.find(name)
