@@ -105,27 +105,17 @@ def _compile(network: 'Network') -> Callable[..., jax.Array]:
 
 
 def fid(features_1: np.ndarray, features_2: np.ndarray) -> float:
-  """Fréchet Inception Distance (Heusel et al. 2017).
+  """Fréchet Inception Distance (Heusel et al. 2017, eq. 6).
 
-  It is biased: the fewer the images, the larger it is, so that only distances
-  between equally many images can be compared.
+  ‖m1 - m2‖² + tr(C1 + C2 - 2 (C1 C2)^½) of the features' means and unbiased
+  covariances. It is biased: the fewer the images, the larger it is, so that
+  only distances between equally many images can be compared.
   """
-  moments = []
-  for features in (features_1, features_2):
-    features = np.asarray(features, np.float64)
-    moments += [features.mean(axis=0), np.cov(features, rowvar=False)]
-  return frechet_distance(*moments)
-
-
-def frechet_distance(
-  mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray
-) -> float:
-  """‖m1 - m2‖² + tr(C1 + C2 - 2 (C1 C2)^½) (Heusel et al. 2017, eq. 6).
-
-  The matrix under the root is not symmetric, but has the eigenvalues of
-  C1^½ C2 C1^½, which is. The trace of the root is the sum of their roots,
-  real whatever the rank of the covariances.
-  """
+  features = [np.asarray(f, np.float64) for f in (features_1, features_2)]
+  mean_1, mean_2 = (f.mean(axis=0) for f in features)
+  cov_1, cov_2 = (np.cov(f, rowvar=False) for f in features)
+  # C1 C2 is not symmetric, but has the eigenvalues of C1^½ C2 C1^½, which is.
+  # The trace of its root is the sum of their roots, whatever the rank.
   values, vectors = np.linalg.eigh(cov_1)
   # Rounding makes some of the eigenvalues that are zero negative.
   root = vectors * np.sqrt(np.maximum(values, 0))

@@ -16,12 +16,7 @@ h1 { font-size: 24px; line-height: 1.25; margin: 8px 0 16px; }
 h2 { font-size: 18px; margin: 40px 0 12px; }
 .banner { border-left: 4px solid #2f6fbb; background: #f2f6fc;
   padding: 10px 14px; margin: 0 0 16px; }
-.cards { display: grid; gap: 12px;
-  grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); }
-.card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; }
-.card b { display: block; font-size: 20px; font-weight: 600;
-  font-variant-numeric: tabular-nums; }
-.card span, .faint, figcaption { color: var(--faint); font-size: 13px; }
+.faint, figcaption { color: var(--faint); font-size: 13px; }
 figure { display: inline-block; vertical-align: top; margin: 0 20px 24px 0;
   max-width: 100%; }
 figure img { width: 100%; height: auto; display: block; }
@@ -32,6 +27,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums;
 th, td { text-align: left; padding: 4px 16px 4px 0; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--faint); }
+td:not(:last-child) { white-space: nowrap; }
 """
 
 
@@ -53,12 +49,6 @@ class Page:
   def text(self, text: str) -> None:
     """Adds a remark."""
     self._parts.append(f'<p class="faint">{escape(text)}</p>')
-
-  def cards(self, cards: list[tuple[str, str, str]]) -> None:
-    """Adds numbers in large figures: name, value and unit of each."""
-    card = '<div class="card"><span>{}</span><b>{}</b><span>{}</span></div>'
-    cards = [card.format(*map(escape, texts)) for texts in cards]
-    self._parts.append(f'<div class="cards">{"".join(cards)}</div>')
 
   def table(self, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Adds a table of texts; if it is too wide, it scrolls by itself."""

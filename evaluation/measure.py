@@ -161,9 +161,8 @@ class Context:
     self, num_draws: int, label: str = ''
   ) -> dict[str, np.ndarray]:
     """The same, with so many draws of z."""
-    step = reconstruction.make_step(
-      self.trained.model, num_draws if self.draws_z else 0
-    )
+    num_draws = num_draws if self.draws_z else 0
+    step = reconstruction.make_step(self.trained.model, num_draws)
     key = randomness.measure_key(self.settings.seed)
     return self.over_split(functools.partial(step, self.variables, key), label)
 
@@ -195,17 +194,16 @@ class Context:
     """
     split, size = split or self.split, batch_size or self.settings.batch_size
     topology = devices.Topology(jax.local_device_count())
-    collected, running = [], None
+    collected = []
     progress = track(label, split.num_examples) if label else None
     with progress or contextlib.nullcontext(lambda done: None) as report:
       for images, start in splits.eval_batches(split, size, topology):
-        ahead = step(images, start)
+        collected.append(step(images, start))
         # One batch behind, so that the device always has its next one.
-        if running is not None:
-          collected.append(jax.device_get(running))
+        if start:
+          collected[-2] = jax.device_get(collected[-2])
           report(start)
-        running = ahead
-      collected.append(jax.device_get(running))
+      collected[-1] = jax.device_get(collected[-1])
       report(split.num_examples)
 
     def join(*parts):

@@ -23,17 +23,6 @@ _DIMENSIONS = 10
 _STEPS = 11
 _REACH = 3.0
 
-# In large figures at the top of the page.
-_HEADLINES = (
-  'elbo',
-  'rate',
-  'bits_per_dim_optimal_sigma',
-  'active_units',
-  'dimensions_of_90_percent',
-  'mse_of_mean',
-  'fid_samples',
-)
-
 
 def write(
   folder: epath.Path,
@@ -143,17 +132,11 @@ def _page(folder, facts, results, captions) -> str:
   )
   if results.verdict:
     page.banner(results.verdict)
-  rows = _rows(results)
-  by_name = {name: (name, value, unit) for name, value, _, unit, _ in rows}
-  page.cards([by_name[name] for name in _HEADLINES if name in by_name])
   page.heading('Figures')
   for name, caption in captions.items():
     page.figure(folder / name, caption)
   page.heading('Numbers')
-  # Lines of the table do not break around ±.
-  unbroken = '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}'
-  rows = [[cell.replace(' ± ', unbroken) for cell in row] for row in rows]
-  page.table(('', 'value', 'null', 'unit', ''), rows)
+  page.table(('', 'value', 'null', 'unit', ''), _rows(results))
   page.text(
     '± is the standard error over the choice of images, unless the row names '
     'another. The null is the value if there is nothing to find, with its '

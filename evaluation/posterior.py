@@ -220,19 +220,12 @@ def draw(codes: dict[str, np.ndarray], seed: int | Sequence[int]) -> np.ndarray:
 
 
 class RateSplit(NamedTuple):
-  """The rate's parts, nats.
-
-  Attributes:
-    mutual_information: lower and upper bound on I(x; z), each with its error.
-    total_correlation: likewise on KL(q(z) ‖ Π_j q(z_j)); at least 0.
-    dimension_kl: KL(q(z_j) ‖ N(0, 1)) of the images at hand, [latent_dim].
-    dimension_kl_error: standard error of its sum.
-  """
+  """The rate's parts, nats; bounds are lower and upper, each with its error."""
 
   mutual_information: tuple[tuple[float, float], ...]
   total_correlation: tuple[tuple[float, float], ...]
-  dimension_kl: np.ndarray
-  dimension_kl_error: float
+  dimension_kl: np.ndarray  # Of the images at hand, [latent_dim].
+  dimension_kl_error: float  # Of its sum.
 
 
 def split_rate(
@@ -335,14 +328,13 @@ def shares_in_holes(
 ) -> np.ndarray:
   """The shares of candidates that lie in holes of the aggregate posterior.
 
-  In the manner of the precision of Kynkäänniemi et al. 2019. In each round a
-  random half of the latents stands for q(z). Of the other half one part sets
-  the distance of draws from q(z) itself: a candidate lies in a hole if its
-  nearest neighbour is farther away than that of 95 % of them. The other part is
-  the null, candidates that come from q(z); then the two change places. The
-  expected null is 0.05, or more if there are fewer than 80 images. The
+  In each round a random half of the latents stands for q(z). Of the other half
+  one part sets the distance of draws from q(z) itself: a candidate lies in a
+  hole if its nearest neighbour is farther away than that of 95 % of them. The
+  other part is the null, candidates that come from q(z); then the two change
+  places. The expected null is 0.05, or more of fewer than 80 images. The
   deviation over rounds is about that of their mean over other images (the
-  half-sample jackknife).
+  half-sample jackknife). Compare the precision of Kynkäänniemi et al. 2019.
 
   Of draws from q(z), one for each of at least 4 images, [num_rounds,
   num_images, latent_dim], and candidates [num_rounds, n, latent_dim] each;

@@ -117,14 +117,6 @@ def test_weights_are_equal_under_the_true_posterior():
   np.testing.assert_allclose(sizes, 50, rtol=1e-3)
 
 
-def test_batches_and_chunks_do_not_matter(linear):
-  bound = bound_of(linear[0], 30)['bound']
-  # Other batch sizes are other chunks: 128 are decoded at a time.
-  for batch_size in (1, 7, 200):
-    other = bound_of(linear[0], 30, batch_size)['bound']
-    np.testing.assert_allclose(other, bound, rtol=1e-4)
-
-
 @pytest.mark.parametrize('mean', [-9000.0, -2e5, 5e4])
 def test_weights_of_large_images_add_up(mean):
   log_weights = np.random.default_rng(0).normal(mean, 5, (3000, 2))

@@ -164,21 +164,14 @@ def test_manifold_of_more_dimensions_is_refused(make, model, monkeypatch):
     make('manifold')
 
 
-@pytest.mark.parametrize(
-  'command', ['sample', 'reconstruct', 'interpolate', 'traverse']
-)
-def test_codes_without_a_gaussian_posterior(
-  make, celeba_dir, monkeypatch, command
-):
+def test_codes_without_a_gaussian_posterior(make, celeba_dir, monkeypatch):
   codes = test_measure.make_codes(celeba_dir)
   monkeypatch.setattr(generate.run_flags, 'restore', lambda: codes)
-  folder = make(command, num_images=4, steps=3, dimensions=2)
-  columns = {'sample': 2, 'reconstruct': 4}.get(command, 3)
-  images = cells(folder / 'grid.png', columns).astype(float)
-  assert np.isfinite(images).all() and images.std() > 0
-  if command == 'sample':
-    with pytest.raises(UserError, match='temperature is 0.5'):
-      make('sample', num_images=4, temperature=0.5)
+  for command, columns in (('sample', 2), ('interpolate', 3), ('traverse', 3)):
+    folder = make(command, num_images=4, steps=3, dimensions=2)
+    assert cells(folder / 'grid.png', columns).std() > 0
+  with pytest.raises(UserError, match='temperature is 0.5'):
+    make('sample', num_images=4, temperature=0.5)
 
 
 def test_no_call_overwrites_the_pictures_of_another(
