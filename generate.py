@@ -6,13 +6,9 @@
   python generate.py traverse --workdir=logs/celeba
   python generate.py manifold --workdir=logs/mnist
 
-sample draws z from the prior, or from a mixture of Gaussians fitted to the
-aggregate posterior (--prior=mixture), and decodes it. reconstruct and
-interpolate take image files, or else images of a split. traverse walks along
-the most informative dimensions, as a grid and an animated GIF. manifold draws
-the plane of a model with two latent dimensions. The pictures go to
-WORKDIR/generated/COMMAND_STEP, with the flags that are not the default ones;
-so another call has another folder, and the same call makes its pictures again.
+The pictures go to WORKDIR/generated/COMMAND_STEP, with the flags that are not
+the default ones: another call has another folder, and the same call makes its
+pictures again.
 """
 
 from absl import flags
@@ -70,12 +66,11 @@ _FRAME_DURATION = 80  # Milliseconds.
 def main(command: str) -> None:
   """Makes the pictures of a command."""
   trained = run_flags.restore()
-  make, relevant = COMMANDS[command]
   # In the name, so that no call overwrites another's pictures.
-  changed = [flag for flag in relevant if flag.value != flag.default]
+  changed = [flag for flag in _NAMED if flag.value != flag.default]
   name = [command, str(trained.step), *map(run_flags.in_name, changed)]
   folder = run_flags.output('generated', '_'.join(name))
-  for file in make(trained, folder):
+  for file in COMMANDS[command](trained, folder):
     print(f'  {folder / file}')
 
 
@@ -178,15 +173,18 @@ def manifold(trained: TrainedVAE, folder: epath.Path) -> list[str]:
   return _save_grid(images, _SIDE.value, folder, 'means.png')
 
 
-# Each command with the flags that its pictures depend on, besides the run's.
-_DATA, _FILES = (run_flags.SPLIT, run_flags.DATA_DIR), (_IMAGES, _CROP_SIZE)
-_DRAWS = (_NUM_IMAGES, _PRIOR, _TEMPERATURE, run_flags.SEED)
+# Flags that pictures depend on, besides the checkpoint.
+_NAMED = (
+  *(_NUM_IMAGES, _PRIOR, _TEMPERATURE, run_flags.SEED),
+  *(_STEPS, _DIMENSIONS, _SIDE, _LABEL),
+  *(run_flags.SPLIT, run_flags.DATA_DIR, _IMAGES, _CROP_SIZE),
+)
 COMMANDS = {
-  'sample': (sample, (*_DRAWS, run_flags.DATA_DIR)),
-  'reconstruct': (reconstruct, (_NUM_IMAGES, *_DATA, *_FILES)),
-  'interpolate': (interpolate, (_STEPS, *_DATA, *_FILES)),
-  'traverse': (traverse, (_STEPS, _DIMENSIONS, *_DATA, *_FILES)),
-  'manifold': (manifold, (_SIDE, _LABEL, *_DATA)),
+  'sample': sample,
+  'reconstruct': reconstruct,
+  'interpolate': interpolate,
+  'traverse': traverse,
+  'manifold': manifold,
 }
 
 

@@ -35,6 +35,9 @@ GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
 # (Locatello et al. 2019).
 MAX_FITTED = 10_000
 
+# Errors, nearest neighbours and mixtures need as many.
+_MIN_IMAGES = 5
+
 # Draws of z per image if many models are compared quickly.
 _DRAWS_OF_SUMMARY = 4
 
@@ -245,10 +248,10 @@ def measure(
     UserError: if a group is unknown, or required and cannot be measured.
   """
   split = getattr(data, split_name)
-  if split.num_examples < 2:
+  if split.num_examples < _MIN_IMAGES:
     raise UserError(
-      f'the {split_name} split has one image; what varies over images needs at '
-      'least 2. Choose another --split.'
+      f'the {split_name} split has {split.num_examples} images; a measurement '
+      f'needs at least {_MIN_IMAGES}. Choose another --split.'
     )
   context = Context(trained, split, settings, data, split_name)
   results = Measurements()

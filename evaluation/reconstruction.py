@@ -155,10 +155,7 @@ def dequantise(images: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Peak signal-to-noise ratio, 10 log10(1 / MSE), dB; [batch].
-
-  Infinite for equal images.
-  """
+  """Peak signal-to-noise ratio, 10 log10(1 / MSE), dB; [batch]."""
   return -10 * jnp.log10(jnp.mean(jnp.square(a - b), axis=(-3, -2, -1)))
 
 

@@ -140,28 +140,8 @@ def test_other_data_is_refused_or_noted_if_named(trained_run, data, tmp_path):
   assert code == 2 and re.search('note: .* a run on other data', out), out
   assert re.fullmatch(r'error: --metrics=labels: .* has no labels.*\n', err)
   # Its results replace no others.
-  (folder,) = (run / 'evaluation').iterdir()
-  pattern = r'test_\d+_labels_data_dir=[0-9a-f]{12}'
-  assert re.fullmatch(pattern, folder.name)
-
-
-def test_failed_run_leaves_the_files_of_an_earlier_one(
-  trained_run, data, evaluated, tmp_path
-):
-  output = shutil.copytree(evaluated[1][0], tmp_path / 'evaluation')
-  before = {path.name: path.read_bytes() for path in output.iterdir()}
-  # An image of the test split, found when it is decoded.
-  last = sorted((data / 'img_align_celeba').iterdir())[-1]
-  last.write_bytes(last.read_bytes()[:2000])
-  code, _, err = evaluate(
-    f'--workdir={trained_run}',
-    '--metrics=reconstruction',
-    f'--data_dir={data}',
-    f'--output={output}',
-  )
-  assert code == 2
-  assert re.fullmatch(rf'error: .*{last.name} cannot be decoded.*\n', err)
-  assert {p.name: p.read_bytes() for p in output.iterdir()} == before
+  refused, noted = sorted(p.name for p in (run / 'evaluation').iterdir())
+  assert re.fullmatch(rf'{refused}_data_dir=[0-9a-f]{{12}}', noted)
 
 
 def test_lacks_are_noted(trained_run, data, tmp_path, monkeypatch):

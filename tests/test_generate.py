@@ -185,7 +185,6 @@ def test_no_call_overwrites_the_pictures_of_another(
   calls = [
     ('sample', '.', {'num_images': 5}),
     ('sample', '.', {'num_images': 2}),
-    ('sample', '.', {'num_images': 2, 'seed': 1}),
     ('sample', '.', {'num_images': 2, 'checkpoint': '10'}),
     ('reconstruct', '.', {'num_images': 5, 'split': 'train'}),
     ('reconstruct', '.', {'images': ['fits.png']}),

@@ -113,15 +113,6 @@ def test_factors_of_many_values():
   assert by_factor['sap_svm'][1] < 0.5
 
 
-def test_information_gap_is_to_the_second_best_code():
-  factors = np.tile([0, 1], 4000)[:, None]
-  flips = np.random.default_rng(0).random((8000, 3)) < [0.0, 0.1, 0.4]
-  gap = labels.mutual_information_gap((factors ^ flips).astype(float), factors)
-  # A binary channel that errs at a tenth takes away its entropy.
-  expected = -(0.1 * np.log2(0.1) + 0.9 * np.log2(0.9))
-  assert gap == pytest.approx(expected, abs=0.03)
-
-
 def test_importances_are_weighed_as_in_the_paper():
   # Codes with shares (1), (¼, ¾), dead; weights ⅓, ⅔, 0.
   importances = np.array([[1.0, 0.0], [0.5, 1.5], [0.0, 0.0]])
