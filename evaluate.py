@@ -16,7 +16,6 @@ import numpy as np
 
 from evaluation import measure, output
 from runs import command_line, run_flags
-from vae.errors import UserError
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(command_line)
@@ -57,12 +56,6 @@ def main() -> None:
   for name in settings.groups:
     measure.find(name)
   trained = run_flags.restore()
-  leaves = jax.tree.leaves(trained.variables)
-  if not all(bool(jax.numpy.isfinite(leaf).all()) for leaf in leaves):
-    raise UserError(
-      f'checkpoint {trained.step} has parameters that are not finite: the '
-      'run has diverged. Choose another --checkpoint.'
-    )
   folder = run_flags.output('evaluation', _folder_name(trained.step))
 
   import input_pipeline  # TensorFlow takes seconds; after the checks above.
@@ -70,28 +63,35 @@ def main() -> None:
   if trained.config.data.cache == 'device':
     # The device may be another's, and each image goes to it once.
     trained.config.data.cache = 'host'
-  data = input_pipeline.load(trained.config, (run_flags.SPLIT.value,))
+  split_name = run_flags.SPLIT.value
+  data = input_pipeline.load(trained.config, (split_name,))
   run_flags.check_data(data)
-  split = getattr(data, run_flags.SPLIT.value)
-  facts = _facts(trained, split, settings)
-  results = measure.Measurements(split.num_examples)
+  split = getattr(data, split_name)
   print(
     f'Measuring {run_flags.workdir()}, checkpoint {trained.step:,}, on the '
-    f'{split.num_examples:,} {run_flags.SPLIT.value} images.',
+    f'{split.num_examples:,} {split_name} images.',
     flush=True,
   )
-  try:
-    measure.measure(trained, data, run_flags.SPLIT.value, settings, results)
-  except BaseException:
-    if results.metrics:  # Hours of work, perhaps.
-      partial = folder / 'metrics.partial.json'
-      partial.write_text(output.as_json(facts, results))
-      print(f'\nThe metrics measured so far are in {partial}.', flush=True)
-    raise
+  results = measure.measure(trained, data, split_name, settings)
+  facts = {
+    'workdir': str(run_flags.workdir()),
+    'checkpoint': run_flags.CHECKPOINT.value,
+    'step': trained.step,
+    'split': split_name,
+    'num_images': split.num_examples,
+    'image_shape': list(split.image_shape),
+    'seed': settings.seed,
+    'importance_samples': settings.num_importance_samples,
+    'beta': trained.config.objective.get('beta'),
+    'latent_dim': int(np.prod(trained.latent_shape)),
+    'likelihood': trained.config.model.get('likelihood'),
+    'jax': jax.__version__,
+    'device': jax.devices()[0].device_kind,
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+  }
   originals = next(split.batches(np.arange(min(32, split.num_examples)), 32))
-  output.write(folder, facts, results, trained, originals, _validation_path())
-  print()
-  print(output.as_text(results))
+  output.write(folder, facts, results, trained, originals)
+  print(f'\n{output.as_text(results)}')
   print(f'  {folder / output.METRICS}')
   print(f'  {folder / output.PAGE}')
 
@@ -106,35 +106,6 @@ def _folder_name(step: int) -> str:
   if run_flags.DATA_DIR.value is not None:
     parts.append(run_flags.in_name(run_flags.DATA_DIR))
   return '_'.join(parts)
-
-
-def _facts(trained, split, settings) -> dict[str, object]:
-  """Run, checkpoint, split, settings, machine."""
-  return {
-    'workdir': str(run_flags.workdir()),
-    'checkpoint': run_flags.CHECKPOINT.value,
-    'step': trained.step,
-    'split': run_flags.SPLIT.value,
-    'num_images': split.num_examples,
-    'image_shape': list(split.image_shape),
-    'seed': settings.seed,
-    'importance_samples': settings.num_importance_samples,
-    'beta': trained.config.objective.get('beta'),
-    'latent_dim': int(np.prod(trained.latent_shape)),
-    'likelihood': trained.config.model.get('likelihood'),
-    'jax': jax.__version__,
-    'device': jax.devices()[0].device_kind,
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-  }
-
-
-def _validation_path() -> np.ndarray:
-  """(rate, distortion) of each of the run's validations, [n, 2]."""
-  from runs.metric_writer import read  # With TensorFlow, through clu.
-
-  rows = [row for row in read(run_flags.workdir()) if 'val/kl' in row]
-  points = [(row['val/kl'], row['val/distortion']) for row in rows]
-  return np.array(points).reshape(-1, 2)
 
 
 if __name__ == '__main__':

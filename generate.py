@@ -6,13 +6,9 @@
   python generate.py traverse --workdir=logs/celeba
   python generate.py manifold --workdir=logs/mnist
 
-sample draws z from the prior, or from a mixture of Gaussians fitted to the
-aggregate posterior (--prior=mixture), and decodes it. reconstruct and
-interpolate take image files, or else images of a split. traverse walks along
-the most informative dimensions, as a grid and an animated GIF. manifold draws
-the plane of a model with two latent dimensions. The pictures go to
-WORKDIR/generated/COMMAND_STEP, with the flags that are not the default ones;
-so another call has another folder, and the same call makes its pictures again.
+The pictures go to WORKDIR/generated/COMMAND_STEP, with the flags that are not
+the default ones: another call has another folder, and the same call makes its
+pictures again.
 """
 
 from absl import flags
@@ -36,12 +32,6 @@ _PRIOR = flags.DEFINE_enum(
   ['normal', 'mixture'],
   "sample: the model's own prior, or a mixture fitted to q(z).",
 )
-_COMPONENTS = flags.DEFINE_integer(
-  'components',
-  None,
-  'sample: Gaussians of the mixture; else the best.',
-  1,
-)
 _TEMPERATURE = flags.DEFINE_float(
   'temperature', 1.0, 'sample: factor on the deviation of the prior N(0, I).', 0
 )
@@ -61,13 +51,6 @@ _STEPS = flags.DEFINE_integer(
 _DIMENSIONS = flags.DEFINE_integer(
   'dimensions', 10, 'traverse: how many dimensions.', 1
 )
-_REACH = flags.DEFINE_float(
-  'reach',
-  3.0,
-  'traverse: how far to go, in standard deviations of the prior N(0, I); of '
-  'another prior to the same quantiles.',
-  0,
-)
 _SIDE = flags.DEFINE_integer('side', 20, 'manifold: images along a side.', 2)
 _LABEL = flags.DEFINE_string(
   'label', None, 'manifold: label that gives the colours; else the first.'
@@ -76,22 +59,22 @@ _LABEL = flags.DEFINE_string(
 # Pairs of a split that are interpolated between if no images are named.
 _NUM_PAIRS = 4
 
+_REACH = 3.0  # Of traversals, in standard deviations of the prior N(0, I).
 _FRAME_DURATION = 80  # Milliseconds.
 
 
 def main(command: str) -> None:
   """Makes the pictures of a command."""
   trained = run_flags.restore()
-  make, relevant = COMMANDS[command]
   # In the name, so that no call overwrites another's pictures.
-  changed = [flag for flag in relevant if flag.value != flag.default]
+  changed = [flag for flag in _NAMED if flag.value != flag.default]
   name = [command, str(trained.step), *map(run_flags.in_name, changed)]
   folder = run_flags.output('generated', '_'.join(name))
-  for path in make(trained, folder):
-    print(f'  {path}')
+  for file in COMMANDS[command](trained, folder):
+    print(f'  {folder / file}')
 
 
-def sample(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
+def sample(trained: TrainedVAE, folder: epath.Path) -> list[str]:
   """Draws z, decodes it; a grid, and each image as a file."""
   seed, count = run_flags.SEED.value, _NUM_IMAGES.value
   if _PRIOR.value == 'normal':
@@ -104,29 +87,25 @@ def sample(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
     latents = codes['mean']
     if trained.config.objective.get('sample_posterior', True):
       latents = posterior.draw(codes, seed)
-    if (_COMPONENTS.value or 1) > len(latents):
-      raise UserError(
-        f'--components={_COMPONENTS.value}: there are only {len(latents)} '
-        'images to fit them to.'
-      )
     print('fitting the mixture …', flush=True)
-    mixture = posterior.fit_mixture(latents, seed, _COMPONENTS.value)
+    mixture = posterior.fit_mixture(latents, seed)
     images = _decode(trained, mixture.sample(count)[0])
-  return _save_each(images, folder, columns=int(np.ceil(np.sqrt(count))))
+  _save_each(images, folder)
+  return _save_grid(images, int(np.ceil(np.sqrt(count))), folder, '0000.png')
 
 
-def reconstruct(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
+def reconstruct(trained: TrainedVAE, folder: epath.Path) -> list[str]:
   """Originals beside their reconstructions, and each of these as a file."""
   images = _images(trained, _NUM_IMAGES.value)
   reconstructions = trained.reconstruct(images)
+  _save_each(reconstructions, folder)
   pairs = figures.side_by_side(images, reconstructions)
   # An even number of columns keeps each pair together.
   columns = 2 * int(np.ceil(np.sqrt(len(images) / 2)))
-  _save_each(reconstructions, folder, columns)
-  return [_save_grid(pairs, columns, folder), folder / '0000.png']
+  return _save_grid(pairs, columns, folder, '0000.png')
 
 
-def interpolate(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
+def interpolate(trained: TrainedVAE, folder: epath.Path) -> list[str]:
   """From each image to the next: a row by each of `figures.PATHS`."""
   images = _images(trained, 2 * _NUM_PAIRS)
   if len(images) < 2:
@@ -139,10 +118,10 @@ def interpolate(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
     for path in figures.PATHS
   ]
   images = _decode(trained, np.concatenate(rows))
-  return [_save_grid(images, _STEPS.value, folder)]
+  return _save_grid(images, _STEPS.value, folder)
 
 
-def traverse(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
+def traverse(trained: TrainedVAE, folder: epath.Path) -> list[str]:
   """A row for each of the most informative dimensions, and an animation."""
   if len(_IMAGES.value) > 1:
     raise UserError('traverse walks from one image; --images names several.')
@@ -156,24 +135,21 @@ def traverse(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
   dimensions = posterior.most_informative(carried)[: _DIMENSIONS.value]
   listed = ', '.join(f'{d} ({carried[d]:.2f} {unit})' for d in dimensions)
   print(f'from the top: {listed}')
-  values = figures.prior_values(trained.prior, _REACH.value, _STEPS.value)
+  values = figures.prior_values(trained.prior, _REACH, _STEPS.value)
   z = figures.traverse(center, dimensions, values)
   images = _decode(trained, z.reshape(-1, len(center)))
-  grid = _save_grid(images, _STEPS.value, folder)
 
   # All dimensions move at once, each in its own image, there and back.
   there = images.reshape(len(dimensions), _STEPS.value, *images.shape[1:])
-  columns = min(5, len(dimensions))
   frames = [
-    figures.image_grid(there[:, step], columns)
+    figures.image_grid(there[:, step], columns=min(5, len(dimensions)))
     for step in (*range(_STEPS.value), *range(_STEPS.value - 2, 0, -1))
   ]
-  animation = folder / 'traversals.gif'
-  figures.save_gif(frames, animation, _FRAME_DURATION)
-  return [grid, animation]
+  figures.save_gif(frames, folder / 'traversals.gif', _FRAME_DURATION)
+  return _save_grid(images, _STEPS.value, folder, 'traversals.gif')
 
 
-def manifold(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
+def manifold(trained: TrainedVAE, folder: epath.Path) -> list[str]:
   """The decoded plane, and the posterior means in it."""
   latent_dim = int(np.prod(trained.latent_shape))
   if latent_dim != 2:
@@ -192,22 +168,23 @@ def manifold(trained: TrainedVAE, folder: epath.Path) -> list[epath.Path]:
     column = labels.names.index(_LABEL.value) if _LABEL.value else 0
     colors = labels.values[codes['positions'], column]
     names = labels.class_names(labels.names[column])
+  plots.latent_scatter(codes['mean'], colors, names, folder / 'means.png')
   images = _decode(trained, figures.manifold(trained.prior, _SIDE.value))
-  grid = _save_grid(images, _SIDE.value, folder)
-  scatter = folder / 'means.png'
-  plots.latent_scatter(codes['mean'], colors, names, scatter)
-  return [grid, scatter]
+  return _save_grid(images, _SIDE.value, folder, 'means.png')
 
 
-# Each command with the flags that its pictures depend on, besides the run's.
-_DATA, _FILES = (run_flags.SPLIT, run_flags.DATA_DIR), (_IMAGES, _CROP_SIZE)
-_OF_SAMPLE = (_NUM_IMAGES, _PRIOR, _COMPONENTS, _TEMPERATURE, run_flags.SEED)
+# Flags that pictures depend on, besides the checkpoint.
+_NAMED = (
+  *(_NUM_IMAGES, _PRIOR, _TEMPERATURE, run_flags.SEED),
+  *(_STEPS, _DIMENSIONS, _SIDE, _LABEL),
+  *(run_flags.SPLIT, run_flags.DATA_DIR, _IMAGES, _CROP_SIZE),
+)
 COMMANDS = {
-  'sample': (sample, (*_OF_SAMPLE, run_flags.DATA_DIR)),
-  'reconstruct': (reconstruct, (_NUM_IMAGES, *_DATA, *_FILES)),
-  'interpolate': (interpolate, (_STEPS, *_DATA, *_FILES)),
-  'traverse': (traverse, (_STEPS, _DIMENSIONS, _REACH, *_DATA, *_FILES)),
-  'manifold': (manifold, (_SIDE, _LABEL, *_DATA)),
+  'sample': sample,
+  'reconstruct': reconstruct,
+  'interpolate': interpolate,
+  'traverse': traverse,
+  'manifold': manifold,
 }
 
 
@@ -239,23 +216,17 @@ def _decode(trained: TrainedVAE, z: np.ndarray) -> np.ndarray:
   return trained.decode(z.reshape(-1, *trained.latent_shape))
 
 
-def _save_each(
-  images: np.ndarray, folder: epath.Path, columns: int
-) -> list[epath.Path]:
+def _save_each(images: np.ndarray, folder: epath.Path) -> None:
   for index, image in enumerate(figures.to_uint8(images)):
     figures.save_png(image, folder / f'{index:04d}.png')
-  following = folder / f'{len(images):04d}.png'
-  if following.exists():  # In a folder that --output names.
-    print(f'note: {following} and those after it are of an earlier call.')
-  return [_save_grid(images, columns, folder), folder / '0000.png']
 
 
 def _save_grid(
-  images: np.ndarray, columns: int, folder: epath.Path
-) -> epath.Path:
-  path = folder / 'grid.png'
-  figures.save_png(figures.image_grid(images, columns), path)
-  return path
+  images: np.ndarray, columns: int, folder: epath.Path, *others: str
+) -> list[str]:
+  """Writes the grid; returns the names of all files to print."""
+  figures.save_png(figures.image_grid(images, columns), folder / 'grid.png')
+  return ['grid.png', *others]
 
 
 if __name__ == '__main__':

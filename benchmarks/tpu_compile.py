@@ -253,10 +253,9 @@ def _lower_bound(tpus, config, batch_size, num_images):
   program = steps.program_from_config(config, num_images, axis_name=None)
   model = program.model
   images = _shape((len(tpus), batch_size, *model.image_shape), 'u1')
-  return bounds.make_bound_step.__wrapped__(model).lower(
+  return bounds.make_bound_step.__wrapped__(model, num_samples=100).lower(
     *(steps.abstract_state(program).variables, _key(), images),
-    *(_shape((), 'i4'), _shape((), 'i4')),
-    _shape((), steps.float_dtype(model)),
+    *(_shape((), 'i4'), _shape((), steps.float_dtype(model))),
   )
 
 

@@ -4,11 +4,10 @@ The ELBO bounds log p(x) of an image from below, the importance-weighted bound
 (Burda et al. 2016) more tightly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import functools
 
 from flax import linen as nn
-from flax import struct
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -19,9 +18,6 @@ from vae import devices, distributions, numerics, steps
 
 _NATS, _BITS = 'nats per image', 'bits per dimension'
 _OPTIMAL = 'the optimal σ, which is fitted to the same images'
-
-# Below this effective sample size a bound is called loose.
-_FEW_SAMPLES = 10
 
 # Images that each device decodes at a time: the memory of the bound, whatever
 # the number of samples. And between two lines of progress.
@@ -35,17 +31,14 @@ def evaluate(context, results) -> None:
     return
   sigma = add_elbo(results, context, context.images)
   _add_importance_weighted(results, context, sigma)
-  size, baseline = context.settings.batch_size, PixelGaussian()
-  train, split = context.data.train, context.split
-  for batch in train.batches(np.arange(train.num_examples), size):
-    baseline.add(batch)
-  log_probs = [
-    baseline.log_prob(batch)
-    for batch in split.batches(np.arange(split.num_examples), size)
-  ]
+  train, measured = (
+    split.batches(np.arange(split.num_examples), context.settings.batch_size)
+    for split in (context.data.train, context.split)
+  )
+  log_prob = pixel_gaussian(train, measured)
   results.mean(
     'bits_per_dim_pixel_gaussian',
-    bits_per_dimension(np.concatenate(log_probs), np.prod(split.image_shape)),
+    bits_per_dimension(log_prob, np.prod(context.split.image_shape)),
     _BITS,
     'for comparison: independent Gaussian pixels, fitted to the train split',
   )
@@ -54,8 +47,8 @@ def evaluate(context, results) -> None:
 def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
   """Adds the ELBO and its parts, also under the best Gaussian likelihood.
 
-  Returns σ of the best Gaussian around the dequantised images; `values` are
-  those of `reconstruction.make_step`, [num_images, …] each.
+  `values` are those of `reconstruction.make_step`. Returns σ of the best
+  Gaussian around the dequantised images.
   """
   dimensions = int(np.prod(context.split.image_shape))
   names = 'rate', 'distortion', 'squared_error', 'dequantised_squared_error'
@@ -105,29 +98,26 @@ def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
 
 
 def _add_importance_weighted(results, context, sigma: float) -> None:
-  """Adds the bound L_K on log p(x), under two likelihoods."""
   num_samples = context.settings.num_importance_samples
-  step = make_bound_step(context.trained.model)
+  step = make_bound_step(context.trained.model, num_samples)
   key = numerics.bound_key(context.settings.seed)
   # Few images at a time if each takes long, so that progress shows.
   at_once = max(1, _DECODED_PER_DISPATCH // num_samples)
   weighted = context.over_split(
-    lambda images, start: step(
-      context.variables, key, images, start, num_samples, sigma
-    ),
+    lambda images, start: step(context.variables, key, images, start, sigma),
     f'importance-weighted bound, K = {num_samples:,}',
     batch_size=min(
       context.settings.batch_size, at_once * jax.local_device_count()
     ),
   )
-  about = f'log p(x) ≥ L_K, K = {num_samples:,}'
   own, around = ({k: v[:, i] for k, v in weighted.items()} for i in (0, 1))
+  about = f'log p(x) ≥ L_K, K = {num_samples:,}'
   add_bound(results, 'iw_bound', own, num_samples, _NATS, about)
   dimensions = int(np.prod(context.split.image_shape))
-  bits = {k: bits_per_dimension(v, dimensions) for k, v in around.items()}
-  bits['sample_size'] = around['sample_size']
+  for name in ('bound', 'half_bounds'):
+    around[name] = bits_per_dimension(around[name], dimensions)
   about = f'dequantised, L_K at {_OPTIMAL}, K = {num_samples:,}'
-  add_bound(results, 'bits_per_dim_iw', bits, num_samples, _BITS, about)
+  add_bound(results, 'bits_per_dim_iw', around, num_samples, _BITS, about)
 
 
 def add_bound(
@@ -140,144 +130,93 @@ def add_bound(
 ) -> None:
   """Adds a bound, its Monte-Carlo error and its effective sample size.
 
-  `weighted` has `bound`, `half_bounds` and `sample_size` of each image, as of
-  `make_bound_step`, in this unit; K is `num_samples`.
+  `weighted` has the values of `make_bound_step` in this unit.
   """
-  bound = weighted['bound'].astype(np.float64)
-  halves = weighted['half_bounds'].astype(np.float64)
-  size = weighted['sample_size'].mean()
+  results.mean(name, weighted['bound'], unit, about)
   if num_samples > 1:  # Else there are no two halves.
-    about += f'; {bound.mean() - halves.mean():+.2g} from K/2 to K'
-  if size < min(_FEW_SAMPLES, num_samples / 2):
-    about += (
-      f'; a loose bound that still improves with K: of {num_samples:,} '
-      f'samples {size:.3g} count'
-    )
-  results.mean(name, bound, unit, about)
-  if num_samples > 1:
+    halves = weighted['half_bounds'].astype(np.float64)
     results.number(
       f'{name}_monte_carlo_error',
-      np.sqrt(monte_carlo_variance(halves).sum()) / len(bound),
+      np.sqrt(monte_carlo_variance(halves).sum()) / len(halves),
       unit,
       f'of {name}, over draws of z, at most: from two halves of the draws',
     )
   results.number(
     f'{name.removesuffix("_bound")}_effective_samples',
-    size,
+    weighted['sample_size'].mean(),
     f'of {num_samples:,}',
     f'effective sample size of the weights of {name}',
   )
 
 
 @functools.lru_cache(maxsize=8)
-def make_bound_step(model: nn.Module) -> Callable[..., dict[str, jax.Array]]:
+def make_bound_step(
+  model: nn.Module, num_samples: int
+) -> Callable[..., dict[str, jax.Array]]:
   """Compiles the importance-weighted bounds of a batch.
 
-  In chunks of samples, so that memory does not grow with their number.
-
   Returns:
-    A function as of `reconstruction.make_step`, of K and of σ of a Gaussian
-    around the mean images, that returns, under the model's own likelihood of
-    the image, and under that Gaussian of the dequantised image,
+    A function as of `reconstruction.make_step`, and of σ of a Gaussian around
+    the mean images, that returns, under the model's own likelihood of the
+    image, and under that Gaussian of the dequantised image,
       bound: L_K, nats, [devices, per_device_batch, 2];
       sample_size: effective sample size of its weights, likewise;
       half_bounds: L_K/2 of either half of the draws, […, 2, 2].
   """
 
-  def bound(vae, images, keys, num_samples, sigma):
-    chunk = max(1, _DECODED_AT_ONCE // len(images))
-    x = steps.to_unit_range(images, steps.float_dtype(vae))
-    y = reconstruction.dequantise(images, keys)
-    posterior, prior = vae.encode(x), vae.prior()
-    draw = functools.partial(reconstruction.draw_z, posterior, keys)
-
-    def sum_half(limits):
-      start, end = limits
-
-      def add_chunk(i, sums):
-        ks = start + i * chunk + jnp.arange(chunk)
-        z = jax.vmap(draw)(ks)
-        likelihood = vae.decode(z)
-        around = distributions.Gaussian(likelihood.mean, sigma)
-        log_weights = jnp.stack(
-          [likelihood.log_prob(x), around.log_prob(y)], axis=-1
-        )
-        log_weights += (prior.log_prob(z) - posterior.log_prob(z))[..., None]
-        log_weights = jnp.where(
-          (ks < end)[:, None, None], log_weights, -jnp.inf
-        )
-        return sums.add(log_weights.astype(x.dtype))
-
-      nothing = WeightSums.of(jnp.full((1, len(x), 2), -jnp.inf, x.dtype))
-      return lax.fori_loop(0, -(-(end - start) // chunk), add_chunk, nothing)
-
-    middle = (num_samples + 1) // 2
-    starts, ends = jnp.array([0, middle]), jnp.array([middle, num_samples])
-    halves = lax.map(sum_half, (starts, ends))
-    sums = halves.merge()
+  def step(variables, key, images, start, sigma):
+    keys = reconstruction.example_keys(key, start, len(images))
+    log_weights = nn.apply(_log_weights, model)(
+      variables, images, keys, num_samples, sigma
+    )
+    bound, sample_size = weigh(log_weights)
+    # One sample alone has no second half.
+    middle = (num_samples + 1) // 2 % num_samples
+    halves = log_weights[: middle or 1], log_weights[middle:]
+    half_bounds = jnp.stack([weigh(half)[0] for half in halves], axis=-1)
     return {
-      'bound': sums.bound(num_samples),
-      'sample_size': sums.effective_sample_size(),
-      'half_bounds': jnp.moveaxis(
-        jax.vmap(WeightSums.bound)(halves, ends - starts), 0, -1
-      ),
+      'bound': bound,
+      'sample_size': sample_size,
+      'half_bounds': half_bounds,
     }
 
-  def step(variables, key, images, start, num_samples, sigma):
-    keys = reconstruction.example_keys(key, start, len(images))
-    return nn.apply(bound, model)(variables, images, keys, num_samples, sigma)
-
   return jax.pmap(
-    step, axis_name=devices.AXIS, in_axes=(None, None, 0, None, None, None)
+    step, axis_name=devices.AXIS, in_axes=(None, None, 0, None, None)
   )
 
 
-@struct.dataclass
-class WeightSums:
-  """Sums of importance weights w, […], relative to the greatest of them.
+def _log_weights(vae, images, keys, num_samples, sigma) -> jax.Array:
+  """log p(x|z) p(z) / q(z|x) under both likelihoods, [K, batch, 2]."""
+  x = steps.to_unit_range(images, steps.float_dtype(vae))
+  y = reconstruction.dequantise(images, keys)
+  posterior, prior = vae.encode(x), vae.prior()
+  draw = functools.partial(reconstruction.draw_z, posterior, keys)
 
-  log w of a large image has so many nats that float32 could not add to the
-  logarithm of a sum.
+  def log_weights(ks):
+    z = jax.vmap(draw)(ks)
+    likelihood = vae.decode(z)
+    around = distributions.Gaussian(likelihood.mean, sigma)
+    log_p = jnp.stack([likelihood.log_prob(x), around.log_prob(y)], axis=-1)
+    return log_p + (prior.log_prob(z) - posterior.log_prob(z))[..., None]
 
-  Attributes:
-    log_maximum: log max w.
-    total: Σ w / max w.
-    total_of_squares: Σ (w / max w)².
+  chunk = max(1, _DECODED_AT_ONCE // len(images))
+  ks = jnp.arange(-(-num_samples // chunk) * chunk).reshape(-1, chunk)
+  chunks = lax.map(log_weights, ks).astype(x.dtype)
+  return chunks.reshape(-1, len(x), 2)[:num_samples]
+
+
+def weigh(log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The bound of K weights, log w [K, …], and their effective sample size.
+
+  L_K = log (1/K) Σ w; Burda et al. 2016, equation 8. (Σ w)² / Σ w², from 1 to
+  K, is the number of equal weights that are worth as much.
   """
-
-  log_maximum: jax.Array
-  total: jax.Array
-  total_of_squares: jax.Array
-
-  @classmethod
-  def of(cls, log_weights: jax.Array) -> 'WeightSums':
-    """The sums of log w [n, …] over the first axis; -∞ counts as no weight."""
-    ones = jnp.isfinite(log_weights).astype(log_weights.dtype)
-    return cls(log_weights, ones, ones).merge()
-
-  def add(self, log_weights: jax.Array) -> 'WeightSums':
-    """Adds weights, log w [n, …]."""
-    both = self, WeightSums.of(log_weights)
-    return jax.tree.map(lambda *a: jnp.stack(a), *both).merge()
-
-  def merge(self) -> 'WeightSums':
-    """The sums over the first axis as well, [n, …] to […]."""
-    log_maximum = self.log_maximum.max(axis=0)
-    relative = self.log_maximum - log_maximum
-    scale = jnp.where(self.total > 0, jnp.exp(relative), 0)
-    return WeightSums(
-      log_maximum,
-      (self.total * scale).sum(axis=0),
-      (self.total_of_squares * scale**2).sum(axis=0),
-    )
-
-  def bound(self, count: jax.Array | int) -> jax.Array:
-    """L_K = log (1/K) Σ_k w_k; Burda et al. 2016, equation 8."""
-    return self.log_maximum + jnp.log(self.total / count)
-
-  def effective_sample_size(self) -> jax.Array:
-    """(Σ w)² / Σ w², from 1 to K: number of equal weights worth as much."""
-    return self.total**2 / self.total_of_squares
+  # As log w of a large image has many nats, weights are relative to the
+  # greatest: float32 has too few digits for the logarithms of both sums.
+  log_maximum = log_weights.max(axis=0)
+  weights = jnp.exp(log_weights - log_maximum)
+  bound = log_maximum + jnp.log(weights.mean(axis=0))
+  return bound, weights.sum(axis=0) ** 2 / jnp.square(weights).sum(axis=0)
 
 
 def monte_carlo_variance(half_bounds: np.ndarray) -> np.ndarray:
@@ -291,10 +230,10 @@ def monte_carlo_variance(half_bounds: np.ndarray) -> np.ndarray:
 
 
 def optimal_sigma(mse: float) -> float:
-  """The shared σ of a Gaussian likelihood that maximises the ELBO.
+  """σ of a Gaussian likelihood that maximises the ELBO.
 
-  For fixed reconstructions σ² is the mean squared error over images, pixels
-  and draws of z; Rybkin et al. 2021, section 3.2.
+  Rybkin et al. 2021, section 3.2: σ² is the mean squared error over images,
+  pixels and draws of z.
   """
   # A perfect reconstruction would have an infinite density.
   return float(np.sqrt(max(mse, np.finfo(np.float32).tiny)))
@@ -308,38 +247,35 @@ def gaussian_distortion(
   return squared_errors / (2 * sigma**2) + log_normalizer
 
 
-def bits_per_dimension(log_prob, dimensions: int):
+def bits_per_dimension(log_prob: np.ndarray, dimensions: int) -> np.ndarray:
   """Bits that an 8-bit image costs under a density of dequantised images.
 
-  bpd = -log p(y) / (D ln 2) + 8, with log p(y), or a lower bound on it, in nats
-  per image, and D = pixels × channels.
+  -log p(y) / (D ln 2) + 8, with log p(y), or a lower bound on it, in nats.
   """
   return -log_prob / (dimensions * np.log(2)) + 8
 
 
-class PixelGaussian:
-  """Each pixel an independent Gaussian: the baseline of any model.
+def pixel_gaussian(
+  train: Iterable[np.ndarray], measured: Iterable[np.ndarray]
+) -> np.ndarray:
+  """E_u log p((x + u) / 256) of independent Gaussian pixels, nats.
 
-  Mean and variance are those of the dequantised training images.
+  The baseline of any model: mean and variance of each pixel are those of the
+  dequantised training images. Of batches uint8 [batch, height, width,
+  channels]; returns [num_measured].
   """
-
-  # Variance of the dequantisation noise, u/256.
-  _NOISE = 1 / (12 * 256**2)
-
-  def __init__(self):
-    self._count, self._sum, self._squares = 0, 0.0, 0.0
-
-  def add(self, images: np.ndarray) -> None:
-    """Adds training images, uint8 [batch, height, width, channels]."""
+  noise = 1 / (12 * 256**2)  # Variance of u / 256.
+  count, total, squares = 0, 0.0, 0.0
+  for images in train:
     images = images.astype(np.float64)
-    self._count += len(images)
-    self._sum += images.sum(axis=0)
-    self._squares += np.square(images).sum(axis=0)
-
-  def log_prob(self, images: np.ndarray) -> np.ndarray:
-    """E_u log p((x + u) / 256) of uint8 images; [batch], nats."""
-    mean = self._sum / self._count
-    variance = (self._squares / self._count - mean**2) / 256**2 + self._NOISE
-    squares = ((images - mean) / 256) ** 2 + self._NOISE
-    density = squares / variance + np.log(2 * np.pi * variance)
-    return -0.5 * density.sum(axis=(1, 2, 3))
+    count += len(images)
+    total += images.sum(axis=0)
+    squares += np.square(images).sum(axis=0)
+  mean = total / count
+  variance = (squares / count - mean**2) / 256**2 + noise
+  log_probs = []
+  for images in measured:
+    errors = ((images - mean) / 256) ** 2 + noise
+    density = errors / variance + np.log(2 * np.pi * variance)
+    log_probs.append(-0.5 * density.sum(axis=(1, 2, 3)))
+  return np.concatenate(log_probs)

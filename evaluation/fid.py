@@ -18,13 +18,10 @@ import io
 import os
 import pathlib
 import tarfile
-import tempfile
 from typing import Any
 import urllib.request
-import zlib
 
 from flax import linen as nn
-from google.protobuf.message import DecodeError
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -50,7 +47,7 @@ _BATCH_SIZE = 32
 
 
 def check(context) -> str | None:
-  """Loads the network's weights, unless that fails and no file was named."""
+  """Loads the network; it must be there if its file was named."""
   try:
     load(context.settings.inception_weights)
   except UserError as error:
@@ -77,7 +74,7 @@ def evaluate(context, results) -> None:
       per_device * num_devices,
     )
 
-  def uint8_batches(function, batches):
+  def made_of(function, batches):
     # The floats of a large split would fill the memory.
     images = [figures.to_uint8(function(batch)) for batch in batches]
     return splits.ArraySplit(np.concatenate(images))
@@ -88,8 +85,8 @@ def evaluate(context, results) -> None:
   z = trained.sample_latents(split.num_examples, seed)
   z = [z[start : start + size] for start in range(0, len(z), size)]
   made = {
-    'samples': uint8_batches(trained.decode, z),
-    'reconstructions': uint8_batches(
+    'samples': made_of(trained.decode, z),
+    'reconstructions': made_of(
       trained.reconstruct, split.batches(positions, size)
     ),
   }
@@ -97,7 +94,7 @@ def evaluate(context, results) -> None:
     found = features(name, images)
     about = f'of {len(found):,} {name} against the {len(real):,} images'
     results.number(f'fid_{name}', fid(real, found), 'Fréchet distance', about)
-    value, _ = kid(real, found, seed=seed)
+    value = kid(real, found, seed=seed)
     results.number(f'kid_{name}', value, 'squared MMD', about)
 
 
@@ -108,28 +105,17 @@ def _compile(network: 'Network') -> Callable[..., jax.Array]:
 
 
 def fid(features_1: np.ndarray, features_2: np.ndarray) -> float:
-  """Fréchet Inception Distance (Heusel et al. 2017).
+  """Fréchet Inception Distance (Heusel et al. 2017, eq. 6).
 
-  The Fréchet distance of the Gaussians with the features' means and unbiased
+  ‖m1 - m2‖² + tr(C1 + C2 - 2 (C1 C2)^½) of the features' means and unbiased
   covariances. It is biased: the fewer the images, the larger it is, so that
   only distances between equally many images can be compared.
   """
-  moments = []
-  for features in (features_1, features_2):
-    features = np.asarray(features, np.float64)
-    moments += [features.mean(axis=0), np.cov(features, rowvar=False)]
-  return frechet_distance(*moments)
-
-
-def frechet_distance(
-  mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray
-) -> float:
-  """‖m1 - m2‖² + tr(C1 + C2 - 2 (C1 C2)^½) (Heusel et al. 2017, eq. 6).
-
-  The matrix under the root is not symmetric, but has the eigenvalues of
-  C1^½ C2 C1^½, which is. The trace of the root is the sum of their roots,
-  real whatever the rank of the covariances.
-  """
+  features = [np.asarray(f, np.float64) for f in (features_1, features_2)]
+  mean_1, mean_2 = (f.mean(axis=0) for f in features)
+  cov_1, cov_2 = (np.cov(f, rowvar=False) for f in features)
+  # C1 C2 is not symmetric, but has the eigenvalues of C1^½ C2 C1^½, which is.
+  # The trace of its root is the sum of their roots, whatever the rank.
   values, vectors = np.linalg.eigh(cov_1)
   # Rounding makes some of the eigenvalues that are zero negative.
   root = vectors * np.sqrt(np.maximum(values, 0))
@@ -147,14 +133,12 @@ def kid(
   num_subsets: int = 100,
   subset_size: int = 1000,
   seed: int = 0,
-) -> tuple[float, float]:
+) -> float:
   """Kernel Inception Distance (Bińkowski et al. 2018).
 
-  The mean and the deviation, over random subsets of both sets, of the unbiased
-  squared MMD, which does not depend on the number of images but for its noise,
-  and can be below zero. Subsets are drawn without replacement, and are smaller
-  if a set has fewer images. The deviation is of use only if the sets are
-  several times as large as the subsets.
+  The mean, over random subsets of both sets, drawn without replacement, of the
+  unbiased squared MMD. It can be below zero, and does not depend on the number
+  of images but for its noise.
   """
   features_1, features_2 = (
     np.asarray(a, np.float64) for a in (features_1, features_2)
@@ -165,14 +149,13 @@ def kid(
     mmd2(choice(features_1, size), choice(features_2, size))
     for _ in range(num_subsets)
   ]
-  return float(np.mean(estimates)), float(np.std(estimates))
+  return float(np.mean(estimates))
 
 
 def mmd2(x: np.ndarray, y: np.ndarray) -> float:
   """Unbiased squared MMD of [n, d] and [m, d] under the kernel (xᵀy/d + 1)³.
 
-  The kernel is Bińkowski et al.'s (2018, section 4), the estimator Gretton et
-  al.'s (2012, eq. 3): means over all pairs, but of none with itself.
+  Bińkowski et al. 2018, section 4; Gretton et al. 2012, eq. 3.
   """
 
   def kernel(a, b):
@@ -191,7 +174,7 @@ class Network:
   """A frozen graph.
 
   Attributes:
-    nodes: those to compute, in order: name, operation, attributes, inputs.
+    nodes: name, operation, attributes and inputs of each, in order.
     sizes: constants that shapes depend on, by name.
     weights: the other constants, float32.
   """
@@ -241,11 +224,8 @@ def _pool(pool: Callable, **options) -> Callable:
 
 
 def _resize(attributes, images, size):
-  """Linear interpolation as in TensorFlow 1.
-
-  Output i is read at input i·before/after: the corners are not aligned, nor are
-  the pixels' centres, and nothing is smoothed when the image shrinks.
-  """
+  # Linear, as in TensorFlow 1: output i is read at input i·before/after, and
+  # nothing is smoothed when the image shrinks.
   for axis, length in ((2, int(size[1])), (1, int(size[0]))):
     side = images.shape[axis]
     # In float32, as TensorFlow computes the positions.
@@ -276,42 +256,29 @@ _OPERATIONS = {
 
 @functools.lru_cache(maxsize=1)
 def load(path: str | None) -> Network:
-  """The network from a file, the cache, or the web.
+  """The network from a file, as it is kept at `URL`, or from ~/.cache/vae.
 
-  Args:
-    path: the archive as it is kept at `URL`; None for the copy in ~/.cache/vae,
-      which is downloaded first if it is missing.
+  The file in the cache is downloaded first if it is missing.
 
   Raises:
     UserError: if the file is missing or wrong, or cannot be downloaded.
   """
   root = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  cache = pathlib.Path(root, 'vae', URL.rsplit('/', 1)[-1]).expanduser()
+  cache = paths.expand(root) / 'vae' / URL.rsplit('/', 1)[-1]
   source = paths.expand(path) if path else cache
   try:
     if path or cache.exists():
       return _parse(source.read_bytes(), source)
     cache.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and renamed, so that the cache is never half there.
-    with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
-      content = _download()
-      network = _parse(content, URL)
-      complete = pathlib.Path(folder, cache.name)
-      complete.write_bytes(content)
-      complete.replace(cache)
-      return network
-  except OSError as error:
-    raise _error(f'{source} cannot be used ({error.strerror})') from error
-
-
-def _download() -> bytes:
-  print(f'Downloading {URL} (89 MB).', flush=True)
-  try:
+    print(f'Downloading {URL} (89 MB).', flush=True)
     with urllib.request.urlopen(URL, timeout=_TIMEOUT) as response:
-      return response.read()
+      content = response.read()
+    network = _parse(content, URL)
+    paths.replace(cache, content)
+    return network
   except (OSError, http.client.HTTPException) as error:
-    reason = getattr(error, 'reason', None) or error
-    raise _error(f'{URL} cannot be downloaded ({reason})') from error
+    fault = f'{source} cannot be read or downloaded ({error})'
+    raise _error(fault) from error
 
 
 def _parse(archive: bytes, source: object) -> Network:
@@ -324,10 +291,7 @@ def _parse(archive: bytes, source: object) -> Network:
     network = _prune(GraphDef.FromString(content))
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
     jax.eval_shape(network.features, network.weights, images)
-  except (
-    *(DecodeError, EOFError, LookupError, OSError, TypeError, ValueError),
-    *(tarfile.TarError, zlib.error),
-  ) as error:
+  except Exception as error:  # Damaged bytes make decoders raise anything.
     raise _error(
       f'{source} is no intact .tgz with Inception in {_GRAPH} ({error!r:.80})'
     ) from error
@@ -345,16 +309,18 @@ def _prune(graph: GraphDef) -> Network:
       names = [i for i in by_name[name].input if not i.startswith('^')]
       inputs[name] = [i.partition(':')[0] for i in names]
       waiting += inputs[name]
-  nodes, constants = [], {}
+  nodes, sizes, weights = [], {}, {}
   for name in graphlib.TopologicalSorter(inputs).static_order():
-    node = by_name.get(name)
-    if name != _INPUT and node.op == 'Const':
-      constants[name] = tensor_util.make_ndarray(node.attr['value'].tensor)
-    elif name != _INPUT:
+    if name == _INPUT:
+      continue
+    node = by_name[name]
+    if node.op == 'Const':
+      constant = tensor_util.make_ndarray(node.attr['value'].tensor)
+      kind = weights if constant.dtype == np.float32 else sizes
+      kind[name] = constant
+    else:
       nodes.append((name, node.op, node.attr, inputs[name]))
-  floats = {k: a for k, a in constants.items() if a.dtype == np.float32}
-  sizes = {k: a for k, a in constants.items() if k not in floats}
-  return Network(nodes, sizes, floats)
+  return Network(nodes, sizes, weights)
 
 
 def _error(fault: str) -> UserError:

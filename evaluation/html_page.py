@@ -7,38 +7,27 @@ import math
 from etils import epath
 
 _STYLE = """
-:root { color-scheme: light; --ink: #1f2430; --faint: #667085;
-  --line: #e3e7ee; --accent: #2f6fbb; }
+:root { color-scheme: light; --faint: #667085; --line: #e3e7ee; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1080px; padding: 24px 16px 64px;
-  color: var(--ink); background: #fff;
+  color: #1f2430; background: #fff; overflow-wrap: anywhere;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 24px; line-height: 1.25; margin: 8px 0 16px;
-  overflow-wrap: anywhere; }
+h1 { font-size: 24px; line-height: 1.25; margin: 8px 0 16px; }
 h2 { font-size: 18px; margin: 40px 0 12px; }
-.banner { border-left: 4px solid var(--accent); background: #f2f6fc;
+.banner { border-left: 4px solid #2f6fbb; background: #f2f6fc;
   padding: 10px 14px; margin: 0 0 16px; }
-.cards { display: grid; gap: 12px;
-  grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); }
-.card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px;
-  overflow-wrap: anywhere; }
-.card b { display: block; font-size: 20px; font-weight: 600;
-  font-variant-numeric: tabular-nums; }
-.card span, .faint, figcaption { color: var(--faint); font-size: 13px; }
-.figures { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; }
-figure { margin: 0; max-width: 100%; }
+.faint, figcaption { color: var(--faint); font-size: 13px; }
+figure { display: inline-block; vertical-align: top; margin: 0 20px 24px 0;
+  max-width: 100%; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { margin-top: 6px; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; overflow-wrap: normal; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums;
   font-size: 14px; }
 th, td { text-align: left; padding: 4px 16px 4px 0; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--faint); }
-@media print { body { max-width: none; padding: 0; zoom: 0.65; }
-  h2 { break-after: avoid; } figure, tr { break-inside: avoid; }
-  .scroll { overflow-x: visible; } figure img { min-width: 0 !important; }
-  th, td { padding-right: 10px; } th { overflow-wrap: anywhere; } }
+td:not(:last-child) { white-space: nowrap; }
 """
 
 
@@ -48,25 +37,18 @@ class Page:
   def __init__(self, title: str):
     self._title = title
     self._parts = []
-    self._in_figures = False
 
   def heading(self, text: str) -> None:
     """Adds the heading of a section."""
-    self._add(f'<h2>{escape(text)}</h2>')
+    self._parts.append(f'<h2>{escape(text)}</h2>')
 
   def banner(self, text: str) -> None:
     """Adds a highlighted sentence."""
-    self._add(f'<p class="banner">{escape(text)}</p>')
+    self._parts.append(f'<p class="banner">{escape(text)}</p>')
 
   def text(self, text: str) -> None:
     """Adds a remark."""
-    self._add(f'<p class="faint">{escape(text)}</p>')
-
-  def cards(self, cards: list[tuple[str, str, str]]) -> None:
-    """Adds numbers in large figures: name, value and unit of each."""
-    card = '<div class="card"><span>{}</span><b>{}</b><span>{}</span></div>'
-    cards = [card.format(*map(escape, texts)) for texts in cards]
-    self._add(f'<div class="cards">{"".join(cards)}</div>')
+    self._parts.append(f'<p class="faint">{escape(text)}</p>')
 
   def table(self, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Adds a table of texts; if it is too wide, it scrolls by itself."""
@@ -77,7 +59,8 @@ class Page:
 
     head = row('th', header) if any(header) else ''
     body = ''.join(row('td', cells) for cells in rows)
-    self._add(f'<div class="scroll"><table>{head}{body}</table></div>')
+    table = f'<table>{head}{body}</table>'
+    self._parts.append(f'<div class="scroll">{table}</div>')
 
   def figure(
     self, path: epath.Path, caption: str, width: int = 512, min_width: int = 0
@@ -88,9 +71,6 @@ class Page:
     """
     data = base64.b64encode(path.read_bytes()).decode()
     caption = escape(caption)
-    if not self._in_figures:
-      self._add('<div class="figures">')
-      self._in_figures = True
     self._parts.append(
       f'<figure style="width: {width}px"><div class="scroll">'
       f'<img style="min-width: {min_width}px" alt="{caption}" '
@@ -100,21 +80,13 @@ class Page:
 
   def html(self) -> str:
     """The page."""
-    title = escape(self._title)
-    self._add('')
-    body = '\n'.join(self._parts)
+    title, body = escape(self._title), '\n'.join(self._parts)
     return (
       '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
       '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
       f'<title>{title}</title>\n<style>{_STYLE}</style></head>\n'
       f'<body><h1>{title}</h1>\n{body}\n</body></html>\n'
     )
-
-  def _add(self, part: str) -> None:
-    if self._in_figures:
-      self._parts.append('</div>')
-      self._in_figures = False
-    self._parts.append(part)
 
 
 def number(value: float) -> str:

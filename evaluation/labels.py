@@ -5,7 +5,7 @@ generating factor, or an attribute. A factor with a single value in either part
 cannot be scored: it is NaN, and left out of every mean.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.parallel import delayed, Parallel
 
-from evaluation.measure import MAX_FITTED, Null
+from evaluation.measure import MAX_FITTED, mean_and_error, Null
 from vae import splits
 
 NUM_BINS = 20
@@ -29,10 +29,9 @@ _DEAD_VARIANCE = 1e-12
 _PERMUTATIONS = 3
 
 _NOT_COMPARABLE = 'not comparable with published figures'
-_ABOUT = {
+ABOUT = {
   'linear_accuracy': 'logistic regression on the means, {images}; ± is over '
   'the tested images; null, here and below: permuted labels',
-  'linear_balanced_accuracy': 'the same, mean over classes',
   'majority_accuracy': 'of always naming the most frequent class',
   'mig': 'mutual information gap (Chen et al. 2018), 20 bins, of {fitted}',
   'dci_disentanglement': 'Eastwood & Williams 2018, random forest; '
@@ -47,7 +46,7 @@ _ABOUT = {
 }
 
 # In the table of each label, the last three beside their nulls.
-_COLUMNS = ('linear_accuracy', 'linear_balanced_accuracy', 'majority_accuracy')
+_COLUMNS = ('linear_accuracy', 'majority_accuracy')
 _COLUMNS_WITH_NULL = ('mig', 'sap', 'sap_svm')
 
 
@@ -66,25 +65,12 @@ class Data(NamedTuple):
   def permuted(self, seed) -> 'Data':
     """The same with the factors of each part in a random order of its images.
 
-    Codes and factors are then independent, and how often each factor has each
-    value, alone and together with the others, is unchanged.
+    Factors are then independent of codes, but not of each other.
     """
     shuffle = np.random.default_rng(seed).permutation
     return self._replace(
       factors=shuffle(self.factors), test_factors=shuffle(self.test_factors)
     )
-
-  def scored(self) -> np.ndarray:
-    """Which factors have two values or more in each part, int [n]."""
-    ranges = [np.ptp(f, axis=0) for f in (self.factors, self.test_factors)]
-    return np.flatnonzero(np.min(ranges, axis=0))
-
-  def standardized(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both codes in units of the first's deviation, and which are alive."""
-    codes, test = (a.astype(np.float64) for a in (self.codes, self.test_codes))
-    alive = codes.var(axis=0) > _DEAD_VARIANCE
-    scale = np.where(alive, codes.std(axis=0), 1.0)
-    return *((a - codes.mean(axis=0)) / scale for a in (codes, test)), alive
 
 
 def check(context) -> str | None:
@@ -115,12 +101,13 @@ def evaluate(context, results) -> None:
 
   fitted = f'{len(data.codes):,} {context.fitted_name} images'
   images = f'fitted to {fitted}, {len(data.test_codes):,} tested'
-  for name, about in _ABOUT.items():
-    # Permuted labels have the same majority.
-    null = name != 'majority_accuracy' and Null.of([n[0][name] for n in nulls])
+  for name, about in ABOUT.items():
+    null = Null.of([means_of_null[name] for means_of_null, _, _ in nulls])
+    if name == 'majority_accuracy':
+      null = None  # Permuted labels have the same majority.
     about = about.format(images=images, fitted=fitted)
     results.number(
-      name, means[name], 'at most 1', about, errors.get(name), null or None
+      name, means[name], 'at most 1', about, errors.get(name), null
     )
   columns = {name: by_label[name] for name in _COLUMNS}
   for name in _COLUMNS_WITH_NULL:
@@ -139,54 +126,82 @@ def score(
 
   Returns:
     Means over factors, by name; scores of each factor, [num_factors]; and
-    standard errors of the probe's means over the choice of test images.
+    standard errors of the probe's means over the choice of test images: an
+    image's factors are not independent.
   """
-  by_factor, errors = linear_probe(data)
-  importances, by_factor['dci_informativeness'] = forest(data, seed)
-  by_factor['mig'] = mutual_information_gap(data.codes, data.factors)
-  by_factor['sap'], by_factor['sap_svm'] = sap(data), sap_svm(data)
-  means = {name: mean(values) for name, values in by_factor.items()}
-  importances = importances[:, data.scored()]
+  ranges = [np.ptp(f, axis=0) for f in (data.factors, data.test_factors)]
+  scored = np.flatnonzero(np.min(ranges, axis=0))
+  # In threads: a process that runs JAX must not be forked, and scikit-learn
+  # lets go of the interpreter while it fits.
+  run = Parallel(n_jobs=-1, prefer='threads')
+  found = run(delayed(_score_factor)(data, factor, seed) for factor in scored)
+  by_factor = {'mig': mutual_information_gap(data.codes, data.factors)}
+  for name in (*_COLUMNS, 'dci_informativeness', 'sap', 'sap_svm'):
+    by_factor[name] = np.full(len(ranges[0]), np.nan)
+    by_factor[name][scored] = [np.mean(scores[name]) for scores in found]
+  means = {name: _mean(values) for name, values in by_factor.items()}
+  importances = np.reshape(
+    [scores['importances'] for scores in found], (-1, data.codes.shape[1])
+  ).T
   means['dci_disentanglement'] = disentanglement(importances)
   means['dci_completeness'] = completeness(importances)
+  errors = {}
+  for name in _COLUMNS if found else ():
+    by_image = np.mean([scores[name] for scores in found], axis=0)
+    errors[name] = mean_and_error(by_image)[1]
   return means, by_factor, errors
 
 
-def mean(values: np.ndarray) -> float:
-  """Mean over the factors that could be scored; NaN if there are none."""
+def _mean(values: np.ndarray) -> float:
   values = values[~np.isnan(values)]
   return float(values.mean()) if len(values) else np.nan
 
 
-def linear_probe(data: Data) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-  """Accuracies of logistic regression on the standardised code, with C = 1.
-
-  Returns:
-    Accuracy, its mean over classes, and the accuracy of always naming the class
-    that is most frequent in `data.factors`, by name, [num_factors] each; and
-    the standard errors of their means over the choice of test images: an
-    image's factors are not independent.
-  """
-  train, test, _ = data.standardized()
-  values = np.full((3, *data.test_factors.shape), np.nan)
-  for factor in data.scored():
-    labels, held_out = data.factors[:, factor], data.test_factors[:, factor]
-    named = LogisticRegression(max_iter=1000).fit(train, labels).predict(test)
-    right = named == held_out
-    counts = np.bincount(held_out)
-    recalls = np.bincount(held_out, weights=right) / np.maximum(counts, 1)
-    weights = len(test) / counts[held_out] / np.sum(counts > 0)
-    # Its mean is the balanced accuracy, and its variance the delta method's.
-    balanced = recalls[counts > 0].mean()
-    balanced = balanced + weights * (right - recalls[held_out])
-    majority = held_out == np.bincount(labels).argmax()
-    values[:, :, factor] = right, balanced, majority
-  by_image = values[:, :, data.scored()].mean(axis=2)
-  errors = by_image.std(axis=1, ddof=1) / np.sqrt(len(test))
-  return (
-    dict(zip(_COLUMNS, values.mean(axis=1), strict=True)),
-    dict(zip(_COLUMNS, errors.tolist(), strict=True)),
+def _score_factor(data: Data, factor: int, seed: int) -> dict[str, np.ndarray]:
+  """Scores of a factor; accuracies of the probe are of each test image."""
+  labels, held_out = data.factors[:, factor], data.test_factors[:, factor]
+  codes, test = (a.astype(np.float64) for a in (data.codes, data.test_codes))
+  alive = codes.var(axis=0) > _DEAD_VARIANCE
+  scale = np.where(alive, codes.std(axis=0), 1.0)
+  scaled, scaled_test = (
+    (a - codes.mean(axis=0)) / scale for a in (codes, test)
   )
+
+  probe = LogisticRegression(max_iter=1000).fit(scaled, labels)
+  # Every split sees every code: among few, drawn at random, it often has to
+  # take one without information, and importance spreads. Depth is fixed, and
+  # leaves are large, as codes without information earn some by overfitting.
+  forest = RandomForestClassifier(
+    10, max_depth=6, min_samples_leaf=10, max_features=None, random_state=seed
+  ).fit(data.codes, labels)
+
+  def by_thresholds(code):
+    """Balanced accuracy of one threshold fewer than there are classes."""
+    if not alive[code]:
+      return 0.0
+    tree = DecisionTreeClassifier(
+      max_leaf_nodes=int(labels.max()) + 1,
+      class_weight='balanced',
+      random_state=0,
+    ).fit(scaled[:, [code]], labels)
+    right = tree.predict(scaled_test[:, [code]]) == held_out
+    return np.mean([right[held_out == c].mean() for c in np.unique(held_out)])
+
+  def by_svm(code):
+    """Plain accuracy, on the code as it is; Locatello et al. 2019."""
+    svm = LinearSVC(C=0.01, class_weight='balanced', dual=False)
+    svm.fit(codes[:, [code]], labels)
+    return np.mean(svm.predict(test[:, [code]]) == held_out)
+
+  each = range(codes.shape[1])
+  return {
+    'linear_accuracy': probe.predict(scaled_test) == held_out,
+    'majority_accuracy': held_out == np.bincount(labels).argmax(),
+    'importances': forest.feature_importances_,
+    'dci_informativeness': forest.predict(data.test_codes) == held_out,
+    'sap': _gap([by_thresholds(code) for code in each]),
+    'sap_svm': _gap([by_svm(code) for code in each]),
+  }
 
 
 def mutual_information_gap(
@@ -195,23 +210,10 @@ def mutual_information_gap(
   """(I(z_a; v) - I(z_b; v)) / H(v) of each factor v, [num_factors].
 
   a and b are the codes with the most and second most information on v; Chen et
-  al. 2018, equation 6. Without a second code the gap is to 0.
-  """
-  information = mutual_information(codes, factors)
-  gaps = np.full(factors.shape[1], np.nan)
-  for factor in np.flatnonzero(np.ptp(factors, axis=0)):
-    counts = np.bincount(factors[:, factor])
-    gaps[factor] = _gap(information[:, factor]) / entropy(counts)
-  return gaps
-
-
-def mutual_information(codes: np.ndarray, factors: np.ndarray) -> np.ndarray:
-  """I(z_j; v_k) of binned codes, nats, [latent_dim, num_factors].
-
-  The 20 bins of equal width over each code's range are those of published
-  figures (Locatello et al. 2019). Few images bias it upwards: of independent
-  code and factor by about (bins - 1)(classes - 1) / (2 num_images) nats (Miller
-  1955), so compare only what was measured on as many images.
+  al. 2018, equation 6. Codes are in 20 bins of equal width over their range, as
+  in published figures (Locatello et al. 2019). Few images bias the information
+  upwards, by about (bins - 1)(classes - 1) / (2 num_images) nats (Miller 1955),
+  so compare only what was measured on as many images.
   """
   num_classes = factors.max() + 1
   information = np.empty((codes.shape[1], factors.shape[1]))
@@ -227,39 +229,18 @@ def mutual_information(codes: np.ndarray, factors: np.ndarray) -> np.ndarray:
       information[j, k] = mutual_info_score(
         None, None, contingency=cells.reshape(NUM_BINS, num_classes)
       )
-  return information
-
-
-def forest(data: Data, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-  """Importances [latent_dim, num_factors] and held-out accuracy [num_factors].
-
-  A code's importance is the share of impurity that its splits remove in a
-  random forest; Eastwood & Williams 2018, section 4.3. There the depth is
-  tuned on validation images; here it is fixed, and leaves are large, because
-  codes without information earn some importance by overfitting. They still
-  earn a little, so that a random code is close to 0 and not at it.
-  """
-
-  def read(factor):
-    # Every split sees every code: among few, drawn at random, it often has to
-    # take one without information, and importance spreads.
-    trees = RandomForestClassifier(
-      10, max_depth=6, min_samples_leaf=10, max_features=None, random_state=seed
-    ).fit(data.codes, data.factors[:, factor])
-    right = trees.predict(data.test_codes) == data.test_factors[:, factor]
-    return *trees.feature_importances_, right.mean()
-
-  values = _of_each_factor(read, data, data.codes.shape[1] + 1)
-  return values[:-1], values[-1]
+  gaps = np.full(factors.shape[1], np.nan)
+  for k in np.flatnonzero(np.ptp(factors, axis=0)):
+    gaps[k] = _gap(information[:, k]) / entropy(np.bincount(factors[:, k]))
+  return gaps
 
 
 def disentanglement(importances: np.ndarray) -> float:
   """Σ_i ρ_i (1 - H_K(P_i)) of [latent_dim, num_factors].
 
   P_i are the shares of the K factors in code i's importance, H_K is their
-  entropy to base K, ρ_i is the code's share in all importance: a dead code
-  weighs nothing. 0 if no code is of use, NaN without two factors. Eastwood &
-  Williams 2018, section 2.
+  entropy to base K, ρ_i is the code's share in all importance; Eastwood &
+  Williams 2018, section 2. 0 if no code is of use, NaN without two factors.
   """
   if importances.shape[1] < 2:
     return np.nan
@@ -271,70 +252,11 @@ def disentanglement(importances: np.ndarray) -> float:
 def completeness(importances: np.ndarray) -> float:
   """Mean over factors of 1 - H_D(P_j) of [latent_dim, num_factors].
 
-  P_j are the shares of the D codes in factor j's importance, H_D is their
-  entropy to base D. A factor for which no code is of use counts as 0; NaN
-  without factors. Eastwood & Williams 2018, section 2.
+  P_j are the shares of the D codes in factor j's importance; Eastwood &
+  Williams 2018, section 2. 0 for a factor for which no code is of use; NaN
+  without factors.
   """
-  return mean(_concentration(importances.T))
-
-
-def sap(data: Data) -> np.ndarray:
-  """The gap between the two codes that predict a factor best, [num_factors].
-
-  A code's score is the balanced accuracy of thresholds on it, 0 if it is dead;
-  Kumar et al. 2018, section 3. Here a decision tree sets them, one fewer than
-  there are classes. A perfect code of a binary factor has 1 - ½: a code without
-  information is still right at chance.
-  """
-  train, test, alive = data.standardized()
-
-  def score(code, labels, held_out):
-    if not alive[code]:
-      return 0.0
-    tree = DecisionTreeClassifier(
-      max_leaf_nodes=int(labels.max()) + 1,
-      class_weight='balanced',
-      random_state=0,
-    ).fit(train[:, [code]], labels)
-    return balanced_accuracy(held_out, tree.predict(test[:, [code]]))
-
-  return _gaps(score, data)
-
-
-def sap_svm(data: Data) -> np.ndarray:
-  """SAP as published figures have it, [num_factors]; Locatello et al. 2019.
-
-  A code's score is the plain accuracy of a linear SVM with C = 0.01 and
-  balanced class weights on the code as it is. A line cannot cut out the inner
-  values of a factor that has many, and plain accuracy rewards naming the
-  frequent class of a rare attribute; `sap` has neither fault.
-  """
-  train, test = (a.astype(np.float64) for a in (data.codes, data.test_codes))
-
-  def score(code, labels, held_out):
-    classifier = LinearSVC(C=0.01, class_weight='balanced', dual=False)
-    classifier.fit(train[:, [code]], labels)
-    return np.mean(classifier.predict(test[:, [code]]) == held_out)
-
-  return _gaps(score, data)
-
-
-def balanced_accuracy(labels: np.ndarray, named: np.ndarray) -> float:
-  """Mean over the classes in `labels` of the share that was named rightly."""
-  counts = np.bincount(labels)
-  right = np.bincount(labels, weights=named == labels)
-  return np.mean(right[counts > 0] / counts[counts > 0])
-
-
-def _gaps(score: Callable[..., float], data: Data) -> np.ndarray:
-  """Best less second-best score of a code for each factor, [num_factors]."""
-
-  def gap(factor):
-    labels, held_out = data.factors[:, factor], data.test_factors[:, factor]
-    codes = range(data.codes.shape[1])
-    return (_gap([score(code, labels, held_out) for code in codes]),)
-
-  return _of_each_factor(gap, data, 1)[0]
+  return _mean(_concentration(importances.T))
 
 
 def _gap(scores: Iterable[float]) -> float:
@@ -350,16 +272,3 @@ def _concentration(weights: np.ndarray) -> np.ndarray:
   base = max(weights.shape[1], 2)
   rows = np.where(totals[:, None] > 0, weights, 1.0)
   return np.where(totals > 0, 1 - entropy(rows, base=base, axis=1), 0.0)
-
-
-def _of_each_factor(
-  function: Callable[[int], tuple[float, ...]], data: Data, num_values: int
-) -> np.ndarray:
-  """Values of each scored factor, [num_values, num_factors], on all cores."""
-  values = np.full((num_values, data.factors.shape[1]), np.nan)
-  # In threads: a process that runs JAX must not be forked, and scikit-learn
-  # lets go of the interpreter while it fits.
-  run = Parallel(n_jobs=-1, prefer='threads')
-  found = run(delayed(function)(factor) for factor in data.scored())
-  values[:, data.scored()] = np.reshape(found, (-1, num_values)).T
-  return values

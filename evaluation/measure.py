@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import functools
 import types
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,6 +35,9 @@ GROUPS = ('bounds', 'reconstruction', 'posterior', 'labels', 'fid')
 # (Locatello et al. 2019).
 MAX_FITTED = 10_000
 
+# Errors, nearest neighbours and mixtures need as many.
+_MIN_IMAGES = 5
+
 # Draws of z per image if many models are compared quickly.
 _DRAWS_OF_SUMMARY = 4
 
@@ -45,9 +48,7 @@ class Settings:
 
   Attributes:
     groups: names of evaluators.
-    num_importance_samples: K of the importance-weighted bound.
     batch_size: global.
-    seed: of every random draw.
     inception_weights: file behind FID; None for the cached or downloaded one.
     required: raise UserError, not a note, for a group that cannot be measured.
   """
@@ -60,7 +61,8 @@ class Settings:
   required: bool = False
 
 
-class Null(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Null:
   """A metric's mean and deviation if there is nothing to find."""
 
   value: float
@@ -91,7 +93,6 @@ class Measurements:
   """Metrics of a trained model on a split.
 
   Attributes:
-    num_images: in the split.
     metrics: by name, in reading order.
     verdict: a sentence on the posterior.
     dimensions: lists of one number for each latent dimension.
@@ -99,7 +100,6 @@ class Measurements:
     notes: what was not measured, and why.
   """
 
-  num_images: int
   metrics: dict[str, Metric] = dataclasses.field(default_factory=dict)
   verdict: str = ''
   dimensions: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -134,10 +134,8 @@ class Context:
   """Model, data and passes over it, shared by the evaluators of a measurement.
 
   Attributes:
-    trained: the model.
     split: the measured one, `split_name` of `data` (None in a summary).
     fitted_name: the split that probes are fitted to.
-    settings: of the measurement.
     draws_z: whether z is drawn from q(z|x), or is its mean.
     variables: of the model, on all local devices.
   """
@@ -165,10 +163,9 @@ class Context:
   def measure_images(
     self, num_draws: int, label: str = ''
   ) -> dict[str, np.ndarray]:
-    """The same, with so many draws of z; progress lines begin with `label`."""
-    step = reconstruction.make_step(
-      self.trained.model, num_draws if self.draws_z else 0
-    )
+    """The same, with so many draws of z."""
+    num_draws = num_draws if self.draws_z else 0
+    step = reconstruction.make_step(self.trained.model, num_draws)
     key = numerics.measure_key(self.settings.seed)
     return self.over_split(functools.partial(step, self.variables, key), label)
 
@@ -193,26 +190,23 @@ class Context:
         [devices, per_device_batch, …].
       label: of the progress lines; empty for no lines.
       split: by default the measured one.
-      batch_size: global, at most; by default that of the settings.
+      batch_size: global, at most.
 
     Returns:
       The tree of NumPy arrays [num_images, …].
     """
     split, size = split or self.split, batch_size or self.settings.batch_size
     topology = devices.Topology(jax.local_device_count())
-    collected, running = [], None
-    with contextlib.ExitStack() as stack:
-      report = lambda done: None
-      if label:
-        report = stack.enter_context(track(label, split.num_examples))
+    collected = []
+    progress = track(label, split.num_examples) if label else None
+    with progress or contextlib.nullcontext(lambda done: None) as report:
       for images, start in splits.eval_batches(split, size, topology):
-        ahead = step(images, start)
+        collected.append(step(images, start))
         # One batch behind, so that the device always has its next one.
-        if running is not None:
-          collected.append(jax.device_get(running))
+        if start:
+          collected[-2] = jax.device_get(collected[-2])
           report(start)
-        running = ahead
-      collected.append(jax.device_get(running))
+      collected[-1] = jax.device_get(collected[-1])
       report(split.num_examples)
 
     def join(*parts):
@@ -227,13 +221,12 @@ def encode(
 ) -> dict[str, np.ndarray]:
   """`reconstruction.codes` of at most 10,000 images, and their `positions`."""
   positions = splits.spread(split.num_examples, MAX_FITTED)
-  parts, done = [], 0
+  parts = []
   with track('encoding', len(positions)) as report:
     for batch in split.batches(positions, batch_size):
       encoded = trained.encode(batch)
       parts.append(reconstruction.codes(encoded, trained.prior))
-      done += len(batch)
-      report(done)
+      report(min(len(parts) * batch_size, len(positions)))
   codes = jax.tree.map(lambda *a: np.concatenate(a), *parts)
   return codes | {'positions': positions}
 
@@ -248,23 +241,20 @@ def measure(
   data: splits.DataSet,
   split_name: str,
   settings: Settings,
-  results: Measurements | None = None,
 ) -> Measurements:
   """Measures a model on every image of a split, each once.
-
-  `results` are filled in place, so that a failure leaves what was measured.
 
   Raises:
     UserError: if a group is unknown, or required and cannot be measured.
   """
   split = getattr(data, split_name)
-  context = Context(trained, split, settings, data, split_name)
-  if split.num_examples < 2:
+  if split.num_examples < _MIN_IMAGES:
     raise UserError(
-      f'the {split_name} split has one image; what varies over images needs at '
-      'least 2. Choose another --split.'
+      f'the {split_name} split has {split.num_examples} images; a measurement '
+      f'needs at least {_MIN_IMAGES}. Choose another --split.'
     )
-  results = results or Measurements(split.num_examples)
+  context = Context(trained, split, settings, data, split_name)
+  results = Measurements()
   if not context.draws_z:
     results.notes.append(
       'z is the mean (sample_posterior=False): a plain autoencoder has no '
@@ -291,13 +281,13 @@ def summarise(
 ) -> Measurements:
   """Measures rate, distortion, ELBO, MSE and active dimensions in one pass.
 
-  With few draws of z; batch size and seed of the settings count, its groups do
-  not. Without sampling (a plain autoencoder) the bounds mean little.
+  With few draws of z, whatever the groups of the settings. Without sampling (a
+  plain autoencoder) the bounds mean little.
   """
   from evaluation import bounds, posterior
 
   context = Context(trained, split, settings)
-  results = Measurements(split.num_examples)
+  results = Measurements()
   with numerics.precise(steps.float_dtype(trained.model)):
     values = context.measure_images(_DRAWS_OF_SUMMARY)
     bounds.add_elbo(results, context, values)

@@ -1,5 +1,6 @@
 """The files of an evaluation: metrics.json, figures, and a page of both."""
 
+import dataclasses
 import json
 import math
 import tempfile
@@ -8,6 +9,7 @@ from etils import epath
 import numpy as np
 
 from evaluation import html_page, plots, posterior
+from evaluation.html_page import number
 from evaluation.measure import Measurements
 from vae import figures, paths
 from vae.loading import TrainedVAE
@@ -21,17 +23,6 @@ _DIMENSIONS = 10
 _STEPS = 11
 _REACH = 3.0
 
-# In large figures at the top of the page.
-_HEADLINES = (
-  'elbo',
-  'rate',
-  'bits_per_dim_optimal_sigma',
-  'active_units',
-  'dimensions_of_90_percent',
-  'mse_of_mean',
-  'fid_samples',
-)
-
 
 def write(
   folder: epath.Path,
@@ -39,7 +30,6 @@ def write(
   results: Measurements,
   trained: TrainedVAE,
   originals: np.ndarray,
-  validation_path: np.ndarray,
 ) -> None:
   """Writes everything aside first, so that a failure leaves the old files.
 
@@ -49,20 +39,14 @@ def write(
     results: the numbers.
     trained: the model, for its pictures.
     originals: images of the split, uint8 [n, height, width, channels].
-    validation_path: (rate, distortion) of the run's validations, [n, 2].
   """
-  # Renamed if both are on one disk, so that no file is ever half there.
-  near = None if paths.is_remote(folder) else folder
-  with tempfile.TemporaryDirectory(dir=near, prefix='.partial') as aside:
+  with tempfile.TemporaryDirectory() as aside:
     aside = epath.Path(aside)
-    captions = _draw(aside, facts, results, trained, originals, validation_path)
+    captions = _draw(aside, facts['seed'], results, trained, originals)
     (aside / METRICS).write_text(as_json(facts, results))
     (aside / PAGE).write_text(_page(aside, facts, results, captions))
-    if near is None:
-      paths.copy(aside, folder)
-    else:
-      for path in aside.iterdir():
-        path.replace(folder / path.name)
+    for path in aside.iterdir():
+      paths.replace(folder / path.name, path.read_bytes())
 
 
 def as_text(results: Measurements) -> str:
@@ -81,26 +65,10 @@ def as_text(results: Measurements) -> str:
 
 def as_json(facts: dict[str, object], results: Measurements) -> str:
   """The numbers as JSON, which has neither NaN nor infinity: they are null."""
-
-  def plain(value):
-    if isinstance(value, dict):
-      return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-      return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-      return None
-    return value
-
-  metrics = {}
-  for name, metric in results.metrics.items():
-    error, null = metric.standard_error, metric.null
-    metrics[name] = {
-      'value': metric.value,
-      'unit': metric.unit,
-      **({} if error is None else {'standard_error': error}),
-      **({} if null is None else {'null': null._asdict()}),
-      'about': metric.about,
-    }
+  metrics = {
+    name: {k: v for k, v in dataclasses.asdict(metric).items() if v is not None}
+    for name, metric in results.metrics.items()
+  }
   content = {
     **facts,
     'verdict': results.verdict,
@@ -109,14 +77,15 @@ def as_json(facts: dict[str, object], results: Measurements) -> str:
     'labels': results.labels,
     'not_measured': results.notes,
   }
-  return json.dumps(plain(content), indent=2, ensure_ascii=False) + '\n'
+  content = json.loads(json.dumps(content), parse_constant=lambda name: None)
+  return json.dumps(content, indent=2, ensure_ascii=False) + '\n'
 
 
-def _draw(folder, facts, results, trained, originals, validation_path):
+def _draw(folder, seed, results, trained, originals) -> dict[str, str]:
   """Draws the figures; returns their captions by file name."""
   captions = {}
 
-  def save(images, columns, name, caption):
+  def save(name, caption, images, columns):
     grid = figures.image_grid(images, columns)
     figures.save_png(grid, folder / name)
     captions[name] = caption
@@ -129,38 +98,29 @@ def _draw(folder, facts, results, trained, originals, validation_path):
     captions[name] = (
       'KL of each latent dimension, mean over the images. Faint: not active.'
     )
-  if 'elbo' in results.metrics:
-    point = (results.metrics[k].value for k in ('rate', 'distortion'))
-    label = f'step {facts["step"]:,}, {facts["split"]}'
-    name = 'rate_distortion.png'
-    plots.rate_distortion(*point, validation_path, label, folder / name)
-    captions[name] = (
-      'Rate and distortion: this checkpoint, and the way of training to it.'
-    )
   save(
-    figures.side_by_side(originals, trained.reconstruct(originals)),
-    _SIDE,
     'reconstructions.png',
     'Images of the split, each with its reconstruction on its right.',
+    figures.side_by_side(originals, trained.reconstruct(originals)),
+    _SIDE,
   )
   save(
-    trained.sample(_SIDE**2, facts['seed']),
-    _SIDE,
     'samples.png',
     'Samples: z from the prior, decoded.',
+    trained.sample(_SIDE**2, seed),
+    _SIDE,
   )
   if len(spread):
     order = posterior.most_informative(kl if len(kl) else spread)[:_DIMENSIONS]
-    center = np.ravel(trained.prior.mean)
     values = figures.prior_values(trained.prior, _REACH, _STEPS)
-    z = figures.traverse(center, order, values)
+    z = figures.traverse(np.ravel(trained.prior.mean), order, values)
     save(
-      trained.decode(z.reshape(-1, *trained.latent_shape)),
-      _STEPS,
       'traversals.png',
       f'The {len(order)} dimensions that carry the most, a row each, from '
       f"{-_REACH:g} to {_REACH:g} of the prior's standard deviations; the "
       f'others are at its mean. From the top: {", ".join(map(str, order))}.',
+      trained.decode(z.reshape(-1, *trained.latent_shape)),
+      _STEPS,
     )
   return captions
 
@@ -172,17 +132,11 @@ def _page(folder, facts, results, captions) -> str:
   )
   if results.verdict:
     page.banner(results.verdict)
-  rows = _rows(results)
-  by_name = {name: (name, value, unit) for name, value, _, unit, _ in rows}
-  page.cards([by_name[name] for name in _HEADLINES if name in by_name])
   page.heading('Figures')
   for name, caption in captions.items():
     page.figure(folder / name, caption)
   page.heading('Numbers')
-  # Lines of the table do not break around ±.
-  unbroken = '\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}'
-  rows = [[cell.replace(' ± ', unbroken) for cell in row] for row in rows]
-  page.table(('', 'value', 'null', 'unit', ''), rows)
+  page.table(('', 'value', 'null', 'unit', ''), _rows(results))
   page.text(
     '± is the standard error over the choice of images, unless the row names '
     'another. The null is the value if there is nothing to find, with its '
@@ -190,18 +144,12 @@ def _page(folder, facts, results, captions) -> str:
   )
   for note in results.notes:
     page.text(f'Not measured: {note}')
-  number = html_page.number
   if results.labels:
     page.heading('Labels')
-    columns = [
-      c.replace('_null', ', null') for c in [*results.labels.values()][0]
-    ]
+    first, *_ = results.labels.values()
     page.table(
-      ('label', *columns),
-      [
-        (name, *map(number, numbers.values()))
-        for name, numbers in results.labels.items()
-      ],
+      ('label', *(name.replace('_null', ', null') for name in first)),
+      [(k, *map(number, v.values())) for k, v in results.labels.items()],
     )
   if results.dimensions:
     page.heading('Latent dimensions')
@@ -221,13 +169,14 @@ def _rows(results: Measurements) -> list[tuple[str, str, str, str, str]]:
   for name, metric in results.metrics.items():
     base = name.removesuffix('_lower_bound')
     upper = results.metrics.get(f'{base}_upper_bound')
-    value = _number(metric.value, metric.standard_error)
+    value, null = _number(metric.value, metric.standard_error), ''
     if base != name and upper:
       name = base
       value += f' to {_number(upper.value, upper.standard_error)}'
     elif name.endswith('_upper_bound'):
       continue
-    null = _number(*metric.null) if metric.null else ''
+    if metric.null:
+      null = _number(metric.null.value, metric.null.deviation)
     rows.append((name, value, null, metric.unit, metric.about))
   return rows
 
@@ -236,7 +185,7 @@ def _number(value: float, error: float | None) -> str:
   """Such as 45.31 ± 0.12."""
   # NaN of a single image too.
   if error is None or not error > 0 or not math.isfinite(value):
-    return html_page.number(value)
+    return number(value)
   # Two digits of the error, but no more than six of the value.
   of_error = 1 - math.floor(math.log10(error))
   of_value = 5 - math.floor(math.log10(max(abs(value), 1e-9)))

@@ -1,31 +1,50 @@
-"""The posterior q(z|x): collapse, active units, the parts of the rate, holes.
+"""The posterior q(z|x), and its mean over the images: the aggregate q(z).
 
 Collapse, a posterior that is the prior whatever the image, is a VAE's main
-failure; it shows in a dimension's KL and in how little its mean moves.
+failure; it shows in a dimension's KL and in how little its mean moves. Samples
+from the prior miss the difference between q(z) and p(z): the holes in the
+latent space. Codes are [num_images, latent_dim], all axes of z in one.
 """
 
-import numpy as np
+from collections.abc import Sequence
+import functools
+from typing import NamedTuple
+import warnings
 
-from evaluation.aggregate_posterior import (
-  draw,
-  fit_mixture,
-  gaussian_total_correlation,
-  shares_in_holes,
-  split_rate,
-)
-from evaluation.measure import MAX_FITTED, Null
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+import numpy as np
+from scipy.special import digamma
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import NearestNeighbors
+
+from evaluation.measure import MAX_FITTED, mean_and_error, Null
 from vae import splits
 
 # A dimension is active if its mean's variance over the images exceeds this;
 # Burda et al. 2016, section 5.2.
 ACTIVE_VARIANCE = 0.01
 
-# Images that a mixture and nearest neighbours need.
-_MIN_FITTED = 5
-
 # Random halves of the latents, and permutations of their dimensions.
-_HALVINGS = 10
-_SHUFFLES = 20
+_HALVINGS, _SHUFFLES = 10, 20
+
+# Draws of z for the expectations under q(z): as many as so many densities of
+# one dimension allow, within these limits.
+_NUM_DENSITIES = 2**30
+_MIN_DRAWS, _MAX_DRAWS = 2000, 20_000
+
+# Floats in a block of the densities of all draws under all posteriors.
+_BLOCK_SIZE = 2**22
+
+# Numbers of Gaussians that a mixture may have.
+_COMPONENTS = (1, 2, 5, 10, 20)
+
+# A draw lies in a hole if it is farther from q(z) than this share of the draws
+# from q(z) itself.
+_QUANTILE = 0.95
 
 
 def evaluate(context, results) -> None:
@@ -40,10 +59,7 @@ def evaluate(context, results) -> None:
       'parts of the rate, total correlation: q(z|x) is no diagonal Gaussian or '
       'p(z) is not N(0, I).'
     )
-  if min(len(values['mean']), len(context.fitted['mean'])) < _MIN_FITTED:
-    results.notes.append(f'holes: they need at least {_MIN_FITTED} images.')
-  else:
-    _add_holes(context, results)
+  _add_holes(context, results)
 
 
 def add_dimensions(results, values: dict[str, np.ndarray], draws_z: bool):
@@ -67,13 +83,13 @@ def add_dimensions(results, values: dict[str, np.ndarray], draws_z: bool):
 
 def _add_rate_split(results, values, seed):
   parts, count = split_rate(values, seed), len(values['mean'])
-  log_count = f'log {count:,} = {np.log(count):.2f}'
   results.dimensions['aggregate_kl'] = parts.dimension_kl.tolist()
   results.interval(
     'mutual_information',
     *parts.mutual_information,
     'nats',
-    f'I(x; z); the lower bound is at most {log_count}, the upper one the rate',
+    f'I(x; z); the lower bound is at most log {count:,} = {np.log(count):.2f}, '
+    'the upper one the rate',
   )
   results.interval(
     'total_correlation',
@@ -81,18 +97,13 @@ def _add_rate_split(results, values, seed):
     'nats',
     'KL(q(z) ‖ Π q(z_j)): rate - I(x; z) - Σ KL(q(z_j) ‖ N(0, 1)), at least 0',
   )
-  (information, _), _ = parts.mutual_information
-  (correlation, _), _ = parts.total_correlation
-  if not correlation and np.log(count) - information < 0.1:
-    results.notes.append(
-      f'total correlation: not identifiable with {count:,} images, as they '
-      f'bound I(x; z) from below by {log_count} nats at most.'
-    )
-  about = (
-    'Σ KL(q(z_j) ‖ N(0, 1)) of the mixture of these images, an upper bound'
+  results.number(
+    'dimension_wise_kl',
+    parts.dimension_kl.sum(),
+    'nats',
+    'Σ KL(q(z_j) ‖ N(0, 1)) of the mixture of these images, an upper bound',
+    parts.dimension_kl_error,
   )
-  value, error = parts.dimension_kl.sum(), parts.dimension_kl_error
-  results.number('dimension_wise_kl', value, 'nats', about, error)
 
 
 def _add_gaussian_total_correlation(results, latents, seed):
@@ -171,28 +182,194 @@ def dimensions_that_carry(kl: np.ndarray, share: float) -> int:
 
 
 def verdict(kl: np.ndarray, active: np.ndarray) -> str:
-  """A sentence on whether the posterior has collapsed.
-
-  From the KL, nats, and whether it is active, of each dimension, [latent_dim].
-  """
+  """A sentence on whether the posterior has collapsed, of [latent_dim] each."""
   total = f'{kl.sum():.2f} nats'
   most = f'{dimensions_that_carry(kl, 0.9)} of them carry 90 %'
-  dimensions, dead = len(kl), np.flatnonzero(~active)
-  if not len(dead):
+  if active.all():
     return (
-      f'Not collapsed: all {dimensions} dimensions are active, {total}; {most}.'
+      f'Not collapsed: all {len(kl)} dimensions are active, {total}; {most}.'
     )
-  if len(dead) == dimensions:
+  if not active.any():
     return (
-      f'Collapsed: none of the {dimensions} dimensions is active, {total} in '
+      f'Collapsed: none of the {len(kl)} dimensions is active, {total} in '
       'all. The decoder ignores z: lower β or σ, or raise the KL slowly.'
     )
-  runs = np.split(dead, np.flatnonzero(np.diff(dead) > 1) + 1)
-  which = ', '.join(
-    str(run[0]) if len(run) == 1 else f'{run[0]}–{run[-1]}' for run in runs
-  )
   return (
-    f'Partly collapsed: {dimensions - len(dead)} of {dimensions} dimensions '
-    f'are active and carry {kl[active].sum():.2f} of {total}, {most}; not '
-    f'active: {which} ({kl[dead].sum():.2f} nats together).'
+    f'Partly collapsed: {active.sum()} of {len(kl)} dimensions are active and '
+    f'carry {kl[active].sum():.2f} of {total}, {most}.'
   )
+
+
+def draw(codes: dict[str, np.ndarray], seed: int | Sequence[int]) -> np.ndarray:
+  """One draw of each image's posterior, or its mean if there is no `logvar`.
+
+  Draws that are compared must not share their noise, and so the seed.
+  """
+  if 'logvar' not in codes:
+    return codes['mean']
+  epsilon = np.random.default_rng(seed).standard_normal(codes['mean'].shape)
+  z = codes['mean'] + np.exp(0.5 * codes['logvar']) * epsilon
+  return z.astype(np.float32)
+
+
+class RateSplit(NamedTuple):
+  """The rate's parts, nats; bounds are lower and upper, each with its error."""
+
+  mutual_information: tuple[tuple[float, float], ...]
+  total_correlation: tuple[tuple[float, float], ...]
+  dimension_kl: np.ndarray  # Of the images at hand, [latent_dim].
+  dimension_kl_error: float  # Of its sum.
+
+
+def split_rate(
+  codes: dict[str, np.ndarray], seed: int | Sequence[int]
+) -> RateSplit:
+  """E_x KL(q(z|x) ‖ p(z)) = I(x; z) + TC(z) + Σ_j KL(q(z_j) ‖ p(z_j)).
+
+  Hoffman & Johnson 2016; Chen et al. 2018, equation 2. In expectation over
+  images, the mixture of the posteriors of N of them is too dense at their own
+  draws, and the mixture without each draw's own image is not dense enough
+  (Poole et al. 2019, sections 2.1 and 2.4). The same holds for each q(z_j).
+  With the one or the other in the place of q(z) and of q(z_j) come bounds on
+  I(x; z), of which the rate is another upper one, and on the total correlation
+  rate - I(x; z) - Σ_j KL(q(z_j) ‖ p(z_j)). The lower bound on I(x; z) is at
+  most log N. `codes` has `mean`, `logvar` and `kl` to N(0, I).
+  """
+  mean, logvar = codes['mean'], codes['logvar']
+  count, latent_dim = mean.shape
+  affordable = _NUM_DENSITIES // (count * latent_dim)
+  num_draws = int(np.clip(affordable, _MIN_DRAWS, _MAX_DRAWS))
+  owners = np.arange(num_draws) * count // num_draws
+  z = draw({'mean': mean[owners], 'logvar': logvar[owners]}, seed)
+  size = max(1, _BLOCK_SIZE // (count * latent_dim))
+  densities = jax.device_get(_log_densities(mean, logvar, z, owners, size))
+  own, joint, others, marginals, other_marginals, priors = (
+    a.astype(np.float64) for a in densities
+  )
+
+  def estimate(values):
+    """Mean and standard error; an image's draws are not independent."""
+    draws = np.bincount(owners, minlength=count)
+    sums = np.bincount(owners, values, minlength=count)
+    return mean_and_error(sums[draws > 0] / draws[draws > 0])
+
+  rate = mean_and_error(codes['kl'].astype(np.float64).sum(axis=1))
+  correlation = estimate(others - marginals.sum(axis=1))
+  most_correlation = estimate(joint - other_marginals.sum(axis=1))
+  dimension_kl = marginals - priors
+  return RateSplit(
+    (estimate(own - joint), min(estimate(own - others), rate)),
+    (correlation if correlation[0] > 0 else (0.0, 0.0), most_correlation),
+    dimension_kl.mean(axis=0),
+    estimate(dimension_kl.sum(axis=1))[1],
+  )
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _log_densities(mean, logvar, z, owners, block_size):
+  """The logarithms of six densities at each draw, nats.
+
+  Returns:
+    [num_draws] each: q(z|x) of the draw's own image, q(z), and q(z) without
+    that image; [num_draws, latent_dim] each: q(z_j), q(z_j) without that
+    image, p(z_j).
+  """
+  count, log_2pi = len(mean), jnp.log(2 * jnp.pi)
+  precision = jnp.exp(-logvar)
+
+  def of_draw(args):
+    z, owner = args
+    each = -0.5 * (jnp.square(z - mean) * precision + logvar + log_2pi)
+    joint = each.sum(axis=1)
+    is_own = jnp.arange(count) == owner
+
+    def mixtures(values):  # With and without the draw's own image.
+      own = is_own.reshape(-1, *[1] * (values.ndim - 1))
+      others = logsumexp(jnp.where(own, -jnp.inf, values), axis=0)
+      all_of_them = logsumexp(values, axis=0) - jnp.log(count)
+      return all_of_them, others - jnp.log(count - 1)
+
+    prior = -0.5 * (jnp.square(z) + log_2pi)
+    return joint[owner], *mixtures(joint), *mixtures(each), prior
+
+  return lax.map(of_draw, (z, owners), batch_size=block_size)
+
+
+def gaussian_total_correlation(latents: np.ndarray) -> tuple[float, float]:
+  """-½ log det R of the correlation matrix R, nats, and its standard error.
+
+  The total correlation if q(z) is Gaussian. Of N draws, one for each image, it
+  is too large by ½ Σ_j [ψ((N - 1)/2) - ψ((N - j)/2)], j = 1 … J, if they are
+  Gaussian (Anderson 2003, section 7.5: the determinant of a Wishart matrix is a
+  product of χ² variables). That is subtracted. The standard error is the delta
+  method's. There must be more images than dimensions.
+  """
+  count, latent_dim = latents.shape
+  z = np.asarray(latents, np.float64)
+  z = (z - z.mean(axis=0)) / z.std(axis=0)
+  correlations = z.T @ z / count
+  half_counts = (count - np.arange(1, latent_dim + 1)) / 2
+  bias = 0.5 * np.sum(digamma((count - 1) / 2) - digamma(half_counts))
+  influence = z**2 - z * np.linalg.solve(correlations, z.T).T
+  _, error = mean_and_error(0.5 * influence.sum(axis=1))
+  value = -0.5 * np.linalg.slogdet(correlations)[1] - bias
+  return float(value), error
+
+
+def shares_in_holes(
+  latents: np.ndarray, *candidates: np.ndarray, seed: int | Sequence[int]
+) -> np.ndarray:
+  """The shares of candidates that lie in holes of the aggregate posterior.
+
+  In each round a random half of the latents stands for q(z). Of the other half
+  one part sets the distance of draws from q(z) itself: a candidate lies in a
+  hole if its nearest neighbour is farther away than that of 95 % of them. The
+  other part is the null, candidates that come from q(z); then the two change
+  places. The expected null is 0.05, or more of fewer than 80 images. The
+  deviation over rounds is about that of their mean over other images (the
+  half-sample jackknife). Compare the precision of Kynkäänniemi et al. 2019.
+
+  Of draws from q(z), one for each of at least 4 images, [num_rounds,
+  num_images, latent_dim], and candidates [num_rounds, n, latent_dim] each;
+  returns the null's shares and then each candidate's, [num_rounds] each.
+  """
+  generator = np.random.default_rng(seed)
+  rounds = []
+  for z, *others in zip(latents, *candidates, strict=True):
+    z = generator.permutation(z)
+    neighbours = NearestNeighbors(n_neighbors=1).fit(z[::2])
+    first, second, *distances = (
+      neighbours.kneighbors(a)[0][:, 0] for a in (z[1::4], z[3::4], *others)
+    )
+    shares = []
+    for inside, null in ((first, second), (second, first)):
+      # Weibull's: 5 % of further draws are expected beyond it.
+      threshold = np.quantile(inside, _QUANTILE, method='weibull')
+      shares.append([np.mean(d > threshold) for d in (null, *distances)])
+    rounds.append(np.mean(shares, axis=0))
+  return np.stack(rounds, axis=1)
+
+
+def fit_mixture(latents: np.ndarray, seed: int) -> GaussianMixture:
+  """A mixture of Gaussians fitted to draws from q(z).
+
+  The cure for the holes of Ghosh et al. 2020, section 4: to sample from in the
+  place of p(z). It has the number of Gaussians under which a tenth of the draws
+  is most likely, after a fit to the others. At least 3, [n, latent_dim].
+  """
+  latents = np.random.default_rng(seed).permutation(latents.astype(np.float64))
+
+  def fit(latents, num_components):
+    # A little on the diagonal, for dimensions that few images fill.
+    mixture = GaussianMixture(num_components, reg_covar=1e-4, random_state=seed)
+    with warnings.catch_warnings():
+      # If the steps run out the fit is as good as it gets.
+      warnings.simplefilter('ignore', ConvergenceWarning)
+      return mixture.fit(latents)
+
+  tenth = np.arange(len(latents)) % 10 == 0
+  possible = [n for n in _COMPONENTS if n <= np.sum(~tenth)]
+  best = max(
+    possible, key=lambda n: fit(latents[~tenth], n).score(latents[tenth])
+  )
+  return fit(latents, best)

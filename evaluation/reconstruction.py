@@ -53,9 +53,7 @@ def add_mse(results, values: dict[str, np.ndarray]) -> None:
 
 @functools.lru_cache(maxsize=8)
 def make_step(model: nn.Module, num_draws: int) -> Callable[..., dict]:
-  """Compiles the measurement of a batch.
-
-  With so many draws of z from q(z|x) for each image; 0 for its mean.
+  """Compiles the measurement of a batch, with 0 draws of z for its mean.
 
   Returns:
     A function of variables, a key, images uint8 [devices, per_device_batch,
@@ -72,46 +70,47 @@ def make_step(model: nn.Module, num_draws: int) -> Callable[..., dict]:
         to [0, 1]; no ssim for images smaller than its window.
   """
 
+  def step(variables, key, images, start):
+    keys = example_keys(key, start, len(images))
+    return nn.apply(_measure, model)(variables, images, keys, num_draws)
+
+  return jax.pmap(step, axis_name=devices.AXIS, in_axes=(None, None, 0, None))
+
+
+def _measure(vae, images, keys, num_draws):
+  x = steps.to_unit_range(images, steps.float_dtype(vae))
+  y = dequantise(images, keys)
+  posterior, prior = vae.encode(x), vae.prior()
+  values = codes(posterior, prior)
+
   def squared_error(a, b):
     return jnp.sum(jnp.square(a - b), axis=(-3, -2, -1))
 
-  def measure(vae, images, keys):
-    x = steps.to_unit_range(images, steps.float_dtype(vae))
-    y = dequantise(images, keys)
-    posterior, prior = vae.encode(x), vae.prior()
-    values = codes(posterior, prior)
+  def draw(i):
+    z = draw_z(posterior, keys, i) if num_draws else posterior.mean
+    likelihood = vae.decode(z)
+    return {
+      'rate': posterior.log_prob(z) - prior.log_prob(z),
+      'distortion': -likelihood.log_prob(x),
+      'squared_error': squared_error(x, likelihood.mean),
+      'dequantised_squared_error': squared_error(y, likelihood.mean),
+    }
 
-    def draw(i):
-      z = draw_z(posterior, keys, i) if num_draws else posterior.mean
-      likelihood = vae.decode(z)
-      return {
-        'rate': posterior.log_prob(z) - prior.log_prob(z),
-        'distortion': -likelihood.log_prob(x),
-        'squared_error': squared_error(x, likelihood.mean),
-        'dequantised_squared_error': squared_error(y, likelihood.mean),
-      }
-
-    draws = lax.map(draw, jnp.arange(max(num_draws, 1)))
-    values |= jax.tree.map(lambda a: a.mean(axis=0), draws)
-    if 'kl' in values:
-      values['rate'] = values['kl'].sum(axis=1)
-    likelihood = vae.decode(posterior.mean)
-    is_density = not isinstance(likelihood, distributions.Bernoulli)
-    values['is_density'] = jnp.full(len(x), is_density)
-    if isinstance(likelihood, distributions.Gaussian):
-      values['sigma'] = jnp.full(len(x), likelihood.sigma)
-    reconstruction = jnp.clip(likelihood.mean, 0, 1)
-    values['mse'] = jnp.mean(jnp.square(x - reconstruction), axis=(1, 2, 3))
-    values['psnr'] = psnr(x, reconstruction)
-    if min(x.shape[1:3]) >= WINDOW:
-      values['ssim'] = ssim(x, reconstruction)
-    return values
-
-  def step(variables, key, images, start):
-    keys = example_keys(key, start, len(images))
-    return nn.apply(measure, model)(variables, images, keys)
-
-  return jax.pmap(step, axis_name=devices.AXIS, in_axes=(None, None, 0, None))
+  draws = lax.map(draw, jnp.arange(max(num_draws, 1)))
+  values |= jax.tree.map(lambda a: a.mean(axis=0), draws)
+  if 'kl' in values:
+    values['rate'] = values['kl'].sum(axis=1)
+  likelihood = vae.decode(posterior.mean)
+  is_density = not isinstance(likelihood, distributions.Bernoulli)
+  values['is_density'] = jnp.full(len(x), is_density)
+  if isinstance(likelihood, distributions.Gaussian):
+    values['sigma'] = jnp.full(len(x), likelihood.sigma)
+  reconstruction = jnp.clip(likelihood.mean, 0, 1)
+  values['mse'] = jnp.mean(jnp.square(x - reconstruction), axis=(1, 2, 3))
+  values['psnr'] = psnr(x, reconstruction)
+  if min(x.shape[1:3]) >= WINDOW:
+    values['ssim'] = ssim(x, reconstruction)
+  return values
 
 
 def codes(posterior, prior) -> dict[str, jax.Array]:
@@ -156,10 +155,7 @@ def dequantise(images: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Peak signal-to-noise ratio, 10 log10(1 / MSE), dB; [batch].
-
-  Infinite for equal images.
-  """
+  """Peak signal-to-noise ratio, 10 log10(1 / MSE), dB; [batch]."""
   return -10 * jnp.log10(jnp.mean(jnp.square(a - b), axis=(-3, -2, -1)))
 
 

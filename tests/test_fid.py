@@ -21,33 +21,25 @@ def random(*shape, seed=0):
   return np.random.default_rng(seed).normal(size=shape)
 
 
-def random_cov(size, rank=None, seed=0):
-  factors = random(size, rank or 2 * size, seed=seed)
-  return factors @ factors.T / factors.shape[1]
+def test_fid_is_that_of_a_general_matrix_root():
+  first, second = random(90, 40), random(80, 40, seed=1) + random(40, seed=2)
+  covs = [np.cov(features, rowvar=False) for features in (first, second)]
+  difference = first.mean(axis=0) - second.mean(axis=0)
+  root = linalg.sqrtm(covs[0] @ covs[1]).real
+  expected = difference @ difference + np.trace(sum(covs) - 2 * root)
+  assert fid.fid(first, second) == pytest.approx(expected)
+  assert fid.fid(second, first) == pytest.approx(expected)
 
 
-def frechet(cov_1, cov_2, difference=0.0):
-  mean = np.zeros(len(cov_1))
-  return fid.frechet_distance(mean, cov_1, mean + difference, cov_2)
-
-
-@pytest.mark.parametrize('size', [2, 40])
-def test_frechet_is_that_of_a_general_matrix_root(size):
-  first, second = random_cov(size), random_cov(size, seed=1)
-  difference = random(size, seed=2)
-  root = linalg.sqrtm(first @ second).real
-  expected = difference @ difference + np.trace(first + second - 2 * root)
-  assert frechet(first, second, difference) == pytest.approx(expected)
-  assert frechet(second, first, difference) == pytest.approx(expected)
-
-
-def test_frechet_of_rank_deficient_covariances():
+def test_fid_of_fewer_images_than_features():
+  first, second = random(4, 50), random(6, 50, seed=1)
+  centered = [f - f.mean(axis=0) for f in (first, second)]
+  factors = [f.T / np.sqrt(len(f) - 1) for f in centered]
   # The root has the singular values of the factors' product as eigenvalues.
-  first, second = random(50, 3), random(50, 5, seed=1)
-  nuclear = np.linalg.svd(first.T @ second, compute_uv=False).sum()
-  expected = np.sum(first**2) + np.sum(second**2) - 2 * nuclear
-  actual = frechet(first @ first.T, second @ second.T)
-  assert actual == pytest.approx(expected, rel=1e-5)
+  nuclear = np.linalg.svd(factors[0].T @ factors[1], compute_uv=False).sum()
+  expected = sum(np.sum(f**2) for f in factors) - 2 * nuclear
+  expected += np.sum((first.mean(axis=0) - second.mean(axis=0)) ** 2)
+  assert fid.fid(first, second) == pytest.approx(expected, rel=1e-5)
 
 
 def test_fid_is_computed_in_float64():
@@ -78,18 +70,16 @@ def test_kid_of_small_sets_is_the_plain_sum():
   x, y = random(12, 6).astype(np.float32), random(9, 6, seed=1) + 1
   assert fid.mmd2(x, y) == pytest.approx(plain_mmd2(x, y))
   y = random(12, 6, seed=1)
-  mean, deviation = fid.kid(x, y, num_subsets=3)
-  assert mean == pytest.approx(plain_mmd2(x.astype(np.float64), y))
-  assert deviation == pytest.approx(0, abs=1e-9)
+  expected = plain_mmd2(x.astype(np.float64), y)
+  assert fid.kid(x, y, num_subsets=3) == pytest.approx(expected)
 
 
 def test_kid_of_subsets_has_the_mean_of_the_sets():
   x, y = random(300, 4), random(300, 4, seed=1) + 0.5
-  mean, deviation = fid.kid(x, y, num_subsets=400, subset_size=50)
-  error = deviation / np.sqrt(400)
-  assert mean == pytest.approx(fid.mmd2(x, y), abs=4 * error)
-  assert mean > 10 * error
-  assert fid.kid(x, y, 5, 20, seed=0) != fid.kid(x, y, 5, 20, seed=1)
+  estimates = [fid.kid(x, y, 1, 50, seed) for seed in range(400)]
+  error = np.std(estimates) / np.sqrt(400)
+  assert np.mean(estimates) == pytest.approx(fid.mmd2(x, y), abs=4 * error)
+  assert np.mean(estimates) > 10 * error
 
 
 def make_graph(num_features=8, side=75):
@@ -211,9 +201,7 @@ def the_line(path=None):
     lambda content, graph: content[:-8] + bytes(8),  # gzip's checksum.
     lambda content, graph: pack(b'no graph'),
     lambda content, graph: pack(graph.SerializeToString(), 'other.pb'),
-    lambda content, graph: pack(without(graph, 'pool_3')),
     lambda content, graph: pack(without(graph, 'conv_1')),
-    lambda content, graph: pack(with_operation(graph, 'conv_1', 'Elu')),
   ],
 )
 def test_damaged_archive_is_refused(archive, graph, damage):
@@ -227,15 +215,9 @@ def without(graph, name):
   return other.SerializeToString()
 
 
-def with_operation(graph, name, operation):
-  other = tf.compat.v1.GraphDef.FromString(graph.SerializeToString())
-  next(node for node in other.node if node.name == name).op = operation
-  return other.SerializeToString()
-
-
 def test_missing_file_is_refused(tmp_path):
   line = the_line(str(tmp_path / 'gone.tgz'))
-  assert 'gone.tgz cannot be used (No such file or directory)' in line
+  assert 'gone.tgz cannot be read' in line
 
 
 @pytest.fixture
@@ -265,5 +247,5 @@ def test_failed_download_keeps_nothing(archive, cache, monkeypatch):
   assert the_line().startswith(f'{fid.URL} is no intact .tgz')
   monkeypatch.setattr(fid, 'URL', f'http://127.0.0.1:{free_port()}/a.tgz')
   line = the_line()
-  assert 'cannot be downloaded' in line and 'Connection refused' in line
+  assert 'cannot be read or downloaded' in line and 'refused' in line
   assert list(cache.parent.iterdir()) == []

@@ -58,26 +58,20 @@ def legend_of(figure):
 
 
 @pytest.mark.filterwarnings('error')
-def test_names_of_classes_are_written_as_they_are(tmp_path, monkeypatch):
-  names = ['rich$$', '$x_$', '_bg', r'a\$b$', 'Ünï', '__', '$\\frac$']
-  texts = legend_of(scatter(names, 3, tmp_path, monkeypatch))
-  assert [text.get_text() for text in texts] == names
-  # What matplotlib makes of a text, and whether it takes it for a formula.
-  for text, name in zip(texts, names, strict=True):
-    assert text._preprocess_math(text.get_text()) == (name, False)
-
-
-@pytest.mark.filterwarnings('error')
-def test_names_that_a_chart_cannot_show_are_escaped_or_shortened(
+def test_names_are_written_as_they_are_but_escaped_or_shortened(
   tmp_path, monkeypatch
 ):
-  names = ['日本', 'x' * 200 + 'y', 'two\nlines']
-  texts = legend_of(scatter(names, 3, tmp_path, monkeypatch))
-  assert [text.get_text() for text in texts] == [
-    r'\u65e5\u672c',
-    'x' * 20 + '…' + 'x' * 19 + 'y',
-    r'two\nlines',
-  ]
+  shown = {
+    **{n: n for n in ('rich$$', '$x_$', '_bg', r'a\$b$', 'Ünï', '$\\frac$')},
+    '日本': r'\u65e5\u672c',
+    'x' * 200 + 'y': 'x' * 20 + '…' + 'x' * 19 + 'y',
+    'two\nlines': r'two\nlines',
+  }
+  texts = legend_of(scatter(list(shown), 3, tmp_path, monkeypatch))
+  assert [text.get_text() for text in texts] == list(shown.values())
+  # What matplotlib makes of a text, and whether it takes it for a formula.
+  for text, name in zip(texts, shown.values(), strict=True):
+    assert text._preprocess_math(text.get_text()) == (name, False)
 
 
 @pytest.mark.filterwarnings('error')

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from evaluation import measure, reconstruction
+from evaluation import reconstruction
 from tests import test_bounds
-from tests.test_bounds import COUNT, SIGMA
+from tests.test_bounds import SIGMA
 from vae import numerics, splits
 
 
@@ -54,15 +54,6 @@ def test_float64_models_are_measured_in_float64():
   mean = test_bounds.pixels_of(context) / 255 @ params['kernel']
   np.testing.assert_allclose(values['mean'], mean + params['bias'], rtol=1e-9)
   assert values['distortion'].dtype == np.float64
-
-
-def test_batches_do_not_matter(linear):
-  for batch_size in (7, COUNT, 1000):
-    settings = measure.Settings(batch_size=batch_size)
-    other = measure.Context(linear.trained, linear.split, settings).images
-    for name, value in linear.images.items():
-      assert len(value) == COUNT
-      np.testing.assert_allclose(other[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_every_image_counts_once_in_order(linear, capsys):
