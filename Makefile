@@ -18,14 +18,15 @@ PYTEST = $(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile \
 test: $(VENV)/installed-for-tests
 	$(PYTEST)
 
-# The slow tests too: at most 45 minutes.
+# The slow tests too, and programs as optimised as users run them: at most 45
+# minutes.
 test-all: $(VENV)/installed-for-tests
-	$(PYTEST) -m 'not faults'
+	XLA_FLAGS= $(PYTEST) -m 'not faults'
 
 # Kills, stops and starves runs, and gives them damaged files; ends with a
 # table. As root it also fills a disk. Takes minutes.
 test-faults: $(VENV)/installed-for-tests
-	$(VENV)/bin/python -m pytest -m faults
+	XLA_FLAGS= $(VENV)/bin/python -m pytest -m faults
 
 # The compiler for TPUs, in the version that JAX asks for, for
 # benchmarks/tpu_compile.py and its test. In a folder of its own: beside JAX it

@@ -6,6 +6,9 @@ TensorFlow is imported by the fixtures that need it, as most tests do not.
 import os
 import pathlib
 
+# Optimising the programs of tests takes longer than running them. `make
+# test-all` sets XLA_FLAGS to nothing, and so tests them as users run them.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 # Tests, and the processes that they start, compile the same programs.
 os.environ.setdefault(
   'JAX_COMPILATION_CACHE_DIR',

@@ -53,7 +53,8 @@ def run(
   """Exit status, standard output and standard error of a script."""
   environment = dict(
     os.environ,
-    XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}',
+    XLA_FLAGS=f'{os.environ["XLA_FLAGS"]} '
+    f'--xla_force_host_platform_device_count={devices}',
     JAX_PLATFORMS='cpu',
   )
   # Libraries read these when they are imported.

@@ -45,7 +45,8 @@ assert SPLIT_SIZES[0] // 8 == 5
 def start(*flags, script='main.py', devices=1, **environment):
   environment = dict(
     os.environ,
-    XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}',
+    XLA_FLAGS=f'{os.environ["XLA_FLAGS"]} '
+    f'--xla_force_host_platform_device_count={devices}',
     JAX_PLATFORMS='cpu',
     **environment,
   )
