@@ -72,7 +72,6 @@ def main() -> None:
     f'{split.num_examples:,} {split_name} images.',
     flush=True,
   )
-  results = measure.measure(trained, data, split_name, settings)
   facts = {
     'workdir': str(run_flags.workdir()),
     'checkpoint': run_flags.CHECKPOINT.value,
@@ -90,7 +89,16 @@ def main() -> None:
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
   originals = next(split.batches(np.arange(min(32, split.num_examples)), 32))
-  output.write(folder, facts, results, trained, originals)
+  results = measure.Measurements()
+  try:
+    measure.measure(trained, data, split_name, settings, results)
+    output.write(folder, facts, results, trained, originals)
+  except BaseException:
+    if results.metrics:  # Hours of work, perhaps.
+      partial = folder / output.PARTIAL
+      partial.write_text(output.as_json(facts, results))
+      print(f'\nThe metrics measured so far are in {partial}.', flush=True)
+    raise
   print(f'\n{output.as_text(results)}')
   print(f'  {folder / output.METRICS}')
   print(f'  {folder / output.PAGE}')

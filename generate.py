@@ -56,9 +56,7 @@ _LABEL = flags.DEFINE_string(
   'label', None, 'manifold: label that gives the colours; else the first.'
 )
 
-# Pairs of a split that are interpolated between if no images are named.
-_NUM_PAIRS = 4
-
+_NUM_PAIRS = 4  # Of a split, interpolated between if no images are named.
 _REACH = 3.0  # Of traversals, in standard deviations of the prior N(0, I).
 _FRAME_DURATION = 80  # Milliseconds.
 
@@ -111,10 +109,9 @@ def interpolate(trained: TrainedVAE, folder: epath.Path) -> list[str]:
   if len(images) < 2:
     raise UserError('interpolate needs two images; name them with --images.')
   mean = reconstruction.codes(trained.encode(images), trained.prior)['mean']
-  starts = range(0, len(mean) - 1, 1 if _IMAGES.value else 2)
   rows = [
     figures.interpolate(mean[i], mean[i + 1], _STEPS.value, path)
-    for i in starts
+    for i in range(0, len(mean) - 1, 1 if _IMAGES.value else 2)
     for path in figures.PATHS
   ]
   images = _decode(trained, np.concatenate(rows))
@@ -168,7 +165,8 @@ def manifold(trained: TrainedVAE, folder: epath.Path) -> list[str]:
     column = labels.names.index(_LABEL.value) if _LABEL.value else 0
     colors = labels.values[codes['positions'], column]
     names = labels.class_names(labels.names[column])
-  plots.latent_scatter(codes['mean'], colors, names, folder / 'means.png')
+  figure = plots.latent_scatter(codes['mean'], colors, names)
+  plots.save(figure, folder / 'means.png')
   images = _decode(trained, figures.manifold(trained.prior, _SIDE.value))
   return _save_grid(images, _SIDE.value, folder, 'means.png')
 

@@ -12,6 +12,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
+from sklearn.preprocessing import StandardScaler
 
 from evaluation import reconstruction
 from vae import devices, distributions, numerics, steps
@@ -36,19 +37,15 @@ def evaluate(context, results) -> None:
     for split in (context.data.train, context.split)
   )
   log_prob = pixel_gaussian(train, measured)
-  results.mean(
-    'bits_per_dim_pixel_gaussian',
-    bits_per_dimension(log_prob, np.prod(context.split.image_shape)),
-    _BITS,
-    'for comparison: independent Gaussian pixels, fitted to the train split',
-  )
+  bits = bits_per_dimension(log_prob, np.prod(context.split.image_shape))
+  about = 'for comparison: independent Gaussian pixels of the train split'
+  results.mean('bits_per_dim_pixel_gaussian', bits, _BITS, about)
 
 
 def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
   """Adds the ELBO and its parts, also under the best Gaussian likelihood.
 
-  `values` are those of `reconstruction.make_step`. Returns σ of the best
-  Gaussian around the dequantised images.
+  Returns σ of that likelihood of the dequantised images.
   """
   dimensions = int(np.prod(context.split.image_shape))
   names = 'rate', 'distortion', 'squared_error', 'dequantised_squared_error'
@@ -72,19 +69,11 @@ def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
     # Of float32 the digits that it has.
     model_sigma = float(str(values['sigma'][0]))
     results.number('sigma', model_sigma, 'of [0, 1]', "the likelihood's σ")
-  results.number(
-    'optimal_sigma',
-    best_sigma,
-    'of [0, 1]',
-    'σ of the best Gaussian likelihood around these reconstructions, fitted to '
-    'the same images',
-  )
-  results.mean(
-    'elbo_optimal_sigma',
-    -gaussian_distortion(squares, dimensions, best_sigma) - rate,
-    _NATS,
-    f'ELBO of the Gaussian likelihood at {_OPTIMAL}',
-  )
+  about = 'σ of the best Gaussian likelihood, fitted to the same images'
+  results.number('optimal_sigma', best_sigma, 'of [0, 1]', about)
+  elbo = -gaussian_distortion(squares, dimensions, best_sigma) - rate
+  about = f'ELBO of the Gaussian likelihood at {_OPTIMAL}'
+  results.mean('elbo_optimal_sigma', elbo, _NATS, about)
 
   def in_bits(name, sigma, about):
     log_prob = -gaussian_distortion(dequantised, dimensions, sigma) - rate
@@ -110,43 +99,28 @@ def _add_importance_weighted(results, context, sigma: float) -> None:
       context.settings.batch_size, at_once * jax.local_device_count()
     ),
   )
-  own, around = ({k: v[:, i] for k, v in weighted.items()} for i in (0, 1))
-  about = f'log p(x) ≥ L_K, K = {num_samples:,}'
-  add_bound(results, 'iw_bound', own, num_samples, _NATS, about)
   dimensions = int(np.prod(context.split.image_shape))
-  for name in ('bound', 'half_bounds'):
-    around[name] = bits_per_dimension(around[name], dimensions)
-  about = f'dequantised, L_K at {_OPTIMAL}, K = {num_samples:,}'
-  add_bound(results, 'bits_per_dim_iw', around, num_samples, _BITS, about)
-
-
-def add_bound(
-  results,
-  name: str,
-  weighted: dict[str, np.ndarray],
-  num_samples: int,
-  unit: str,
-  about: str,
-) -> None:
-  """Adds a bound, its Monte-Carlo error and its effective sample size.
-
-  `weighted` has the values of `make_bound_step` in this unit.
-  """
-  results.mean(name, weighted['bound'], unit, about)
-  if num_samples > 1:  # Else there are no two halves.
-    halves = weighted['half_bounds'].astype(np.float64)
-    results.number(
-      f'{name}_monte_carlo_error',
-      np.sqrt(monte_carlo_variance(halves).sum()) / len(halves),
-      unit,
-      f'of {name}, over draws of z, at most: from two halves of the draws',
+  for i, (name, unit, about) in enumerate(
+    (
+      ('iw_bound', _NATS, 'log p(x) ≥ L_K'),
+      ('bits_per_dim_iw', _BITS, f'dequantised, L_K at {_OPTIMAL}'),
     )
-  results.number(
-    f'{name.removesuffix("_bound")}_effective_samples',
-    weighted['sample_size'].mean(),
-    f'of {num_samples:,}',
-    f'effective sample size of the weights of {name}',
-  )
+  ):
+    bound, halves, sizes = (
+      weighted[key][:, i].astype(np.float64)
+      for key in ('bound', 'half_bounds', 'sample_size')
+    )
+    if unit == _BITS:
+      bound = bits_per_dimension(bound, dimensions)
+      halves = bits_per_dimension(halves, dimensions)
+    results.mean(name, bound, unit, f'{about}, K = {num_samples:,}')
+    if num_samples > 1:  # Else there are no two halves.
+      error = np.sqrt(monte_carlo_variance(halves).sum()) / len(halves)
+      about = f'of {name} over draws of z, at most: from their two halves'
+      results.number(f'{name}_monte_carlo_error', error, unit, about)
+    about = f'effective sample size of the weights of {name}'
+    name = f'{name.removesuffix("_bound")}_effective_samples'
+    results.number(name, sizes.mean(), f'of {num_samples:,}', about)
 
 
 @functools.lru_cache(maxsize=8)
@@ -157,11 +131,10 @@ def make_bound_step(
 
   Returns:
     A function as of `reconstruction.make_step`, and of σ of a Gaussian around
-    the mean images, that returns, under the model's own likelihood of the
-    image, and under that Gaussian of the dequantised image,
-      bound: L_K, nats, [devices, per_device_batch, 2];
-      sample_size: effective sample size of its weights, likewise;
-      half_bounds: L_K/2 of either half of the draws, […, 2, 2].
+    the mean images. Under the model's own likelihood of the image, and under
+    that Gaussian of the dequantised image, it returns L_K as `bound`, nats,
+    [devices, per_device_batch, 2], the `sample_size` that its weights are worth
+    likewise, and L_K/2 of either half of the draws as `half_bounds`, […, 2, 2].
   """
 
   def step(variables, key, images, start, sigma):
@@ -230,10 +203,9 @@ def monte_carlo_variance(half_bounds: np.ndarray) -> np.ndarray:
 
 
 def optimal_sigma(mse: float) -> float:
-  """σ of a Gaussian likelihood that maximises the ELBO.
+  """σ that maximises the ELBO; Rybkin et al. 2021, section 3.2.
 
-  Rybkin et al. 2021, section 3.2: σ² is the mean squared error over images,
-  pixels and draws of z.
+  σ² is the mean squared error over images, pixels and draws of z.
   """
   # A perfect reconstruction would have an infinite density.
   return float(np.sqrt(max(mse, np.finfo(np.float32).tiny)))
@@ -265,17 +237,14 @@ def pixel_gaussian(
   channels]; returns [num_measured].
   """
   noise = 1 / (12 * 256**2)  # Variance of u / 256.
-  count, total, squares = 0, 0.0, 0.0
+  moments = StandardScaler()
   for images in train:
-    images = images.astype(np.float64)
-    count += len(images)
-    total += images.sum(axis=0)
-    squares += np.square(images).sum(axis=0)
-  mean = total / count
-  variance = (squares / count - mean**2) / 256**2 + noise
+    moments.partial_fit(images.reshape(len(images), -1).astype(np.float64))
+  variance = moments.var_ / 256**2 + noise
   log_probs = []
   for images in measured:
-    errors = ((images - mean) / 256) ** 2 + noise
+    differences = images.reshape(len(images), -1) - moments.mean_
+    errors = (differences / 256) ** 2 + noise
     density = errors / variance + np.log(2 * np.pi * variance)
-    log_probs.append(-0.5 * density.sum(axis=(1, 2, 3)))
+    log_probs.append(-0.5 * density.sum(axis=1))
   return np.concatenate(log_probs)

@@ -26,6 +26,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
+from sklearn.metrics.pairwise import polynomial_kernel
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.util import tensor_util
 
@@ -60,7 +61,7 @@ def check(context) -> str | None:
 def evaluate(context, results) -> None:
   """Adds FID and KID of samples and of reconstructions."""
   network = load(context.settings.inception_weights)
-  weights, extract = devices.replicate(network.weights), _compile(network)
+  weights = devices.replicate(network.weights)
   trained, split, seed = context.trained, context.split, context.settings.seed
   num_devices = jax.local_device_count()
   # A batch is padded to its full size: it is no larger than the split.
@@ -68,7 +69,7 @@ def evaluate(context, results) -> None:
 
   def features(label, images):
     return context.over_split(
-      lambda batch, start: extract(weights, batch),
+      lambda batch, start: network.extract(weights, batch),
       f'Inception features of {label}',
       images,
       per_device * num_devices,
@@ -98,12 +99,6 @@ def evaluate(context, results) -> None:
     results.number(f'kid_{name}', value, 'squared MMD', about)
 
 
-@functools.lru_cache(maxsize=1)
-def _compile(network: 'Network') -> Callable[..., jax.Array]:
-  """The network's features, compiled once for all models."""
-  return jax.pmap(network.features, in_axes=(None, 0))
-
-
 def fid(features_1: np.ndarray, features_2: np.ndarray) -> float:
   """Fréchet Inception Distance (Heusel et al. 2017, eq. 6).
 
@@ -112,18 +107,16 @@ def fid(features_1: np.ndarray, features_2: np.ndarray) -> float:
   only distances between equally many images can be compared.
   """
   features = [np.asarray(f, np.float64) for f in (features_1, features_2)]
-  mean_1, mean_2 = (f.mean(axis=0) for f in features)
-  cov_1, cov_2 = (np.cov(f, rowvar=False) for f in features)
-  # C1 C2 is not symmetric, but has the eigenvalues of C1^½ C2 C1^½, which is.
-  # The trace of its root is the sum of their roots, whatever the rank.
-  values, vectors = np.linalg.eigh(cov_1)
-  # Rounding makes some of the eigenvalues that are zero negative.
-  root = vectors * np.sqrt(np.maximum(values, 0))
-  product = root.T @ cov_2 @ root
-  values = np.linalg.eigvalsh((product + product.T) / 2)
-  trace_of_root = np.sum(np.sqrt(np.maximum(values, 0)))
-  squares = np.sum(np.square(mean_1 - mean_2))
-  distance = squares + np.trace(cov_1) + np.trace(cov_2) - 2 * trace_of_root
+  means = [f.mean(axis=0) for f in features]
+  # C = RᵀR. The eigenvalues of C1 C2 are the squares of the singular values of
+  # R1 R2ᵀ, whatever the rank.
+  root_1, root_2 = (
+    np.linalg.qr((f - mean) / np.sqrt(len(f) - 1), mode='r')
+    for f, mean in zip(features, means, strict=True)
+  )
+  traces = np.sum(root_1**2) + np.sum(root_2**2)
+  trace_of_root = np.linalg.norm(root_1 @ root_2.T, 'nuc')
+  distance = np.sum((means[0] - means[1]) ** 2) + traces - 2 * trace_of_root
   return max(float(distance), 0.0)
 
 
@@ -140,14 +133,11 @@ def kid(
   unbiased squared MMD. It can be below zero, and does not depend on the number
   of images but for its noise.
   """
-  features_1, features_2 = (
-    np.asarray(a, np.float64) for a in (features_1, features_2)
-  )
-  size = min(subset_size, len(features_1), len(features_2))
+  features = [np.asarray(f, np.float64) for f in (features_1, features_2)]
+  size = min(subset_size, *map(len, features))
   choice = functools.partial(np.random.default_rng(seed).choice, replace=False)
   estimates = [
-    mmd2(choice(features_1, size), choice(features_2, size))
-    for _ in range(num_subsets)
+    mmd2(*(choice(f, size) for f in features)) for _ in range(num_subsets)
   ]
   return float(np.mean(estimates))
 
@@ -158,30 +148,26 @@ def mmd2(x: np.ndarray, y: np.ndarray) -> float:
   Bińkowski et al. 2018, section 4; Gretton et al. 2012, eq. 3.
   """
 
-  def kernel(a, b):
-    product = a @ b.T / a.shape[-1] + 1
-    return product * product * product  # Faster than NumPy's power.
-
   def mean_within(a):
-    values = kernel(a, a)
+    values = polynomial_kernel(a)
     return (values.sum() - np.trace(values)) / (len(a) * (len(a) - 1))
 
-  return mean_within(x) + mean_within(y) - 2 * kernel(x, y).mean()
+  return mean_within(x) + mean_within(y) - 2 * polynomial_kernel(x, y).mean()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-  """A frozen graph.
+  """A frozen graph: nodes in order, and constants by name."""
 
-  Attributes:
-    nodes: name, operation, attributes and inputs of each, in order.
-    sizes: constants that shapes depend on, by name.
-    weights: the other constants, float32.
-  """
-
+  # Name, operation, attributes and inputs.
   nodes: list[tuple[str, str, Any, list[str]]]
-  sizes: dict[str, np.ndarray]
-  weights: dict[str, np.ndarray]
+  sizes: dict[str, np.ndarray]  # Constants that shapes depend on.
+  weights: dict[str, np.ndarray]  # The others, float32.
+
+  @functools.cached_property
+  def extract(self) -> Callable[..., jax.Array]:
+    """`features` on all devices, compiled once for all models."""
+    return jax.pmap(self.features, in_axes=(None, 0))
 
   def features(self, weights: dict[str, Any], images: jax.Array) -> jax.Array:
     """Features [batch, n] of uint8 images [batch, height, width, 1 or 3]."""
@@ -256,12 +242,9 @@ _OPERATIONS = {
 
 @functools.lru_cache(maxsize=1)
 def load(path: str | None) -> Network:
-  """The network from a file, as it is kept at `URL`, or from ~/.cache/vae.
+  """The network from a file, or from `URL` by way of ~/.cache/vae.
 
-  The file in the cache is downloaded first if it is missing.
-
-  Raises:
-    UserError: if the file is missing or wrong, or cannot be downloaded.
+  Raises UserError if the file is missing or wrong, or cannot be downloaded.
   """
   root = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   cache = paths.expand(root) / 'vae' / URL.rsplit('/', 1)[-1]
@@ -282,7 +265,6 @@ def load(path: str | None) -> Network:
 
 
 def _parse(archive: bytes, source: object) -> Network:
-  """The network in an archive; `source` is its name in an error."""
   try:
     # Decompressed to its end, so that gzip's checksum is verified.
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(archive))) as tar:

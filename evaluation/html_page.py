@@ -42,13 +42,9 @@ class Page:
     """Adds the heading of a section."""
     self._parts.append(f'<h2>{escape(text)}</h2>')
 
-  def banner(self, text: str) -> None:
-    """Adds a highlighted sentence."""
-    self._parts.append(f'<p class="banner">{escape(text)}</p>')
-
-  def text(self, text: str) -> None:
-    """Adds a remark."""
-    self._parts.append(f'<p class="faint">{escape(text)}</p>')
+  def text(self, text: str, style: str = 'faint') -> None:
+    """Adds a remark, or as a `banner` a highlighted sentence."""
+    self._parts.append(f'<p class="{style}">{escape(text)}</p>')
 
   def table(self, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Adds a table of texts; if it is too wide, it scrolls by itself."""
@@ -65,10 +61,7 @@ class Page:
   def figure(
     self, path: epath.Path, caption: str, width: int = 512, min_width: int = 0
   ) -> None:
-    """Embeds a PNG, so many pixels wide; figures stand side by side.
-
-    In less room it shrinks, and below `min_width` scrolls by itself.
-    """
+    """Embeds a PNG, so many pixels wide; below `min_width` it scrolls."""
     data = base64.b64encode(path.read_bytes()).decode()
     caption = escape(caption)
     self._parts.append(
@@ -89,10 +82,17 @@ class Page:
     )
 
 
-def number(value: float) -> str:
-  """A number for a reader: `12`, `0.01234`, `45.31`, `-11,364.7`."""
+def number(value: float, error: float | None = None) -> str:
+  """A number for a reader: `12`, `0.01234`, `-11,364.7`, `45.31 ± 0.12`."""
   if not math.isfinite(value):
     return '–'
+  if error is not None and error > 0:
+    # Two digits of the error, but no more than six of the value.
+    of_error = 1 - math.floor(math.log10(error))
+    of_value = 5 - math.floor(math.log10(max(abs(value), 1e-9)))
+    digits = max(0, min(of_error, of_value))
+    shown, rounded = f'{value:,.{digits}f}', f'{error:.{digits}f}'
+    return f'{shown} ± {rounded}' if float(rounded) else shown
   if value == int(value) and abs(value) < 1e6:
     return f'{int(value):,}'
   return f'{value:,.4g}' if abs(value) < 1000 else f'{value:,.1f}'

@@ -45,9 +45,9 @@ ABOUT = {
   'figures (Locatello et al. 2019)',
 }
 
-# In the table of each label, the last three beside their nulls.
-_COLUMNS = ('linear_accuracy', 'majority_accuracy')
-_COLUMNS_WITH_NULL = ('mig', 'sap', 'sap_svm')
+# In the table of each label: accuracies, and scores beside their nulls.
+_ACCURACIES = ('linear_accuracy', 'majority_accuracy')
+_SCORES = ('mig', 'sap', 'sap_svm')
 
 
 class Data(NamedTuple):
@@ -63,10 +63,7 @@ class Data(NamedTuple):
   test_factors: np.ndarray
 
   def permuted(self, seed) -> 'Data':
-    """The same with the factors of each part in a random order of its images.
-
-    Factors are then independent of codes, but not of each other.
-    """
+    """Factors in a random order: independent of codes, not of each other."""
     shuffle = np.random.default_rng(seed).permutation
     return self._replace(
       factors=shuffle(self.factors), test_factors=shuffle(self.test_factors)
@@ -102,15 +99,15 @@ def evaluate(context, results) -> None:
   fitted = f'{len(data.codes):,} {context.fitted_name} images'
   images = f'fitted to {fitted}, {len(data.test_codes):,} tested'
   for name, about in ABOUT.items():
-    null = Null.of([means_of_null[name] for means_of_null, _, _ in nulls])
-    if name == 'majority_accuracy':
-      null = None  # Permuted labels have the same majority.
+    null = None
+    if name != 'majority_accuracy':  # Permuted labels have the same one.
+      null = Null.of([null_means[name] for null_means, _, _ in nulls])
     about = about.format(images=images, fitted=fitted)
     results.number(
       name, means[name], 'at most 1', about, errors.get(name), null
     )
-  columns = {name: by_label[name] for name in _COLUMNS}
-  for name in _COLUMNS_WITH_NULL:
+  columns = {name: by_label[name] for name in _ACCURACIES}
+  for name in _SCORES:
     columns[name] = by_label[name]
     columns[f'{name}_null'] = np.mean([n[1][name] for n in nulls], axis=0)
   results.labels = {
@@ -125,9 +122,8 @@ def score(
   """Every score of this module; `seed` is the forest's.
 
   Returns:
-    Means over factors, by name; scores of each factor, [num_factors]; and
-    standard errors of the probe's means over the choice of test images: an
-    image's factors are not independent.
+    Means over factors, by name; scores of each factor, [num_factors]; standard
+    errors of the accuracies (an image's factors are not independent).
   """
   ranges = [np.ptp(f, axis=0) for f in (data.factors, data.test_factors)]
   scored = np.flatnonzero(np.min(ranges, axis=0))
@@ -136,7 +132,7 @@ def score(
   run = Parallel(n_jobs=-1, prefer='threads')
   found = run(delayed(_score_factor)(data, factor, seed) for factor in scored)
   by_factor = {'mig': mutual_information_gap(data.codes, data.factors)}
-  for name in (*_COLUMNS, 'dci_informativeness', 'sap', 'sap_svm'):
+  for name in (*_ACCURACIES, 'dci_informativeness', 'sap', 'sap_svm'):
     by_factor[name] = np.full(len(ranges[0]), np.nan)
     by_factor[name][scored] = [np.mean(scores[name]) for scores in found]
   means = {name: _mean(values) for name, values in by_factor.items()}
@@ -146,7 +142,7 @@ def score(
   means['dci_disentanglement'] = disentanglement(importances)
   means['dci_completeness'] = completeness(importances)
   errors = {}
-  for name in _COLUMNS if found else ():
+  for name in _ACCURACIES if found else ():
     by_image = np.mean([scores[name] for scores in found], axis=0)
     errors[name] = mean_and_error(by_image)[1]
   return means, by_factor, errors
@@ -210,10 +206,10 @@ def mutual_information_gap(
   """(I(z_a; v) - I(z_b; v)) / H(v) of each factor v, [num_factors].
 
   a and b are the codes with the most and second most information on v; Chen et
-  al. 2018, equation 6. Codes are in 20 bins of equal width over their range, as
-  in published figures (Locatello et al. 2019). Few images bias the information
-  upwards, by about (bins - 1)(classes - 1) / (2 num_images) nats (Miller 1955),
-  so compare only what was measured on as many images.
+  al. 2018, equation 6. Codes are in 20 bins of equal width over their range
+  (Locatello et al. 2019). Few images bias the information upwards, by about
+  (bins - 1)(classes - 1) / (2 num_images) nats (Miller 1955), so compare only
+  what was measured on as many images.
   """
   num_classes = factors.max() + 1
   information = np.empty((codes.shape[1], factors.shape[1]))
@@ -238,9 +234,9 @@ def mutual_information_gap(
 def disentanglement(importances: np.ndarray) -> float:
   """Σ_i ρ_i (1 - H_K(P_i)) of [latent_dim, num_factors].
 
-  P_i are the shares of the K factors in code i's importance, H_K is their
-  entropy to base K, ρ_i is the code's share in all importance; Eastwood &
-  Williams 2018, section 2. 0 if no code is of use, NaN without two factors.
+  P_i are the K factors' shares in code i's importance, H_K is their entropy to
+  base K, ρ_i is the code's share in all importance; Eastwood & Williams 2018,
+  section 2. 0 if no code is of use, NaN without two factors.
   """
   if importances.shape[1] < 2:
     return np.nan
@@ -252,9 +248,8 @@ def disentanglement(importances: np.ndarray) -> float:
 def completeness(importances: np.ndarray) -> float:
   """Mean over factors of 1 - H_D(P_j) of [latent_dim, num_factors].
 
-  P_j are the shares of the D codes in factor j's importance; Eastwood &
-  Williams 2018, section 2. 0 for a factor for which no code is of use; NaN
-  without factors.
+  P_j are the D codes' shares in factor j's importance; Eastwood & Williams
+  2018, section 2. 0 of a factor for which no code is of use.
   """
   return _mean(_concentration(importances.T))
 

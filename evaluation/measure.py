@@ -38,27 +38,21 @@ MAX_FITTED = 10_000
 # Errors, nearest neighbours and mixtures need as many.
 _MIN_IMAGES = 5
 
-# Draws of z per image if many models are compared quickly.
-_DRAWS_OF_SUMMARY = 4
+# Draws of z per image: the error of their mean over a split is far below that
+# of the choice of images. A summary compares many models quickly.
+_NUM_DRAWS, _DRAWS_OF_SUMMARY = 8, 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Settings of a measurement.
-
-  Attributes:
-    groups: names of evaluators.
-    batch_size: global.
-    inception_weights: file behind FID; None for the cached or downloaded one.
-    required: raise UserError, not a note, for a group that cannot be measured.
-  """
+  """Settings of a measurement; `groups` are names of evaluators."""
 
   groups: tuple[str, ...] = GROUPS
   num_importance_samples: int = 100
-  batch_size: int = 256
+  batch_size: int = 256  # Global.
   seed: int = 0
-  inception_weights: str | None = None
-  required: bool = False
+  inception_weights: str | None = None  # By default cached or downloaded.
+  required: bool = False  # A group that cannot be measured is an error.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +84,9 @@ class Metric:
 
 @dataclasses.dataclass
 class Measurements:
-  """Metrics of a trained model on a split.
+  """Metrics of a trained model on a split, by name, in reading order.
 
   Attributes:
-    metrics: by name, in reading order.
     verdict: a sentence on the posterior.
     dimensions: lists of one number for each latent dimension.
     labels: metrics of each label.
@@ -117,10 +110,10 @@ class Measurements:
     mean, error = mean_and_error(values)
     self.number(name, mean, unit, about, error)
 
-  def interval(self, name: str, lower, upper, unit: str, about: str) -> None:
-    """Adds bounds on a number, each a value and its error: two metrics."""
+  def interval(self, name: str, lower, upper, about: str) -> None:
+    """Adds bounds, nats, each a value and its error: two metrics."""
     for end, (value, error) in (('lower', lower), ('upper', upper)):
-      self.number(f'{name}_{end}_bound', value, unit, about, error)
+      self.number(f'{name}_{end}_bound', value, 'nats', about, error)
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
@@ -130,35 +123,32 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
   return float(values.mean()), float(error)
 
 
+@dataclasses.dataclass
 class Context:
   """Model, data and passes over it, shared by the evaluators of a measurement.
 
   Attributes:
-    split: the measured one, `split_name` of `data` (None in a summary).
+    split: the measured one, `split_name` of `data`.
     fitted_name: the split that probes are fitted to.
     draws_z: whether z is drawn from q(z|x), or is its mean.
     variables: of the model, on all local devices.
   """
 
-  def __init__(
-    self,
-    trained: TrainedVAE,
-    split: splits.Split,
-    settings: Settings,
-    data: splits.DataSet | None = None,
-    split_name: str = '',
-  ):
-    self.trained, self.split, self.settings = trained, split, settings
-    self.data, self.split_name = data, split_name
-    self.fitted_name = 'validation' if split_name == 'train' else 'train'
-    self.draws_z = trained.config.objective.get('sample_posterior', True)
-    self.variables = devices.replicate(trained.variables)
+  trained: TrainedVAE
+  data: splits.DataSet
+  split_name: str
+  settings: Settings
+
+  def __post_init__(self):
+    self.split = getattr(self.data, self.split_name)
+    self.fitted_name = 'validation' if self.split_name == 'train' else 'train'
+    self.draws_z = self.trained.config.objective.get('sample_posterior', True)
+    self.variables = devices.replicate(self.trained.variables)
 
   @functools.cached_property
   def images(self) -> dict[str, np.ndarray]:
     """`reconstruction.make_step` of each image, [num_images, …]."""
-    label = 'encoding and decoding'
-    return self.measure_images(reconstruction.NUM_DRAWS, label)
+    return self.measure_images(_NUM_DRAWS, 'encoding and decoding')
 
   def measure_images(
     self, num_draws: int, label: str = ''
@@ -184,16 +174,10 @@ class Context:
   ) -> Any:
     """Applies a step to every image, in order, on all local devices.
 
-    Args:
-      step: a function of images [devices, per_device_batch, height, width,
-        channels] and the position of the first, that returns a tree of arrays
-        [devices, per_device_batch, …].
-      label: of the progress lines; empty for no lines.
-      split: by default the measured one.
-      batch_size: global, at most.
-
-    Returns:
-      The tree of NumPy arrays [num_images, …].
+    `step` is a function of images [devices, per_device_batch, height, width,
+    channels] and the position of the first, that returns a tree of arrays
+    [devices, per_device_batch, …]. Returns a tree of NumPy arrays [num_images,
+    …]. Without a label there are no progress lines.
     """
     split, size = split or self.split, batch_size or self.settings.batch_size
     topology = devices.Topology(jax.local_device_count())
@@ -241,20 +225,21 @@ def measure(
   data: splits.DataSet,
   split_name: str,
   settings: Settings,
+  results: Measurements | None = None,
 ) -> Measurements:
   """Measures a model on every image of a split, each once.
 
-  Raises:
-    UserError: if a group is unknown, or required and cannot be measured.
+  Results that the caller gives keep what is measured if a later group fails.
+  Raises UserError if a group is unknown, or required and cannot be measured.
   """
-  split = getattr(data, split_name)
-  if split.num_examples < _MIN_IMAGES:
+  context = Context(trained, data, split_name, settings)
+  num_images = context.split.num_examples
+  if num_images < _MIN_IMAGES:
     raise UserError(
-      f'the {split_name} split has {split.num_examples} images; a measurement '
-      f'needs at least {_MIN_IMAGES}. Choose another --split.'
+      f'the {split_name} split has {num_images} images; a measurement needs at '
+      f'least {_MIN_IMAGES}. Choose another --split.'
     )
-  context = Context(trained, split, settings, data, split_name)
-  results = Measurements()
+  results = results or Measurements()
   if not context.draws_z:
     results.notes.append(
       'z is the mean (sample_posterior=False): a plain autoencoder has no '
@@ -277,7 +262,10 @@ def measure(
 
 
 def summarise(
-  trained: TrainedVAE, split: splits.Split, settings: Settings
+  trained: TrainedVAE,
+  data: splits.DataSet,
+  split_name: str,
+  settings: Settings,
 ) -> Measurements:
   """Measures rate, distortion, ELBO, MSE and active dimensions in one pass.
 
@@ -286,7 +274,7 @@ def summarise(
   """
   from evaluation import bounds, posterior
 
-  context = Context(trained, split, settings)
+  context = Context(trained, data, split_name, settings)
   results = Measurements()
   with numerics.precise(steps.float_dtype(trained.model)):
     values = context.measure_images(_DRAWS_OF_SUMMARY)

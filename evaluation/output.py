@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import tempfile
 
 from etils import epath
@@ -14,14 +13,11 @@ from evaluation.measure import Measurements
 from vae import figures, paths
 from vae.loading import TrainedVAE
 
-METRICS = 'metrics.json'
-PAGE = 'report.html'
+METRICS, PARTIAL, PAGE = 'metrics.json', 'metrics.partial.json', 'report.html'
 
-# Of the pictures: images along a side, dimensions and steps of traversals.
-_SIDE = 8
-_DIMENSIONS = 10
-_STEPS = 11
-_REACH = 3.0
+# Of the pictures: images along a side, dimensions and steps of traversals, and
+# their ends in standard deviations of the prior.
+_SIDE, _DIMENSIONS, _STEPS, _REACH = 8, 10, 11, 3.0
 
 
 def write(
@@ -33,12 +29,8 @@ def write(
 ) -> None:
   """Writes everything aside first, so that a failure leaves the old files.
 
-  Args:
-    folder: exists.
-    facts: run, checkpoint and split of the measurement.
-    results: the numbers.
-    trained: the model, for its pictures.
-    originals: images of the split, uint8 [n, height, width, channels].
+  `facts` are of the run, checkpoint and split. The page shows reconstructions
+  of the originals, uint8 [n, height, width, channels].
   """
   with tempfile.TemporaryDirectory() as aside:
     aside = epath.Path(aside)
@@ -47,6 +39,7 @@ def write(
     (aside / PAGE).write_text(_page(aside, facts, results, captions))
     for path in aside.iterdir():
       paths.replace(folder / path.name, path.read_bytes())
+  (folder / PARTIAL).unlink(missing_ok=True)
 
 
 def as_text(results: Measurements) -> str:
@@ -94,34 +87,26 @@ def _draw(folder, seed, results, trained, originals) -> dict[str, str]:
   kl = np.array(results.dimensions.get('kl', ()))
   if len(kl):
     active, name = spread > posterior.ACTIVE_VARIANCE, 'kl_per_dimension.png'
-    plots.kl_per_dimension(kl, active, folder / name)
+    plots.save(plots.kl_per_dimension(kl, active), folder / name)
     captions[name] = (
       'KL of each latent dimension, mean over the images. Faint: not active.'
     )
-  save(
-    'reconstructions.png',
-    'Images of the split, each with its reconstruction on its right.',
-    figures.side_by_side(originals, trained.reconstruct(originals)),
-    _SIDE,
-  )
-  save(
-    'samples.png',
-    'Samples: z from the prior, decoded.',
-    trained.sample(_SIDE**2, seed),
-    _SIDE,
-  )
+  pairs = figures.side_by_side(originals, trained.reconstruct(originals))
+  caption = 'Images of the split, each with its reconstruction on its right.'
+  save('reconstructions.png', caption, pairs, _SIDE)
+  samples = trained.sample(_SIDE**2, seed)
+  save('samples.png', 'Samples: z from the prior, decoded.', samples, _SIDE)
   if len(spread):
     order = posterior.most_informative(kl if len(kl) else spread)[:_DIMENSIONS]
     values = figures.prior_values(trained.prior, _REACH, _STEPS)
     z = figures.traverse(np.ravel(trained.prior.mean), order, values)
-    save(
-      'traversals.png',
+    images = trained.decode(z.reshape(-1, *trained.latent_shape))
+    caption = (
       f'The {len(order)} dimensions that carry the most, a row each, from '
       f"{-_REACH:g} to {_REACH:g} of the prior's standard deviations; the "
-      f'others are at its mean. From the top: {", ".join(map(str, order))}.',
-      trained.decode(z.reshape(-1, *trained.latent_shape)),
-      _STEPS,
+      f'others are at its mean. From the top: {", ".join(map(str, order))}.'
     )
+    save('traversals.png', caption, images, _STEPS)
   return captions
 
 
@@ -131,7 +116,7 @@ def _page(folder, facts, results, captions) -> str:
     f'{facts["num_images"]:,} {facts["split"]} images'
   )
   if results.verdict:
-    page.banner(results.verdict)
+    page.text(results.verdict, 'banner')
   page.heading('Figures')
   for name, caption in captions.items():
     page.figure(folder / name, caption)
@@ -169,27 +154,13 @@ def _rows(results: Measurements) -> list[tuple[str, str, str, str, str]]:
   for name, metric in results.metrics.items():
     base = name.removesuffix('_lower_bound')
     upper = results.metrics.get(f'{base}_upper_bound')
-    value, null = _number(metric.value, metric.standard_error), ''
+    value, null = number(metric.value, metric.standard_error), ''
     if base != name and upper:
       name = base
-      value += f' to {_number(upper.value, upper.standard_error)}'
+      value += f' to {number(upper.value, upper.standard_error)}'
     elif name.endswith('_upper_bound'):
       continue
     if metric.null:
-      null = _number(metric.null.value, metric.null.deviation)
+      null = number(metric.null.value, metric.null.deviation)
     rows.append((name, value, null, metric.unit, metric.about))
   return rows
-
-
-def _number(value: float, error: float | None) -> str:
-  """Such as 45.31 ± 0.12."""
-  # NaN of a single image too.
-  if error is None or not error > 0 or not math.isfinite(value):
-    return number(value)
-  # Two digits of the error, but no more than six of the value.
-  of_error = 1 - math.floor(math.log10(error))
-  of_value = 5 - math.floor(math.log10(max(abs(value), 1e-9)))
-  digits = max(0, min(of_error, of_value))
-  rounded = f'{error:.{digits}f}'
-  value = f'{value:,.{digits}f}'
-  return f'{value} ± {rounded}' if float(rounded) else value

@@ -1,6 +1,5 @@
 """Charts of measurements, as PNG."""
 
-import functools
 import io
 
 from etils import epath
@@ -21,9 +20,7 @@ _MOST_CLASSES = 20
 _MOST_LETTERS = 40
 
 
-def kl_per_dimension(
-  kl: np.ndarray, active: np.ndarray, path: epath.Path
-) -> None:
+def kl_per_dimension(kl: np.ndarray, active: np.ndarray) -> Figure:
   """Bars of the KL [latent_dim], largest first; inactive ones are faint."""
   order = posterior.most_informative(kl)
   figure, axes = new_axes(width=8, height=3.2)
@@ -34,12 +31,12 @@ def kl_per_dimension(
     axes.set_xticks(np.arange(len(kl)), order, fontsize=7)
   title = f'{kl.sum():.1f} nats in {active.sum()} of {len(kl)} dimensions'
   axes.set_title(title, loc='left')
-  save(figure, path)
+  return figure
 
 
 def latent_scatter(
-  means: np.ndarray, labels: np.ndarray, names: list[str], path: epath.Path
-) -> None:
+  means: np.ndarray, labels: np.ndarray, names: list[str]
+) -> Figure:
   """Posterior means [num_images, 2] in the plane, coloured by label.
 
   Labels are indices into `names`. Of more than twenty classes, the twenty with
@@ -66,20 +63,15 @@ def latent_scatter(
   if len(names) > 1:
     options = dict(frameon=False, fontsize=8, markerscale=4)
     figure.legend(handles, texts, loc='outside right upper', **options)
-  save(figure, path)
+  return figure
 
 
 def readable(text: str) -> str:
   """A user's text for a chart: one short line, escaped if not in the font."""
   text = shown(text, _MOST_LETTERS)
-  missing = {ord(c) for c in text} - _characters()
+  font = font_manager.get_font(font_manager.findfont('DejaVu Sans'))
+  missing = {ord(c) for c in text} - font.get_charmap().keys()
   return ascii(text)[1:-1] if missing else text
-
-
-@functools.cache
-def _characters() -> frozenset[int]:
-  path = font_manager.findfont('DejaVu Sans')
-  return frozenset(font_manager.get_font(path).get_charmap())
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -105,15 +97,10 @@ def kl_bars(
   axes.bar(np.arange(len(kl)), kl, color=colors, width=width)
 
 
-def draw_as_written(figure: Figure) -> None:
-  """Keeps matplotlib from taking text between dollar signs for a formula."""
-  for text in figure.findobj(Text):
-    text.set_parse_math(False)
-
-
 def save(figure: Figure, path: epath.Path) -> None:
   """Writes a chart as PNG; makes the folder."""
-  draw_as_written(figure)
+  for text in figure.findobj(Text):
+    text.set_parse_math(False)  # Text between dollar signs is no formula.
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=150)
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,19 +32,12 @@ ACTIVE_VARIANCE = 0.01
 _HALVINGS, _SHUFFLES = 10, 20
 
 # Draws of z for the expectations under q(z): as many as so many densities of
-# one dimension allow, within these limits.
-_NUM_DENSITIES = 2**30
+# one dimension allow, within these limits. They are computed in blocks.
+_NUM_DENSITIES, _BLOCK_SIZE = 2**30, 2**22
 _MIN_DRAWS, _MAX_DRAWS = 2000, 20_000
-
-# Floats in a block of the densities of all draws under all posteriors.
-_BLOCK_SIZE = 2**22
 
 # Numbers of Gaussians that a mixture may have.
 _COMPONENTS = (1, 2, 5, 10, 20)
-
-# A draw lies in a hole if it is farther from q(z) than this share of the draws
-# from q(z) itself.
-_QUANTILE = 0.95
 
 
 def evaluate(context, results) -> None:
@@ -53,7 +46,7 @@ def evaluate(context, results) -> None:
   add_dimensions(results, values, context.draws_z)
   if context.draws_z and {'logvar', 'kl'} <= values.keys():
     _add_rate_split(results, values, seed)
-    _add_gaussian_total_correlation(results, draw(values, seed), seed)
+    _add_gaussian_total_correlation(results, values, seed)
   elif context.draws_z:
     results.notes.append(
       'parts of the rate, total correlation: q(z|x) is no diagonal Gaussian or '
@@ -70,43 +63,31 @@ def add_dimensions(results, values: dict[str, np.ndarray], draws_z: bool):
   results.number('active_units', active.sum(), f'of {len(active)}', about)
   results.dimensions['mean_variance'] = variance.tolist()
   if draws_z and 'kl' in values:
-    kl = values['kl'].astype(np.float64).mean(axis=0)
+    kl = values['kl'].mean(axis=0, dtype=np.float64)
     results.verdict = verdict(kl, active)
     results.dimensions['kl'] = kl.tolist()
-    results.number(
-      'dimensions_of_90_percent',
-      dimensions_that_carry(kl, 0.9),
-      f'of {len(kl)}',
-      'the fewest dimensions that carry 90 % of the rate together',
-    )
+    name, count = 'dimensions_of_90_percent', dimensions_that_carry(kl, 0.9)
+    about = 'the fewest dimensions that carry 90 % of the rate together'
+    results.number(name, count, f'of {len(kl)}', about)
 
 
 def _add_rate_split(results, values, seed):
   parts, count = split_rate(values, seed), len(values['mean'])
   results.dimensions['aggregate_kl'] = parts.dimension_kl.tolist()
-  results.interval(
-    'mutual_information',
-    *parts.mutual_information,
-    'nats',
+  about = (
     f'I(x; z); the lower bound is at most log {count:,} = {np.log(count):.2f}, '
-    'the upper one the rate',
+    'the upper one the rate'
   )
-  results.interval(
-    'total_correlation',
-    *parts.total_correlation,
-    'nats',
-    'KL(q(z) ‖ Π q(z_j)): rate - I(x; z) - Σ KL(q(z_j) ‖ N(0, 1)), at least 0',
-  )
-  results.number(
-    'dimension_wise_kl',
-    parts.dimension_kl.sum(),
-    'nats',
-    'Σ KL(q(z_j) ‖ N(0, 1)) of the mixture of these images, an upper bound',
-    parts.dimension_kl_error,
-  )
+  results.interval('mutual_information', *parts.mutual_information, about)
+  about = 'KL(q(z) ‖ Π q(z_j)) ≥ 0: rate - I(x; z) - Σ KL(q(z_j) ‖ N(0, 1))'
+  results.interval('total_correlation', *parts.total_correlation, about)
+  about = 'Σ KL(q(z_j) ‖ N(0, 1)) of these images, an upper bound'
+  kl, error = parts.dimension_kl.sum(), parts.dimension_kl_error
+  results.number('dimension_wise_kl', kl, 'nats', about, error)
 
 
-def _add_gaussian_total_correlation(results, latents, seed):
+def _add_gaussian_total_correlation(results, values, seed):
+  latents = draw(values, seed)
   num_images, latent_dim = latents.shape
   if num_images <= latent_dim:
     results.notes.append(
@@ -120,15 +101,12 @@ def _add_gaussian_total_correlation(results, latents, seed):
     for _ in range(_SHUFFLES)
   ]
   value, error = gaussian_total_correlation(latents)
-  results.number(
-    'gaussian_total_correlation',
-    value,
-    'nats',
+  about = (
     '-½ log det of the correlations of z, less its bias: the total correlation '
-    'if q(z) is Gaussian; null: each dimension permuted over the images',
-    error,
-    Null.of(null),
+    'if q(z) is Gaussian; null: each dimension permuted over the images'
   )
+  name = 'gaussian_total_correlation'
+  results.number(name, value, 'nats', about, error, Null.of(null))
 
 
 def _add_holes(context, results):
@@ -152,21 +130,19 @@ def _add_holes(context, results):
     latents, prior, drawn.reshape(latents.shape), seed=seed
   )
   gaussians = f'{mixture.n_components} Gaussians fitted to q(z)'
-  for name, share, source in (
-    ('prior_in_holes', shares[0], 'the prior'),
-    ('mixture_in_holes', shares[1], gaussians),
-  ):
+  sources = {'prior': 'the prior', 'mixture': gaussians}
+  for (name, source), share in zip(sources.items(), shares, strict=True):
     about = (
       f'of draws from {source}: farther from q(z) than 95 % of its own; ± is '
       f'the deviation over {_HALVINGS} halvings and draws of z; null: '
       'held-out draws from q(z)'
     )
-    error, null_of = share.std(ddof=1), Null.of(null)
-    results.number(name, share.mean(), 'share', about, error, null_of)
+    mean, error, name = share.mean(), share.std(ddof=1), f'{name}_in_holes'
+    results.number(name, mean, 'share', about, error, Null.of(null))
 
 
 def mean_variance(mean: np.ndarray) -> np.ndarray:
-  """A_j = Var_x(E_q[z_j]), [latent_dim]; Burda et al. 2016, section 5.2."""
+  """Var_x(E_q[z_j]), [latent_dim]."""
   return mean.astype(np.float64).var(axis=0)
 
 
@@ -229,11 +205,10 @@ def split_rate(
   Hoffman & Johnson 2016; Chen et al. 2018, equation 2. In expectation over
   images, the mixture of the posteriors of N of them is too dense at their own
   draws, and the mixture without each draw's own image is not dense enough
-  (Poole et al. 2019, sections 2.1 and 2.4). The same holds for each q(z_j).
-  With the one or the other in the place of q(z) and of q(z_j) come bounds on
-  I(x; z), of which the rate is another upper one, and on the total correlation
-  rate - I(x; z) - Σ_j KL(q(z_j) ‖ p(z_j)). The lower bound on I(x; z) is at
-  most log N. `codes` has `mean`, `logvar` and `kl` to N(0, I).
+  (Poole et al. 2019, sections 2.1 and 2.4); so for each q(z_j). With one or the
+  other in the place of q(z) and of q(z_j) come bounds on I(x; z), the lower one
+  at most log N and the upper one at most the rate, and on the total correlation
+  rate - I(x; z) - Σ_j KL(q(z_j) ‖ p(z_j)). `codes` have a `kl` to N(0, I).
   """
   mean, logvar = codes['mean'], codes['logvar']
   count, latent_dim = mean.shape
@@ -267,13 +242,8 @@ def split_rate(
 
 @functools.partial(jax.jit, static_argnums=4)
 def _log_densities(mean, logvar, z, owners, block_size):
-  """The logarithms of six densities at each draw, nats.
-
-  Returns:
-    [num_draws] each: q(z|x) of the draw's own image, q(z), and q(z) without
-    that image; [num_draws, latent_dim] each: q(z_j), q(z_j) without that
-    image, p(z_j).
-  """
+  # Of each draw the logarithms of q(z|x) of its own image, q(z), q(z) without
+  # that image; q(z_j), q(z_j) without that image, p(z_j).
   count, log_2pi = len(mean), jnp.log(2 * jnp.pi)
   precision = jnp.exp(-logvar)
 
@@ -298,11 +268,10 @@ def _log_densities(mean, logvar, z, owners, block_size):
 def gaussian_total_correlation(latents: np.ndarray) -> tuple[float, float]:
   """-½ log det R of the correlation matrix R, nats, and its standard error.
 
-  The total correlation if q(z) is Gaussian. Of N draws, one for each image, it
-  is too large by ½ Σ_j [ψ((N - 1)/2) - ψ((N - j)/2)], j = 1 … J, if they are
-  Gaussian (Anderson 2003, section 7.5: the determinant of a Wishart matrix is a
-  product of χ² variables). That is subtracted. The standard error is the delta
-  method's. There must be more images than dimensions.
+  The total correlation if q(z) is Gaussian. Of N such draws, one for each image
+  and more than dimensions, it is too large by ½ Σ_j [ψ((N - 1)/2) - ψ((N -
+  j)/2)], which is subtracted (Anderson 2003, section 7.5: the determinant of a
+  Wishart matrix is a product of χ² variables). The error is the delta method's.
   """
   count, latent_dim = latents.shape
   z = np.asarray(latents, np.float64)
@@ -321,17 +290,16 @@ def shares_in_holes(
 ) -> np.ndarray:
   """The shares of candidates that lie in holes of the aggregate posterior.
 
-  In each round a random half of the latents stands for q(z). Of the other half
-  one part sets the distance of draws from q(z) itself: a candidate lies in a
-  hole if its nearest neighbour is farther away than that of 95 % of them. The
-  other part is the null, candidates that come from q(z); then the two change
-  places. The expected null is 0.05, or more of fewer than 80 images. The
-  deviation over rounds is about that of their mean over other images (the
+  In each round a random half of the latents, draws from q(z) of at least 4
+  images, stands for q(z). Of the other half one part sets the distance of draws
+  from q(z) itself: a candidate lies in a hole if its nearest neighbour is
+  farther away than that of 95 % of them. The other part is the null; then the
+  two change places. The expected null is 0.05, or more of fewer than 80 images.
+  The deviation over rounds is about that of their mean over other images (the
   half-sample jackknife). Compare the precision of Kynkäänniemi et al. 2019.
 
-  Of draws from q(z), one for each of at least 4 images, [num_rounds,
-  num_images, latent_dim], and candidates [num_rounds, n, latent_dim] each;
-  returns the null's shares and then each candidate's, [num_rounds] each.
+  All are [num_rounds, n, latent_dim]; returns the null's shares and then each
+  candidate's, [num_rounds] each.
   """
   generator = np.random.default_rng(seed)
   rounds = []
@@ -344,7 +312,7 @@ def shares_in_holes(
     shares = []
     for inside, null in ((first, second), (second, first)):
       # Weibull's: 5 % of further draws are expected beyond it.
-      threshold = np.quantile(inside, _QUANTILE, method='weibull')
+      threshold = np.quantile(inside, 0.95, method='weibull')
       shares.append([np.mean(d > threshold) for d in (null, *distances)])
     rounds.append(np.mean(shares, axis=0))
   return np.stack(rounds, axis=1)
@@ -353,9 +321,9 @@ def shares_in_holes(
 def fit_mixture(latents: np.ndarray, seed: int) -> GaussianMixture:
   """A mixture of Gaussians fitted to draws from q(z).
 
-  The cure for the holes of Ghosh et al. 2020, section 4: to sample from in the
-  place of p(z). It has the number of Gaussians under which a tenth of the draws
-  is most likely, after a fit to the others. At least 3, [n, latent_dim].
+  Ghosh et al. 2020, section 4, sample from it in the place of p(z). It has the
+  number of Gaussians under which a tenth of the draws, at least 3 [n,
+  latent_dim], is most likely, after a fit to the others.
   """
   latents = np.random.default_rng(seed).permutation(latents.astype(np.float64))
 
@@ -368,8 +336,8 @@ def fit_mixture(latents: np.ndarray, seed: int) -> GaussianMixture:
       return mixture.fit(latents)
 
   tenth = np.arange(len(latents)) % 10 == 0
-  possible = [n for n in _COMPONENTS if n <= np.sum(~tenth)]
-  best = max(
-    possible, key=lambda n: fit(latents[~tenth], n).score(latents[tenth])
+  fitted, held_out = latents[~tenth], latents[tenth]
+  possible = [n for n in _COMPONENTS if n <= len(fitted)]
+  return fit(
+    latents, max(possible, key=lambda n: fit(fitted, n).score(held_out))
   )
-  return fit(latents, best)

@@ -47,7 +47,7 @@ def write(folder: epath.Path, results: Results, split: str) -> None:
   """Writes table, charts and page into the sweep's workdir, each atomically."""
   write_table(folder, results)
   page = html_page.Page(f'{folder.name}: {len(results.frame)} points')
-  page.banner(summary(results, split))
+  page.text(summary(results, split), 'banner')
   with tempfile.TemporaryDirectory() as aside:
     for name, draw, heading, caption in _CHARTS:
       figure, path = draw(results), epath.Path(aside) / name

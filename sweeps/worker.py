@@ -208,7 +208,7 @@ def measure_run(
   # Models without this setting are not padded.
   count = getattr(trained.model, 'latent_dim', None)
   padded = loading.pad_trained(trained, max(latent_dim, count or 0))
-  results = measure.summarise(padded, split, settings)
+  results = measure.summarise(padded, data, split_name, settings)
   kl = results.dimensions.get('kl', [])[:count]
   variances = results.dimensions.get('mean_variance', [])[:count]
   metrics = results.metrics

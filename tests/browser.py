@@ -12,6 +12,11 @@ import pytest
 
 _NAMES = ('chromium', 'chromium-browser', 'google-chrome')
 
+_FLAGS = (
+  '--headless --no-sandbox --disable-gpu --no-first-run --disable-sync '
+  '--disable-background-networking --disable-component-update --dump-dom'
+)
+
 # Reported by the page itself, once everything in it is loaded.
 _PROBE = """
 <script>
@@ -29,33 +34,16 @@ addEventListener('load', () => {
 
 
 def open_page(page: pathlib.Path, width: int) -> dict:
-  """What a window of this width shows of a page.
-
-  Returns:
-    `scroll_width` of the page and `width` of the window, pixels; its `text`;
-    the widths of the `pictures` that could be shown.
-  """
+  """What a window of this width, in pixels, shows of a page: see `_PROBE`."""
   browser = next(filter(None, map(shutil.which, _NAMES)), None)
   if browser is None:
     pytest.skip('Chromium is not installed')
   with tempfile.TemporaryDirectory() as folder:
     copy = pathlib.Path(folder, 'page.html')
     copy.write_text(page.read_text() + _PROBE)
+    flags = f'--user-data-dir={folder}/profile', f'--window-size={width},800'
     result = subprocess.run(
-      [
-        browser,
-        '--headless',
-        '--no-sandbox',
-        '--disable-gpu',
-        '--no-first-run',
-        '--disable-background-networking',
-        '--disable-component-update',
-        '--disable-sync',
-        f'--user-data-dir={folder}/profile',
-        f'--window-size={width},800',
-        '--dump-dom',
-        copy.as_uri(),
-      ],
+      [browser, *_FLAGS.split(), *flags, copy.as_uri()],
       capture_output=True,
       text=True,
       timeout=120,

@@ -50,19 +50,16 @@ def server() -> Iterator[str]:
     }
 
     def call(program, *flags):
-      log = pathlib.Path(folder, 'output')
-      with log.open('w') as output:
-        code = subprocess.call(
-          [programs / program, *flags],
-          cwd=folder,
-          env=environment,
-          stdin=subprocess.DEVNULL,
-          stdout=output,
-          stderr=output,
-          timeout=180,
-          **user,
-        )
-      assert code == 0, f'{program}:\n{log.read_text()}'
+      result = subprocess.run(
+        [programs / program, *flags],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=180,
+        **user,
+      )
+      assert result.returncode == 0, result
 
     password_file = pathlib.Path(folder, 'password')
     password_file.write_text(password)

@@ -52,12 +52,14 @@ def make_linear(encoder=None, weights=None, variance=None, dtype='float32'):
   config = types.SimpleNamespace(objective={})
   trained = TrainedVAE(config, model, {'params': params}, step=0)
   split = splits.ArraySplit(pixels.reshape(COUNT, 4, 4, 3))
+  data = splits.DataSet(split, split, split)
 
   def log_evidence(x, sigma=SIGMA):
     covariance = weights.T @ weights + sigma**2 * np.eye(48)
     return stats.multivariate_normal(offset, covariance).logpdf(x)
 
-  return measure.Context(trained, split, measure.Settings()), log_evidence
+  settings = measure.Settings()
+  return measure.Context(trained, data, 'test', settings), log_evidence
 
 
 @pytest.fixture(scope='module')

@@ -1,12 +1,16 @@
-"""`python evaluate.py` in processes of its own."""
+"""`python evaluate.py`, mostly in processes of its own."""
 
 import json
 import math
 import re
 import shutil
 
+from absl import flags
+from absl.testing import flagsaver
 import pytest
 
+import evaluate
+from evaluation import labels
 from tests.browser import open_page
 from tests.preloaded import run
 
@@ -18,9 +22,9 @@ FIGURES = {
 }
 
 
-def evaluate(*flags):
+def measured(*flags, **options):
   """Exit status, standard output and standard error."""
-  return run(*flags, script='evaluate.py')
+  return run(*flags, script='evaluate.py', **options)
 
 
 @pytest.fixture(scope='module')
@@ -30,14 +34,13 @@ def evaluated(trained_run, inception_file, tmp_path_factory):
   found = {}
   # Neither divides the 11 images.
   for devices, batch_size in ((1, 7), (4, 8)):
-    code, out, err = run(
+    code, out, err = measured(
       f'--workdir={trained_run}',
       '--split=validation',
       '--importance_samples=50',
       f'--batch_size={batch_size}',
       f'--inception_weights={inception_file}',
       f'--output={folder / str(devices)}',
-      script='evaluate.py',
       devices=devices,
     )
     assert code == 0, err
@@ -117,9 +120,30 @@ def test_page_shows_numbers_and_figures_in_a_browser(evaluated):
   ],
 )
 def test_bad_input_is_one_line(trained_run, flag, message):
-  code, _, err = evaluate(f'--workdir={trained_run}', flag)
+  code, _, err = measured(f'--workdir={trained_run}', flag)
   assert code == 2
   assert re.fullmatch(rf'error: .*{message}.*\n', err), err
+
+
+def test_metrics_measured_before_ctrl_c_are_kept(
+  trained_run, tmp_path, monkeypatch, capsys
+):
+  def interrupt(context, results):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(labels, 'evaluate', interrupt)
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(['evaluate'])
+  named = {'workdir': str(trained_run), 'output': str(tmp_path)}
+  partial = tmp_path / 'metrics.partial.json'
+  with flagsaver.flagsaver(metrics=['reconstruction', 'labels'], **named):
+    with pytest.raises(KeyboardInterrupt):
+      evaluate.main()
+  assert 'psnr' in json.loads(partial.read_text())['metrics']
+  assert f'measured so far are in {partial}' in capsys.readouterr().out
+  with flagsaver.flagsaver(metrics=['reconstruction'], **named):
+    evaluate.main()
+  assert 'psnr' in read(tmp_path)['metrics'] and not partial.exists()
 
 
 @pytest.fixture
@@ -134,9 +158,9 @@ def test_other_data_is_refused_or_noted_if_named(trained_run, data, tmp_path):
   (run / 'data.json').write_text('{"train": 41, "validation": 11}')
   (data / 'list_attr_celeba.txt').unlink()
   flags = f'--workdir={run}', '--metrics=labels'
-  code, _, err = evaluate(*flags)
+  code, _, err = measured(*flags)
   assert code == 2 and re.fullmatch('error: .* a run on other data.*\n', err)
-  code, out, err = evaluate(*flags, f'--data_dir={data}')
+  code, out, err = measured(*flags, f'--data_dir={data}')
   assert code == 2 and re.search('note: .* a run on other data', out), out
   assert re.fullmatch(r'error: --metrics=labels: .* has no labels.*\n', err)
   # Its results replace no others.
@@ -152,7 +176,7 @@ def test_lacks_are_noted(trained_run, data, tmp_path, monkeypatch):
   (data / 'list_attr_celeba.txt').unlink()
   output = tmp_path / 'out'
   flags = f'--workdir={trained_run}', f'--data_dir={data}', f'--output={output}'
-  code, out, err = evaluate(*flags, '--importance_samples=1')
+  code, out, err = measured(*flags, '--importance_samples=1')
   assert code == 0, err
   found = read(output)
   assert 'elbo' in found['metrics'] and 'fid_samples' not in found['metrics']

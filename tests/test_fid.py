@@ -1,7 +1,7 @@
 """Distances against closed forms; the network against TensorFlow's own."""
 
-import gzip
 import io
+import itertools
 import tarfile
 
 import jax
@@ -55,15 +55,11 @@ def test_fid_is_computed_in_float64():
 def plain_mmd2(x, y):
   """The definition, pair by pair."""
 
-  def kernel(a, b):
-    return (np.dot(a, b) / len(a) + 1) ** 3
+  def mean(pairs):
+    return np.mean([(np.dot(a, b) / len(a) + 1) ** 3 for a, b in pairs])
 
-  def mean_within(a):
-    pairs = [(i, j) for i in range(len(a)) for j in range(len(a)) if i != j]
-    return np.mean([kernel(a[i], a[j]) for i, j in pairs])
-
-  across = np.mean([kernel(a, b) for a in x for b in y])
-  return mean_within(x) + mean_within(y) - 2 * across
+  within = [mean(itertools.permutations(a, 2)) for a in (x, y)]
+  return sum(within) - 2 * mean(itertools.product(x, y))
 
 
 def test_kid_of_small_sets_is_the_plain_sum():
@@ -196,10 +192,8 @@ def the_line(path=None):
   'damage',
   [
     lambda content, graph: b'<html>Not found</html>',
-    lambda content, graph: gzip.compress(b'not a tar'),
     lambda content, graph: content[: len(content) // 2],
     lambda content, graph: content[:-8] + bytes(8),  # gzip's checksum.
-    lambda content, graph: pack(b'no graph'),
     lambda content, graph: pack(graph.SerializeToString(), 'other.pb'),
     lambda content, graph: pack(without(graph, 'conv_1')),
   ],
@@ -213,11 +207,6 @@ def without(graph, name):
   other = tf.compat.v1.GraphDef()
   other.node.extend(node for node in graph.node if node.name != name)
   return other.SerializeToString()
-
-
-def test_missing_file_is_refused(tmp_path):
-  line = the_line(str(tmp_path / 'gone.tgz'))
-  assert 'gone.tgz cannot be read' in line
 
 
 @pytest.fixture

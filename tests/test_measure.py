@@ -83,7 +83,7 @@ def test_numbers_have_errors_nulls_and_labels(results):
 
 
 def test_summary_is_the_measurement_with_fewer_draws(results, trained, data):
-  summary = measuring.summarise(trained, data.validation, SETTINGS)
+  summary = measuring.summarise(trained, data, 'validation', SETTINGS)
   assert value(summary, 'rate') == pytest.approx(value(results, 'rate'))
   for name in ('distortion', 'elbo_optimal_sigma'):
     error = results.metrics[name].standard_error
@@ -92,21 +92,24 @@ def test_summary_is_the_measurement_with_fewer_draws(results, trained, data):
     assert value(summary, name) == pytest.approx(value(results, name))
 
 
-def make_untrained(data_dir, likelihood='gaussian', **objective):
-  """A model with its first parameters."""
-  config = make_small_config(data_dir)
-  config.model.likelihood = likelihood
-  config.objective.update(objective)
-  model = models.from_config(config)
-  variables = jax.jit(model.init)(
-    jax.random.key(0), np.zeros((1, *model.image_shape))
-  )
+def make_untrained(config, model=None):
+  """A model with its first parameters, by default that of the config."""
+  model = model or models.from_config(config)
+  images = np.zeros((1, *model.image_shape))
+  variables = jax.jit(model.init)(jax.random.key(0), images)
   return TrainedVAE(config, model, variables, step=0)
 
 
-def test_bernoulli_has_bits_only_at_the_common_yardstick(celeba_dir, data):
-  trained = make_untrained(celeba_dir, 'bernoulli')
-  results = measuring.summarise(trained, data.test, Settings())
+def make_codes(data_dir):
+  """FSQ: z is a code at each position, and the prior uniform over codes."""
+  model = fsq.Model((16, 16, 3), levels=(4, 3), channels=(2, 2))
+  return make_untrained(make_small_config(data_dir), model)
+
+
+def test_bernoulli_has_bits_only_at_the_common_yardstick(small_config, data):
+  small_config.model.likelihood = 'bernoulli'
+  trained = make_untrained(small_config)
+  results = measuring.summarise(trained, data, 'test', Settings())
   assert 'bits_per_dim' not in results.metrics
   assert 'sigma' not in results.metrics
   assert any('no density' in note for note in results.notes)
@@ -114,8 +117,9 @@ def test_bernoulli_has_bits_only_at_the_common_yardstick(celeba_dir, data):
   assert 6 < value(results, 'bits_per_dim_optimal_sigma') < 9
 
 
-def test_plain_autoencoder_has_no_bound_but_a_note(celeba_dir, data):
-  trained = make_untrained(celeba_dir, sample_posterior=False, beta=0.0)
+def test_plain_autoencoder_has_no_bound_but_a_note(small_config, data):
+  small_config.objective.update(sample_posterior=False, beta=0.0)
+  trained = make_untrained(small_config)
   groups = ('bounds', 'reconstruction', 'posterior')
   results = measuring.measure(trained, data, 'test', Settings(groups, 5))
   assert set(results.metrics) == {
@@ -124,14 +128,6 @@ def test_plain_autoencoder_has_no_bound_but_a_note(celeba_dir, data):
   }
   assert results.verdict == ''
   assert any('plain autoencoder' in note for note in results.notes)
-
-
-def make_codes(data_dir):
-  """FSQ: z is a code at each position, and the prior uniform over codes."""
-  config = make_small_config(data_dir)
-  model = fsq.Model((16, 16, 3), levels=(4, 3), channels=(2, 2))
-  variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 16, 16, 3)))
-  return TrainedVAE(config, model, variables, 0)
 
 
 def test_codes_without_a_gaussian_posterior_are_measured(

@@ -1,15 +1,11 @@
-import base64
-import html.parser
 import json
 import re
 
-from etils import epath
 import numpy as np
 import pytest
 
-from evaluation import html_page, output
+from evaluation import output
 from evaluation.measure import Measurements, Metric, Null
-from vae import figures
 
 
 @pytest.mark.parametrize(
@@ -34,7 +30,7 @@ def test_numbers_are_shown_to_their_significant_digits(value, error, shown):
 def test_bounds_are_an_interval_and_nulls_beside_the_value():
   results = Measurements()
   bounds = (0.0, 0.0), (39.44, 0.05)
-  results.interval('total_correlation', *bounds, 'nats', 'of z')
+  results.interval('total_correlation', *bounds, 'of z')
   results.number('mig', 0.047, 'at most 1', 'gap', null=Null.of([0.001, 0.003]))
   text = output.as_text(results)
   assert re.search(r'total_correlation +0 to 39.440 ± 0.050 +nats', text)
@@ -63,46 +59,3 @@ def test_json_has_no_nan():
     'unit': 'at most 1',
     'about': 'a score',
   }
-
-
-class Outline(html.parser.HTMLParser):
-  """Collects texts and pictures, and checks that tags are closed in order."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.open, self.texts, self.images = [], [], []
-    self.feed(text)
-
-  def handle_starttag(self, tag, attrs):
-    if tag == 'img':
-      self.images.append(dict(attrs))
-    elif tag != 'meta':
-      self.open.append(tag)
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    self.texts.append(data)
-
-
-def test_page_is_whole_and_needs_no_network(tmp_path):
-  path = epath.Path(tmp_path / 'a.png')
-  figures.save_png(np.zeros((4, 4, 3), np.uint8), path)
-  page = html_page.Page('A <title> & more')
-  page.banner('all "well"')
-  page.heading('Figures')
-  page.figure(path, 'one')
-  page.figure(path, 'two')
-  page.table(('', 'b'), [('x<y', '3')])
-  page.text('the end')
-  outline = Outline(page.html())
-  assert not outline.open
-  for text in ('A <title> & more', 'all "well"', 'x<y', 'the end'):
-    assert text in outline.texts
-  assert [image['alt'] for image in outline.images] == ['one', 'two']
-  for image in outline.images:
-    kind, data = image['src'].split(',')
-    assert kind == 'data:image/png;base64'
-    assert base64.b64decode(data) == path.read_bytes()
-  assert '://' not in page.html()
