@@ -8,8 +8,14 @@ import os
 from etils import epath
 import numpy as np
 
-from data import image_files
-from data.encoded import EncodedSplit, FileSplit, is_hidden, some, SPLITS
+from data import (
+  EncodedSplit,
+  FileSplit,
+  image_files,
+  is_hidden,
+  some,
+  SPLITS,
+)
 from runs import progress
 from vae import paths
 from vae.errors import shown, UserError
