@@ -45,10 +45,8 @@ def load(
 ) -> splits.DataSet:
   """Loads the splits that a complete and valid `config` describes.
 
-  Args:
-    config: see `configs/default.py`.
-    decode: splits whose images are decoded now, unless `config.data.cache` is
-      none; other splits are decoded when they are first read.
+  Unless `config.data.cache` is none, the images of the splits in `decode` are
+  decoded now, those of others when they are first read.
 
   Raises:
     UserError: if data is missing, damaged or too large.
@@ -262,11 +260,7 @@ def _checksum(array: np.ndarray) -> bytes:
 def _choose_cache(
   cache: str, num_examples: int, image_shape: tuple[int, int, int]
 ) -> str:
-  """The place of so many decoded images: none, host or device.
-
-  Raises:
-    UserError: if they do not fit into the place that `cache` names.
-  """
+  """The place of so many decoded images: none, host or device."""
   if cache == 'none':
     return cache
   # One program for all processes needs one place, so the least of them counts.
