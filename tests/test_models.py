@@ -1,6 +1,7 @@
 """Models: sizes by hand, the article's listing, and what each promises."""
 
 from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,23 +36,21 @@ def test_default_has_as_many_parameters_as_the_reference():
 def test_article_is_its_listing_layer_by_layer():
   # Inputs and outputs of each convolution, as in the article's classes.
   encoder = [(3, 512), (512, 256), (256, 128), (128, 64), (64, 32)]
-  decoder = [(32, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 3)]
+  decoder = [(32, 32), (32, 64), (64, 128), (128, 256), (256, 512)]
   flat = 32 * 2 * 2
+  expected = {
+    **{f'encoder/Conv_{i}': (3, 3, *c) for i, c in enumerate(encoder)},
+    'encoder/mean': (flat, 128),
+    'encoder/logvar': (flat, 128),
+    'decoder/Dense_0': (128, flat),
+    **{f'decoder/ConvTranspose_{i}': (3, 3, *c) for i, c in enumerate(decoder)},
+    'decoder/Conv_0': (3, 3, 512, 3),
+  }
   config = article.get_config()
   model = models.from_config(config)
-  params = shapes_of(model)
-
-  def shapes(layers, kind):
-    return [layers[f'{kind}_{i}']['kernel'].shape for i in range(5)]
-
-  assert shapes(params['encoder'], 'Conv') == [(3, 3, *c) for c in encoder]
-  assert shapes(params['decoder'], 'ConvTranspose') == [
-    (3, 3, *c) for c in decoder[:-1]
-  ]
-  assert params['decoder']['Conv_0']['kernel'].shape == (3, 3, *decoder[-1])
-  for head in ('mean', 'logvar'):
-    assert params['encoder'][head]['kernel'].shape == (flat, 128)
-  assert params['decoder']['Dense_0']['kernel'].shape == (128, flat)
+  params = traverse_util.flatten_dict(shapes_of(model), sep='/')
+  kernels = {k: v.shape for k, v in params.items() if k.endswith('kernel')}
+  assert kernels == {f'{k}/kernel': shape for k, shape in expected.items()}
   assert count(model) == 3_225_795
   assert config.model.activation == 'relu'
 
