@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import data
+from data import SPLITS
 from tests.conftest import make_small_config, SPLIT_SIZES
 from vae.errors import UserError
 
-SPLITS = ('train', 'validation', 'test')
 PARTITION, ATTRIBUTES = 'list_eval_partition.txt', 'list_attr_celeba.txt'
 
 

@@ -1,5 +1,6 @@
 """Data sets of TFDS: a tiny one, CelebA and the cartoon faces."""
 
+import itertools
 import shutil
 import struct
 
@@ -9,7 +10,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from data import cartoon_faces
+from data import cartoon_faces, SPLITS
 from data import tfds as source
 from data.cartoon_faces import FACTORS
 import input_pipeline
@@ -18,7 +19,6 @@ from tests.celeba_builder import CelebA
 from tests.conftest import everything, make_small_config
 from vae.errors import UserError
 
-SPLITS = ('train', 'validation', 'test')
 NAMES = ['ant', 'bee', 'cat']
 SIZES = {'train': 12, 'test': 5}
 
@@ -250,7 +250,6 @@ def test_every_factor_shows(name):
     picture = np.asarray(cartoon_faces.render(labels | {name: value}))
     assert picture.shape == (218, 178, 3)
     pictures.append(picture[35:183, 15:163].astype(int))
-  for i, a in enumerate(pictures):
-    for b in pictures[i + 1 :]:
-      # Hundreds of grey levels: more than a pixel's edge.
-      assert np.abs(a - b).sum() > 500
+  for a, b in itertools.combinations(pictures, 2):
+    # Hundreds of grey levels: more than a pixel's edge.
+    assert np.abs(a - b).sum() > 500
