@@ -17,14 +17,13 @@ import tempfile
 import time
 import zlib
 
-import data as sources
+import data
 
 # isort: split
 import numpy as np
 import tensorflow as tf
 
-from data import encoded, image_files
-from data.encoded import EncodedSplit, SPLITS
+from data import image_files
 from data.image_files import Crop
 from runs import processes, progress, schema
 from vae import devices, splits
@@ -46,22 +45,20 @@ def load(
 ) -> splits.DataSet:
   """Loads the splits that a complete and valid `config` describes.
 
-  Args:
-    config: see `configs/default.py`.
-    decode: splits whose images are decoded now, unless `config.data.cache` is
-      none; other splits are decoded when they are first read.
+  Unless `config.data.cache` is none, the images of the splits in `decode` are
+  decoded now, those of others when they are first read.
 
   Raises:
     UserError: if data is missing, damaged or too large.
   """
   settings = schema.resolved(config).data
-  found = sources.find(settings)
+  found = data.find(settings)
   _check_sizes(config, found)
   crop = Crop(settings.crop_size, settings.image_size, settings.channels)
   num_examples = sum(split.num_examples for split in found.values())
   cache = _choose_cache(settings.cache, num_examples, crop.image_shape)
   loaded = {}
-  for name in SPLITS:
+  for name in data.SPLITS:
     loaded[name] = ImageSplit(
       name, found[name], crop, cache != 'none', settings.decoded_dir
     )
@@ -95,7 +92,7 @@ class ImageSplit:
   def __init__(
     self,
     name: str,
-    source: EncodedSplit,
+    source: data.EncodedSplit,
     crop: Crop,
     cached: bool,
     decoded_dir: str,
@@ -108,7 +105,7 @@ class ImageSplit:
     fingerprint = source.fingerprint() if cached and decoded_dir else None
     self._folder = os.path.expanduser(decoded_dir) if fingerprint else None
     self._name, self._source, self._crop = name, source, crop
-    self._key = encoded.digest(
+    self._key = data.digest(
       image_files.DECODING, tf.__version__, crop, fingerprint
     )
     self._cached = cached
@@ -161,7 +158,7 @@ class ImageSplit:
         f'that cannot be decoded: {self._names(corrupt)}'
       )
       self._indices = np.delete(self._indices, corrupt)
-      self._key = encoded.digest(self._key, corrupt.tobytes())
+      self._key = data.digest(self._key, corrupt.tobytes())
 
   def _find_corrupt(self) -> np.ndarray:
     progress.say(f'{self._name}: looking for corrupt images …')
@@ -213,7 +210,7 @@ class ImageSplit:
     )
 
   def _names(self, indices: np.ndarray) -> str:
-    return encoded.some([self._source.name(index) for index in indices])
+    return data.some([self._source.name(index) for index in indices])
 
 
 def read_array(path: pathlib.Path) -> np.ndarray | None:
@@ -256,18 +253,14 @@ def keep_array(path: pathlib.Path, array: np.ndarray) -> None:
 
 def _checksum(array: np.ndarray) -> bytes:
   about = repr((array.dtype.str, array.shape, array.flags.c_contiguous))
-  data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-  return zlib.crc32(data, zlib.crc32(about.encode())).to_bytes(4, 'big')
+  content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+  return zlib.crc32(content, zlib.crc32(about.encode())).to_bytes(4, 'big')
 
 
 def _choose_cache(
   cache: str, num_examples: int, image_shape: tuple[int, int, int]
 ) -> str:
-  """The place of so many decoded images: none, host or device.
-
-  Raises:
-    UserError: if they do not fit into the place that `cache` names.
-  """
+  """The place of so many decoded images: none, host or device."""
   if cache == 'none':
     return cache
   # One program for all processes needs one place, so the least of them counts.

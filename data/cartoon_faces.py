@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 import tensorflow_datasets as tfds
 
-from data.encoded import EncodedSplit
+from data import EncodedSplit
 from data.tfds import make_splits, prepare
 
 WIDTH, HEIGHT = 178, 218

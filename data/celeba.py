@@ -11,8 +11,7 @@ from etils import epath
 import numpy as np
 import pandas as pd
 
-from data import tfds
-from data.encoded import EncodedSplit, FileSplit, some, SPLITS
+from data import EncodedSplit, FileSplit, some, SPLITS, tfds
 from data.folder import existing_folder
 from vae.errors import shown, UserError
 from vae.splits import Labels

@@ -8,8 +8,14 @@ import os
 from etils import epath
 import numpy as np
 
-from data import image_files
-from data.encoded import EncodedSplit, FileSplit, is_hidden, some, SPLITS
+from data import (
+  EncodedSplit,
+  FileSplit,
+  image_files,
+  is_hidden,
+  some,
+  SPLITS,
+)
 from runs import progress
 from vae import paths
 from vae.errors import shown, UserError
@@ -152,10 +158,7 @@ def _hash(name: str) -> float:
 def _labels(
   parts: dict[str, list[str]], level: int
 ) -> dict[str, Labels | None]:
-  """The class of each image, its folder at this level; None if one has none.
-
-  Also if all have the same.
-  """
+  """Classes by the folders at this level; None unless all images have one."""
   images = sum(parts.values(), [])
   classes = sorted({_folder(name, level) for name in images})
   outside = [name for name in images if not _folder(name, level)]

@@ -146,10 +146,8 @@ def load(
 ) -> np.ndarray:
   """Reads an image file of any size; prints how it is cut and resized.
 
-  Args:
-    path: an image file.
-    image_shape: (height, width, channels) of the model, a square.
-    crop_size: side of the central square; by default the largest one.
+  The result has `image_shape`, (height, width, channels), a square. The central
+  square of side `crop_size` is cut out, by default the largest one.
 
   Raises:
     UserError: if there is no such file, or it is not an image.

@@ -10,8 +10,14 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data import encoded
-from data.encoded import EncodedSplit, is_hidden, MemorySplit, SPLITS
+from data import (
+  digest,
+  EncodedSplit,
+  files_digest,
+  is_hidden,
+  MemorySplit,
+  SPLITS,
+)
 from runs import progress
 from vae import paths
 from vae.errors import shown, UserError
@@ -30,12 +36,10 @@ def find(data) -> dict[str, EncodedSplit]:
 def prepare(
   name: str, directory: str, downloads: bool = True
 ) -> tfds.core.DatasetBuilder:
-  """Finds a data set that TFDS has prepared, or has it prepared.
+  """Finds a data set in TFDS's data directory, or has TFDS prepare it there.
 
-  Args:
-    name: with `/CONFIG` and `:VERSION` if it needs them.
-    directory: TFDS's data directory; if empty, the default one.
-    downloads: whether preparing it needs the network.
+  Its name may have `/CONFIG` and `:VERSION`. `downloads` says whether preparing
+  it needs the network.
 
   Raises:
     UserError: if TFDS cannot prepare it, or the directory is for other files.
@@ -106,10 +110,8 @@ def make_splits(
 ) -> dict[str, EncodedSplit]:
   """Makes the splits of a prepared data set.
 
-  Args:
-    builder: the data set.
-    expressions: TFDS's expression for each split; by default its name.
-    label_names: the labels' order; alphabetical by default.
+  TFDS's expression for a split is by default its name, and the labels are in
+  alphabetical order.
 
   Raises:
     UserError: if there is no such split, or no image in the examples.
@@ -193,12 +195,12 @@ class _TfdsSplit(EncodedSplit):
 
   def fingerprint(self):
     names = [os.fsencode(os.path.basename(p)) for p in self._info.filepaths]
-    files = encoded.files_digest(str(self._builder.data_dir), names)
-    return files and encoded.digest(self._split, files)
+    files = files_digest(str(self._builder.data_dir), names)
+    return files and digest(self._split, files)
 
   def names_digest(self, indices):
     name = self._builder.info.full_name
-    return encoded.digest(name, self._split, *indices.tolist())
+    return digest(name, self._split, *indices.tolist())
 
   def _read(self, function):
     """A function's values for all examples, in order."""

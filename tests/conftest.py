@@ -148,6 +148,12 @@ def small_config(celeba_dir):
   return make_small_config(celeba_dir)
 
 
+def everything(split):
+  """All images of a split, in order."""
+  batches = split.batches(np.arange(split.num_examples), 16)
+  return np.concatenate(list(batches))
+
+
 class Rows(progress.Writer):
   """A writer that keeps the rows, without the speed, and takes them back."""
 

@@ -16,7 +16,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from data import folder as folders
-from data.encoded import SPLITS
+from data import SPLITS
 from runs import metric_writer, workdirs
 from tests.conftest import make_small_config, ROOT
 from tests.test_checkpoints import assert_same, save_all, state_at

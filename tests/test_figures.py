@@ -29,9 +29,8 @@ def test_unit_range_is_clipped_and_rounded_and_nan_black():
   )
 
 
-@pytest.mark.parametrize('channels', [1, 3])
-def test_png_holds_the_pixels(tmp_path, channels):
-  image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), np.uint8)
+def test_png_of_one_channel_holds_the_pixels(tmp_path):
+  image = np.random.default_rng(0).integers(0, 256, (5, 7, 1), np.uint8)
   figures.save_png(image, epath.Path(tmp_path) / 'new/a.png')
   loaded = np.asarray(Image.open(tmp_path / 'new/a.png'))
   np.testing.assert_array_equal(loaded.reshape(image.shape), image)

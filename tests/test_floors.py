@@ -19,7 +19,7 @@ FLOORS = (
   ('evaluation', 'input_pipeline'),
   ('train',),
   ('sweeps',),
-  ('main', 'evaluate', 'generate', 'sweep', 'explore'),
+  ('main', 'evaluate', 'generate', 'sweep'),
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 

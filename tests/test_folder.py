@@ -11,9 +11,8 @@ from PIL import Image
 import pytest
 
 import data
+from data import SPLITS
 from vae.errors import UserError
-
-SPLITS = ('train', 'validation', 'test')
 
 
 def write_images(folder, names):

@@ -1,6 +1,7 @@
 """Models: sizes by hand, the article's listing, and what each promises."""
 
 from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,17 +12,17 @@ from vae import models
 from vae.models import conv, fsq, mlp, residual
 
 
-def init(model, images=None):
-  if images is None:
-    images = jnp.zeros((1, *model.image_shape))
+def init(model):
+  images = jnp.zeros((1, *model.image_shape))
   return jax.jit(model.init)(jax.random.key(0), images)
 
 
+def shapes_of(model):
+  return jax.eval_shape(lambda: init(model))['params']
+
+
 def count(model):
-  shapes = jax.eval_shape(
-    model.init, jax.random.key(0), jnp.zeros((1, *model.image_shape))
-  )
-  return sum(a.size for a in jax.tree.leaves(shapes['params']))
+  return sum(a.size for a in jax.tree.leaves(shapes_of(model)))
 
 
 def random_images(*shape):
@@ -35,57 +36,47 @@ def test_default_has_as_many_parameters_as_the_reference():
 def test_article_is_its_listing_layer_by_layer():
   # Inputs and outputs of each convolution, as in the article's classes.
   encoder = [(3, 512), (512, 256), (256, 128), (128, 64), (64, 32)]
-  decoder = [(32, 32), (32, 64), (64, 128), (128, 256), (256, 512), (512, 3)]
+  decoder = [(32, 32), (32, 64), (64, 128), (128, 256), (256, 512)]
   flat = 32 * 2 * 2
+  expected = {
+    **{f'encoder/Conv_{i}': (3, 3, *c) for i, c in enumerate(encoder)},
+    'encoder/mean': (flat, 128),
+    'encoder/logvar': (flat, 128),
+    'decoder/Dense_0': (128, flat),
+    **{f'decoder/ConvTranspose_{i}': (3, 3, *c) for i, c in enumerate(decoder)},
+    'decoder/Conv_0': (3, 3, 512, 3),
+  }
   config = article.get_config()
   model = models.from_config(config)
-  images = jnp.zeros((1, 64, 64, 3))
-  params = jax.eval_shape(model.init, jax.random.key(0), images)['params']
-
-  def shapes(layers, kind):
-    return [layers[f'{kind}_{i}']['kernel'].shape for i in range(5)]
-
-  assert shapes(params['encoder'], 'Conv') == [(3, 3, *c) for c in encoder]
-  assert shapes(params['decoder'], 'ConvTranspose') == [
-    (3, 3, *c) for c in decoder[:-1]
-  ]
-  assert params['decoder']['Conv_0']['kernel'].shape == (3, 3, *decoder[-1])
-  for head in ('mean', 'logvar'):
-    assert params['encoder'][head]['kernel'].shape == (flat, 128)
-  assert params['decoder']['Dense_0']['kernel'].shape == (128, flat)
+  params = traverse_util.flatten_dict(shapes_of(model), sep='/')
+  kernels = {k: v.shape for k, v in params.items() if k.endswith('kernel')}
+  assert kernels == {f'{k}/kernel': shape for k, shape in expected.items()}
   assert count(model) == 3_225_795
   assert config.model.activation == 'relu'
 
 
 def test_mlp_is_its_matrix_products():
   images = random_images(4, 3, 3, 1)
-  model = mlp.Model(
-    (3, 3, 1), latent_dim=2, hidden_sizes=(6, 5), activation='silu'
-  )
+  sizes = {'latent_dim': 2, 'hidden_sizes': (6, 5)}
+  model = mlp.Model((3, 3, 1), **sizes, activation='silu')
   variables = init(model)
   params = jax.device_get(variables['params'])
 
   def silu(x):
     return x / (1 + np.exp(-x))
 
-  def layer(x, layers, name):
-    return x @ layers[name]['kernel'] + layers[name]['bias']
+  def network(x, layers, head):
+    for name in ('Dense_0', 'Dense_1'):
+      x = silu(x @ layers[name]['kernel'] + layers[name]['bias'])
+    return x @ layers[head]['kernel'] + layers[head]['bias']
 
-  x = images.reshape(4, 9)
-  for name in ('Dense_0', 'Dense_1'):
-    x = silu(layer(x, params['encoder'], name))
   posterior = model.apply(variables, images, method='encode')
-  mean = layer(x, params['encoder'], 'mean')
-  np.testing.assert_allclose(posterior.mean, mean, atol=1e-5)
-  np.testing.assert_allclose(
-    posterior.logvar, layer(x, params['encoder'], 'logvar'), atol=1e-5
-  )
-  for name in ('Dense_0', 'Dense_1'):
-    mean = silu(layer(mean, params['decoder'], name))
-  decoded = layer(mean, params['decoder'], 'image').reshape(images.shape)
-  np.testing.assert_allclose(
-    model.apply(variables, images).mean, decoded, atol=1e-5
-  )
+  for head in ('mean', 'logvar'):
+    expected = network(images.reshape(4, 9), params['encoder'], head)
+    np.testing.assert_allclose(getattr(posterior, head), expected, atol=1e-5)
+  decoded = network(np.asarray(posterior.mean), params['decoder'], 'image')
+  found = model.apply(variables, images).mean
+  np.testing.assert_allclose(found, decoded.reshape(images.shape), atol=1e-5)
 
 
 SMALL_28 = {

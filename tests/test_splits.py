@@ -109,19 +109,6 @@ def test_processes_share_the_batches_out():
     np.testing.assert_array_equal(np.concatenate(apart), together)
 
 
-def test_stored_images_are_those_of_the_split():
-  split = stored()
-  assert split.num_examples == COUNT and split.image_shape == (2, 2, 1)
-  images = next(numbered().batches(np.arange(COUNT), COUNT))
-  np.testing.assert_array_equal(
-    splits.unpack_tiles(splits.stored_images(split), (2, 2, 1)), images
-  )
-  np.testing.assert_array_equal(
-    next(split.batches(np.array([5, 3]), 2)), images[[5, 3]]
-  )
-  assert splits.stored_images(numbered()) is None
-
-
 @pytest.mark.parametrize(
   'shape', [(1, 1, 1), (28, 28, 1), (64, 64, 3), (5, 90, 3)]
 )
@@ -137,10 +124,3 @@ def test_images_are_the_same_in_tiles(shape):
   assert not packed.reshape(7, -1)[:, size:].any()
   np.testing.assert_array_equal(splits.unpack_tiles(packed, shape), images)
   assert np.shares_memory(packed, images) == (size % 1024 == 0)
-
-
-def test_class_names_are_given_or_numbered():
-  values = np.array([[0, 1], [2, 0]])
-  labels = splits.Labels(('kind', 'size'), values, {'kind': ['a', 'b', 'c']})
-  assert labels.class_names('kind') == ['a', 'b', 'c']
-  assert labels.class_names('size') == ['size 0', 'size 1']

@@ -1,6 +1,7 @@
-"""The training and the evaluation step."""
+"""The training and the evaluation step, and the optimiser."""
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn import decomposition
 
+from configs import default
 from vae import devices, numerics, optimizers, splits, steps
 from vae.models import conv, mlp
 from vae.objectives import elbo
@@ -107,37 +110,33 @@ def test_step_is_the_gradient_step_of_the_objective():
 
 
 def test_skipped_step_changes_nothing_but_the_counts():
-  decaying = optimizers.Optimizer(steps_per_epoch=1, decay_per_epoch=0.5)
-  program = steps.Program(MODEL, decaying, flip=True)
-  skipping = dataclasses.replace(program, skip_nonfinite=True)
-  chunk = PIXELS[:8][None, None]
-  good, bad = make_settings(), make_settings(beta=NAN)
-  states = [steps.create_state(program, seed=0) for _ in range(2)]
-  first = jax.device_get(states[0].params)
-  # If all is finite it is the same step.
-  states[0], metrics = train(skipping, states[0], good, chunk)
-  states[1], _ = train(program, states[1], good, chunk)
-  jax.tree.map(np.testing.assert_array_equal, *states)
-  assert metrics['skipped'][0] == 0
-  before = jax.device_get(states[0])
-  state, metrics = train(skipping, states[0], bad, chunk)
-  assert metrics['skipped'][0] == 1 and np.isnan(metrics['loss'][0])
-  clip, (adam, schedule) = state.opt_state
-  assert (state.step, schedule.count) == (2, 2)
-  state = state.replace(
-    step=before.step,
-    opt_state=(clip, (adam, schedule._replace(count=np.int32(1)))),
+  # Without draws, as these differ by the step.
+  good, bad = (
+    make_settings(beta=beta, sample_posterior=False) for beta in (1.0, NAN)
   )
-  jax.tree.map(np.testing.assert_array_equal, state, before)
+
+  def run(program, *settings):
+    state, skipped = steps.create_state(program, seed=0), []
+    for each in settings:
+      state, metrics = train(program, state, each, PIXELS[:8][None, None])
+      skipped.append(metrics['skipped'][0] if program.skip_nonfinite else 0)
+    return state, skipped
+
+  plain, _ = run(steps.Program(MODEL), good, good)
+  program = steps.Program(MODEL, skip_nonfinite=True)
+  state, skipped = run(program, good, bad, good)
+  assert skipped == [0, 1, 0] and state.step == 3
+  # Adam's state too, which the last update depends on.
+  jax.tree.map(np.testing.assert_array_equal, state.variables, plain.variables)
 
   # Adam's first update moves a parameter by the learning rate, which in the
   # third epoch is a quarter of the first one's.
-  state = steps.create_state(program, seed=0)
-  for settings in (bad, bad, good):
-    state, _ = train(skipping, state, settings, chunk)
-  moved = jax.tree.map(
-    lambda a, b: np.abs(a - b).max(), first, jax.device_get(state.params)
-  )
+  decaying = optimizers.Optimizer(steps_per_epoch=1, decay_per_epoch=0.5)
+  program = steps.Program(MLP, decaying, skip_nonfinite=True)
+  first = jax.device_get(steps.create_state(program, seed=0).params)
+  state, skipped = run(program, bad, bad, good)
+  assert skipped == [1, 1, 0]
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), first, state.params)
   assert max(jax.tree.leaves(moved)) == pytest.approx(0.01 / 4, rel=1e-3)
 
 
@@ -208,25 +207,15 @@ def test_every_example_counts_once_whatever_the_batch_size():
       assert value == pytest.approx(totals[0][name], rel=1e-6), name
 
 
-def ppca_log_likelihood(x, latent_dim):
-  """Mean log-likelihood at the maximum; Tipping & Bishop 1999, equation 8."""
-  count, dimensions = x.shape
-  eigenvalues = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
-  noise = eigenvalues[latent_dim:].mean()
-  log_determinant = np.sum(np.log(eigenvalues[:latent_dim]))
-  log_determinant += (dimensions - latent_dim) * np.log(noise)
-  # The trace of C⁻¹S is the number of dimensions at the maximum.
-  return -0.5 * (dimensions * np.log(2 * np.pi) + log_determinant + dimensions)
-
-
 def test_linear_vae_reaches_the_exact_likelihood_of_ppca():
   generator = np.random.default_rng(0)
   loadings = generator.normal(size=(2, 16)) * 0.12
   x = 0.5 + generator.normal(size=(512, 2)) @ loadings
   x += generator.normal(size=x.shape) * 0.04
   pixels = np.clip(np.round(x * 255), 0, 255).astype(np.uint8)
+  # The mean log-likelihood at the maximum (Tipping & Bishop 1999).
+  exact = decomposition.PCA(2).fit(pixels / 255).score(pixels / 255)
   pixels = pixels.reshape(-1, 4, 4, 1)
-  exact = ppca_log_likelihood(pixels.reshape(512, 16) / 255, latent_dim=2)
 
   sizes = {'latent_dim': 2, 'hidden_channels': (), 'axis_name': devices.AXIS}
   model = conv.Model((4, 4, 1), sigma=0.2, learn_sigma=True, **sizes)
@@ -244,3 +233,38 @@ def test_linear_vae_reaches_the_exact_likelihood_of_ppca():
   assert bound == pytest.approx(exact, rel=0.005)
   # A bound, up to the Monte-Carlo error.
   assert bound < exact + 0.01
+
+
+PARAMS = {'a': jnp.array([1.0, -2.0]), 'b': jnp.array([0.5])}
+GRADS = {'a': jnp.array([3.0, 0.0]), 'b': jnp.array([4.0])}  # Of norm 5.
+
+
+def test_learning_rate_decays_by_the_epoch():
+  config = default.get_config()
+  config.optimizer.learning_rate = 0.005
+  config.optimizer.decay_per_epoch = 0.95
+  optimizer = optimizers.from_config(config, steps_per_epoch=37)
+  schedule = optimizer.schedule(0.005)
+  rates = optimizers.learning_rates(config, num_epochs=100)
+  for step, epoch in ((0, 0), (36, 0), (37, 1), (74, 2), (3699, 99)):
+    for rate in (schedule(step), rates[epoch]):
+      assert rate == pytest.approx(0.005 * 0.95**epoch, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('clip_norm', 'factor'), [(2.0, 2 / 5), (7.0, 1.0), (0.0, 1.0)]
+)
+def test_gradient_is_clipped_before_the_l2_penalty_is_added(clip_norm, factor):
+  clipped = optimizers.Optimizer(weight_decay=0.1, clip_norm=clip_norm)(0.01)
+  plain = optax.adam(0.01)
+  penalised = jax.tree.map(lambda g, p: factor * g + 0.1 * p, GRADS, PARAMS)
+  results = []
+  for transform, grads in ((clipped, GRADS), (plain, penalised)):
+    updates, state = transform.update(grads, transform.init(PARAMS), PARAMS)
+    # Adam's first moment keeps the size of the gradient.
+    results.append((updates, optax.tree.get(state, 'mu')))
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+  jax.tree.map(close, *results)
+  # Checkpoints have one shape, clipped or not.
+  states = [o.init(PARAMS) for o in (clipped, optimizers.Optimizer()(0.01))]
+  assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])

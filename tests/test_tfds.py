@@ -1,5 +1,6 @@
 """Data sets of TFDS: a tiny one, CelebA and the cartoon faces."""
 
+import itertools
 import shutil
 import struct
 
@@ -9,15 +10,15 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from data import cartoon_faces
+from data import cartoon_faces, SPLITS
 from data import tfds as source
+from data.cartoon_faces import FACTORS
 import input_pipeline
 from runs import schema
 from tests.celeba_builder import CelebA
-from tests.conftest import make_small_config
+from tests.conftest import everything, make_small_config
 from vae.errors import UserError
 
-SPLITS = ('train', 'validation', 'test')
 NAMES = ['ant', 'bee', 'cat']
 SIZES = {'train': 12, 'test': 5}
 
@@ -82,11 +83,6 @@ def config_of(folder, **settings):
   return config
 
 
-def everything(split):
-  batches = split.batches(np.arange(split.num_examples), 16)
-  return np.concatenate(list(batches))
-
-
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
   folder = tmp_path_factory.mktemp('tfds')
@@ -98,12 +94,8 @@ def prepared(tmp_path_factory):
 @pytest.mark.parametrize('cache', ['none', 'host'])
 def test_any_data_set_is_a_config(prepared, cache):
   found = input_pipeline.load(config_of(prepared, cache=cache))
-  expected = {
-    'train': stamps(12)[:8],
-    'validation': stamps(12)[8:],
-    'test': stamps(5),
-  }
-  for name, images in expected.items():
+  expected = stamps(12)[:8], stamps(12)[8:], stamps(5)
+  for name, images in zip(SPLITS, expected, strict=True):
     split = getattr(found, name)
     np.testing.assert_array_equal(everything(split), images)
     order = np.arange(len(images))[::-1]
@@ -159,24 +151,17 @@ def test_without_a_network_the_message_comes_at_once(tmp_path, monkeypatch):
     input_pipeline.load(config_of(''))
 
 
-def record_size(content):
-  """Bytes of the first record: two lengths and two checksums around it."""
-  return struct.unpack('<Q', content[:8])[0] + 16
+def first_record(content):
+  # Its length, and another 16 bytes for that and two checksums.
+  return content[: struct.unpack('<Q', content[:8])[0] + 16]
 
 
-def flip(content, place):
+def flipped(content):
+  place = len(content) // 2
   return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
 
 
-@pytest.mark.parametrize(
-  'damage',
-  [
-    lambda content: content[: len(content) // 2],
-    lambda content: content[: record_size(content)],
-    lambda content: flip(content, len(content) // 2),
-    lambda content: b'',
-  ],
-)
+@pytest.mark.parametrize('damage', [first_record, flipped])
 def test_damaged_records_are_refused(prepared, tmp_path, damage):
   folder = shutil.copytree(prepared, tmp_path / 'copy')
   [path] = folder.glob('tiny_stamps/*/*-train.*')
@@ -227,11 +212,44 @@ def test_cartoon_faces_are_rendered_once(faces_config, capsys):
   images = everything(first.validation)
   np.testing.assert_array_equal(images, everything(second.validation))
   for image, row in zip(images, factors, strict=True):
-    labels = dict(zip(cartoon_faces.FACTORS, map(int, row), strict=True))
+    labels = dict(zip(FACTORS, map(int, row), strict=True))
     face = cartoon_faces.render(labels).crop((15, 35, 163, 183))
     expected = np.asarray(face.resize((16, 16), Image.BILINEAR), int)
     assert np.abs(image - expected).mean() < 2  # JPEG's loss.
   labels = first.validation.labels()
-  assert labels.names == tuple(cartoon_faces.FACTORS)
+  assert labels.names == tuple(FACTORS)
   np.testing.assert_array_equal(labels.values, factors)
   assert labels.class_names('glasses') == ['glasses 0', 'glasses 1']
+
+
+def test_factors_are_uniform_and_independent():
+  factors = cartoon_faces.sample_factors('train', 4000)
+  for column, values in zip(factors.T, FACTORS.values(), strict=True):
+    shares = np.bincount(column, minlength=len(values)) / len(column)
+    np.testing.assert_allclose(shares, 1 / len(values), rtol=0.25)
+  correlations = np.corrcoef(factors.T) - np.eye(len(FACTORS))
+  # Four standard errors.
+  assert np.abs(correlations).max() < 4 / 4000**0.5
+
+
+def test_splits_are_fixed_and_differ():
+  train, first, test = (
+    list(map(tuple, cartoon_faces.sample_factors(split, count)))
+    for split, count in (('train', 500), ('train', 100), ('test', 500))
+  )
+  assert train[:100] == first and not set(train) & set(test)
+
+
+@pytest.mark.parametrize('name', list(FACTORS))
+def test_every_factor_shows(name):
+  """Each value gives another picture, within the part that is cut out."""
+  # A face that has hair, so that its colour shows.
+  labels = {factor: len(v) // 2 for factor, v in FACTORS.items()}
+  pictures = []
+  for value in range(len(FACTORS[name])):
+    picture = np.asarray(cartoon_faces.render(labels | {name: value}))
+    assert picture.shape == (218, 178, 3)
+    pictures.append(picture[35:183, 15:163].astype(int))
+  for a, b in itertools.combinations(pictures, 2):
+    # Hundreds of grey levels: more than a pixel's edge.
+    assert np.abs(a - b).sum() > 500

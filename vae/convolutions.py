@@ -31,11 +31,8 @@ def conv(
 ) -> jax.Array:
   """A convolution, [batch, ⌈height/stride⌉, ⌈width/stride⌉, out].
 
-  Args:
-    x: [batch, height, width, in].
-    kernel: [3, 3, in, out].
-    stride: 1 or 2, in both directions.
-    method: `native`, `matmul`, or `auto`, which chooses by the platform.
+  Of x [batch, height, width, in] and a kernel [3, 3, in, out], with a stride of
+  1 or 2. The method `auto` chooses `native` or `matmul` by the platform.
   """
   if not _use_matmul(method):
     return lax.conv_general_dilated(

@@ -47,13 +47,9 @@ def dense(
 
 
 class Conv(nn.Module):
-  """A 3×3 convolution; parameters as `nn.Conv`'s, but at least float32.
+  """A 3×3 convolution (`convolutions.conv`) with the parameters of `nn.Conv`.
 
-  Attributes:
-    features: number of output channels.
-    stride: 1 or 2, in both directions.
-    dtype: of the computation and the output.
-    method: as of `convolutions.conv`.
+  It computes in `dtype`; the parameters are at least float32.
   """
 
   features: int
@@ -105,14 +101,10 @@ def _bias_init(fan_in: int) -> nn.initializers.Initializer:
 class BatchNormRectify(nn.Module):
   """Batch normalisation, and the rectifier after it, as one function.
 
-  Ioffe & Szegedy 2015, with the statistics of the global batch. Parameters and
-  running statistics are those of `nn.BatchNorm`, but for the running variance:
-  PyTorch's, n/(n - 1) of Flax's for the n numbers of a channel.
-
-  Attributes:
-    negative_slope: of the rectifier: 0 is the ReLU.
-    axis_name: the pmap axis over which the statistics are taken, or None for
-      the local batch.
+  Ioffe & Szegedy 2015, with the statistics of the global batch, which lies over
+  the pmap axis `axis_name`. Parameters and running statistics are those of
+  `nn.BatchNorm`, but for the running variance: PyTorch's, n/(n - 1) of Flax's
+  for the n numbers of a channel. A `negative_slope` of 0 makes the ReLU.
   """
 
   negative_slope: float

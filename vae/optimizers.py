@@ -19,8 +19,7 @@ class Optimizer:
     steps_per_epoch: number of updates between two decays.
     decay_per_epoch: factor on the learning rate.
     weight_decay: factor on the parameters that is added to the gradient of the
-      loss in nats per image. PyTorch-VAE's loss is 2/D of that (D pixel
-      values), so that its `weight_decay` is D/2 times as much here.
+      loss in nats per image.
     clip_norm: limit of the gradient's norm over all parameters, before the
       penalty is added (Pascanu et al. 2013); 0 for no limit.
   """

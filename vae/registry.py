@@ -25,12 +25,7 @@ def find(package: str, name: str, attribute: str) -> Any:
 
 
 def find_module(package: str, name: str, attribute: str) -> types.ModuleType:
-  """Finds a module by name.
-
-  Args:
-    package: such as `vae.models`, searched first.
-    name: of a module in the package, or of one on `sys.path`.
-    attribute: that the module must have.
+  """Finds a module in a package, such as `vae.models`, or on `sys.path`.
 
   Raises:
     UserError: if there is no such module, or it lacks the attribute.

@@ -28,17 +28,11 @@ Metrics = dict[str, jax.Array]
 
 @struct.dataclass
 class TrainState:
-  """All that changes while training, and so all that a checkpoint holds.
+  """All that changes while training, and so all that a checkpoint holds."""
 
-  Attributes:
-    step: number of updates made, an int32 scalar.
-    params: the model's parameters.
-    collections: its other Flax collections, such as BatchNorm's statistics.
-    opt_state: of the optimiser.
-  """
-
-  step: jax.Array
+  step: jax.Array  # Number of updates made, an int32 scalar.
   params: Any
+  # The model's other Flax collections, such as BatchNorm's statistics.
   collections: dict[str, Any]
   opt_state: Any
 

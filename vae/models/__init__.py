@@ -39,7 +39,6 @@ class VAE(nn.Module):
 
   Attributes:
     image_shape: (height, width, channels).
-    likelihood: `gaussian` or `bernoulli`.
     sigma: standard deviation of the Gaussian likelihood, or its first value.
     learn_sigma: whether one shared σ is learned (Rybkin et al. 2021).
     dtype: of the computation; parameters and statistics are at least float32.
@@ -117,12 +116,7 @@ def find(name: str) -> type[nn.Module]:
 
 
 def from_config(config, axis_name: str | None = None) -> nn.Module:
-  """The model of `config.model`, for images as `config.data` describes them.
-
-  Args:
-    config: complete.
-    axis_name: the pmap axis over which a global batch is laid.
-  """
+  """The model of a complete config; its batches are laid over `axis_name`."""
   size = config.data.image_size
   return find(config.model.name)(
     image_shape=(size, size, config.data.channels),

@@ -24,13 +24,11 @@ class Model(models.VAE):
 
   Attributes:
     image_shape: height and width are multiples of 2 ** len(hidden_channels).
-    latent_dim: size of z.
     hidden_channels: output channels of the encoder's convolutions, in order.
       With none, encoder and decoder are linear.
     decoder_channels: output channels of the decoder's transposed convolutions,
       as many as `hidden_channels`; empty for the mirror image of the encoder
       (`mirrored`).
-    activation: the rectifier.
     convolution: as `method` of `vae.convolutions.conv`.
   """
 

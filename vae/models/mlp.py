@@ -20,9 +20,7 @@ class Model(models.VAE):
   """Dense layers from pixels to z, and the same widths in reverse back.
 
   Attributes:
-    latent_dim: size of z.
     hidden_sizes: widths of the encoder's layers; empty for a linear model.
-    activation: after each of them.
   """
 
   latent_dim: int = 32
