@@ -78,11 +78,8 @@ def complete(
 ) -> None:
   """Adds the keys that a config lacks, with their defaults, in place.
 
+  `names` has `model.name` and `objective.name`, if not those of the config.
   Raises a UserError if it is no config, or has an unknown model or objective.
-
-  Args:
-    config: anything that a config file may return.
-    names: `model.name` and `objective.name`, if not those of the config.
   """
   _check_group('the config', config)
   table = default.get_config()
@@ -138,8 +135,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   known = _known(config)
   for key, value in flatten(config).items():
     check_known(f'config.{key}', key, known)
-    accepted = _violated(value, known[key][0], RULES.get(key))
-    if accepted:
+    if accepted := _violated(value, known[key][0], RULES.get(key)):
       raise UserError(
         f'config.{key} is {shown(repr(value), 100)}; it must be {accepted}.'
       )
@@ -176,13 +172,10 @@ def check_known(name: str, key: str, keys: Iterable[str]) -> None:
 
 
 def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
-  """Checks that the devices divide the batch, and hold what they must.
+  """Raises a UserError unless the devices divide the batch, and have memory.
 
   The least that each needs are the state and, at different times, a copy of it
   for a checkpoint and the reconstructions of its part of a batch.
-
-  Raises:
-    UserError: if they do not, by the shapes of the arrays alone.
   """
   batch_size, size = config.train.batch_size, config.data.image_size
   if batch_size % num_devices:

@@ -29,13 +29,14 @@ def make_config(model, objective='elbo', dtype='float64'):
     if objective == 'free_bits':
       config.objective.free_nats = 0.05
   config.model.latent_dim = 2
+  config.train.steps_per_dispatch = 5
   config.optimizer.weight_decay = 1e-3
   return config
 
 
 def run_epoch(trainer):
   """The losses of an epoch, and the variables after it."""
-  (chunk,) = trainer.train_chunks(0, 0, 5)
+  (chunk,) = trainer.train_chunks(0, 0)
   losses = trainer.by_run(trainer.train(chunk))['loss']
   (state,) = jax.device_get(trainer.states(trainer.snapshot()))
   return losses, state.variables

@@ -23,11 +23,6 @@ class Topology:
   process_index: int = 0
   process_count: int = 1
 
-  @property
-  def num_devices(self) -> int:
-    """Number of devices of all processes together."""
-    return self.local_devices * self.process_count
-
   def local_part(self, batches: np.ndarray) -> np.ndarray:
     """This process's part of [n, batch_size, …] global batches."""
     parts = batches.reshape(

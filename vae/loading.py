@@ -12,14 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from vae import (
-  checkpoints,
-  distributions,
-  models,
-  numerics,
-  paths,
-  steps,
-)
+from vae import checkpoints, distributions, models, numerics, paths, steps
 from vae.errors import UserError
 
 CONFIG = 'config.json'
@@ -45,11 +38,8 @@ def load(
 ) -> 'TrainedVAE':
   """The trained model of a run.
 
-  The checkpoint is `best`, by validation loss, `last`, or a step.
-
-  Raises:
-    UserError: if the workdir holds no run or no such checkpoint, or one that
-      is damaged or contradicts the config.
+  The checkpoint is `best`, by validation loss, `last`, or a step. Raises
+  UserError if the workdir holds no run, or no such checkpoint that is sound.
   """
   return restore(read_config(workdir), workdir, checkpoint)
 
@@ -88,13 +78,8 @@ class TrainedVAE:
   it is cut into batches of one size, so that each method is compiled once.
   Arrays of another shape or range raise ValueError.
 
-  Attributes:
-    config: of the run.
-    model: the Flax module.
-    variables: its parameters and other collections.
-    step: of the checkpoint.
-    prior: p(z), a distribution (`vae.distributions`).
-    latent_shape: the shape of z.
+  `variables` are the collections of `model`, a Flax module; `step` is that of
+  the checkpoint; `prior` is p(z), a distribution (`vae.distributions`).
   """
 
   def __init__(self, config, model: nn.Module, variables, step: int):
