@@ -5,6 +5,7 @@ All folders are named [...] and more, which patterns would match elsewhere.
 
 import asyncio
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -51,7 +52,15 @@ def name_of(path):
 # Files.
 
 
-def test_urls_stay_as_they_are():
+def test_home_is_expanded_and_urls_stay_as_they_are(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  for given, expanded in (
+    ('~', tmp_path),
+    (pathlib.Path('~/runs/a'), tmp_path / 'runs/a'),
+    ('runs/~', 'runs/~'),
+    ('~no_such_user/a', '~no_such_user/a'),
+  ):
+    assert str(paths.expand(given)) == str(expanded)
   url = 'gs://bucket/~/a/../b'
   assert str(paths.expand(url)) == str(paths.absolute(url)) == url
   assert str(Checkpoints(url).directory) == f'{url}/checkpoints'
