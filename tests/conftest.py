@@ -25,7 +25,7 @@ from configs import default
 from runs import progress
 from tests import bucket_server, preloaded
 import train
-from vae import splits
+from vae import paths, splits
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -207,3 +207,17 @@ def running():
   """A bucket server that all clients of this process are sent to."""
   with bucket_server.serve() as server, bucket_server.clients_sent_to(server):
     yield server
+
+
+@pytest.fixture
+def remote(running, tmp_path):
+  """A folder in the bucket that no other test has; its name is a pattern."""
+  return paths.expand(f'gs://bucket/{tmp_path.name}/lr=[0.1]?*/run')
+
+
+@pytest.fixture(params=['disk', 'bucket'])
+def workdir(request, tmp_path):
+  """A folder of each kind."""
+  if request.param == 'disk':
+    return paths.expand(tmp_path)
+  return request.getfixturevalue('remote')

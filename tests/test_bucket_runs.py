@@ -9,9 +9,8 @@ import time
 import pytest
 
 from tests.celeba_builder import CelebA
-from tests.ports import free_port
 from tests.preloaded import run
-from tests.test_main import check_same, finish, metrics, SMALL, start
+from tests.test_main import check_same, finish, metrics, SMALL, start, start_two
 from vae import paths
 from vae.checkpoints import Checkpoints
 
@@ -138,18 +137,7 @@ def test_second_interrupt_ends_a_run_whose_bucket_hangs(
 
 @pytest.mark.slow
 def test_two_processes_write_one_run(server, workdir, flags):
-  address = f'127.0.0.1:{free_port()}'
-  processes = [
-    start(
-      *flags,
-      '--config.train.num_epochs=20',
-      '--distributed',
-      f'--coordinator_address={address}',
-      '--num_processes=2',
-      f'--process_id={process_id}',
-    )
-    for process_id in range(2)
-  ]
+  processes = start_two(*flags, '--config.train.num_epochs=20')
   outputs = [p.communicate(timeout=300) for p in processes]
   assert [p.returncode for p in processes] == [0, 0], outputs
   assert Checkpoints(workdir).latest_step() == 100

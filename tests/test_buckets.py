@@ -20,7 +20,7 @@ from data import folder as folders
 from data.encoded import SPLITS
 from runs import metric_writer, workdirs
 from tests.conftest import make_small_config, ROOT
-from tests.test_checkpoints import assert_same, save_all, state_at
+from tests.test_checkpoints import state_at
 from tests.test_folder import write_images
 from vae import checkpoints, paths
 from vae.checkpoints import Checkpoints, CheckpointWriter
@@ -40,9 +40,8 @@ def server(running, monkeypatch):
 
 
 @pytest.fixture
-def workdir(tmp_path):
-  """A folder in the bucket that no other test has."""
-  return paths.expand(f'gs://bucket/{tmp_path.name}/lr=[0.1]?*/run')
+def workdir(remote):
+  return remote
 
 
 def name_of(path):
@@ -159,36 +158,6 @@ def test_missing_bucket_is_refused_and_not_made(server):
 
 
 # Checkpoints.
-
-
-def test_checkpoints_are_kept_as_on_a_disk(server, workdir):
-  saved = save_all(workdir, {1: 1.0, 2: 2.0, 3: 3.0})
-  # As of a process that was killed while it wrote, or deleted.
-  (saved.directory / '3.unfinished').write_bytes(b'')
-  assert Checkpoints(workdir).all_steps() == [1, 2]
-  saved = save_all(workdir, {4: 4.0, 5: 5.0, 6: None})
-  assert saved.all_steps() == [1, 2, 5, 6] and saved.best_step() == 1
-  assert sorted(p.name for p in saved.directory.iterdir()) == list('1256')
-  assert_same(saved.restore(state_at(0), 1), state_at(1))
-  assert_same(saved.restore_last(state_at(0)).state, state_at(6))
-
-
-def test_damaged_checkpoints_are_set_aside(server, workdir, capsys):
-  saved = save_all(workdir, {1: 1.0, 2: 2.0, 3: 3.0})
-  top = name_of(saved.folder(3) / 'default')
-  name = max(
-    (n for n in server.objects if n.startswith(top)),
-    key=lambda n: len(server.objects[n][1]),
-  )
-  data = bytearray(server.objects[name][1])
-  data[len(data) // 2] ^= 1
-  server.write(name, bytes(data))
-  del server.objects[name_of(saved.folder(2) / 'default/manifest.ocdbt')]
-  assert saved.restore_last(state_at(0)).state['step'] == 1
-  assert saved.all_steps() == [1]
-  aside = (workdir / 'damaged_checkpoints').iterdir()
-  assert {p.name.partition('_')[0] for p in aside} == {'2', '3'}
-  assert 'the run continues from step 1' in capsys.readouterr().err
 
 
 def test_damage_on_the_way_is_found_before_the_checkpoint_counts(
