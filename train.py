@@ -139,7 +139,7 @@ def _train(
     loop = _Loop(trainer, data, config, schedule, progress, writers, stop)
     loop.run(validate_first)
     patience = 0.0 if loop.is_stopped else _PATIENCE_SECONDS
-    # Several processes would wait for each other's answer.
+    # All processes must call `stop` together, and only this one waits here.
     ends = stop if jax.process_count() == 1 else lambda: False
     for writer, error in zip(writers, loop.divergence.errors, strict=False):
       if error is None:

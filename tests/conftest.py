@@ -3,8 +3,10 @@
 TensorFlow is imported by the fixtures that need it, as most tests do not.
 """
 
+import contextlib
 import os
 import pathlib
+from unittest import mock
 
 # Tests, and the processes that they start, compile the same programs.
 os.environ.setdefault(
@@ -205,7 +207,10 @@ def inception_file(tmp_path_factory):
 @pytest.fixture(scope='module')
 def running():
   """A bucket server that all clients of this process are sent to."""
-  with bucket_server.serve() as server, bucket_server.clients_sent_to(server):
+  with (
+    contextlib.closing(bucket_server.Server()) as server,
+    mock.patch.dict(os.environ, server.environment()),
+  ):
     yield server
 
 

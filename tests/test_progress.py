@@ -97,29 +97,6 @@ def test_rows_do_not_depend_on_the_dispatches(setting, cuts):
     assert row['train/loss'] == pytest.approx(values.mean(), rel=1e-12)
 
 
-def test_rows_have_step_epoch_and_names(setting):
-  _, writer, run = setting
-  run.training(metrics_of(*[4.0] * 10, *[2.0] * 10))
-  run.validation(150, VALIDATION)
-  run.training(metrics_of(5.0))
-  run.stopped()
-  train, val, last = writer.rows
-  assert train.pop('images_per_second') > 0
-  assert train == {
-    'step': 120,
-    'epoch': 2.4,
-    'train/loss': 3.0,
-    'train/kl': 1.5,
-    'learning_rate': 0.25,
-  }
-  assert val == {
-    'step': 150,
-    'epoch': 3,
-    **{f'val/{name}': value for name, (value,) in VALIDATION.items()},
-  }
-  assert (last['step'], last['train/loss']) == (121, 5.0)
-
-
 def test_pictures_are_kept_by_epoch(setting, tmp_path, capsys):
   _, _, run = setting
   picture = np.full((4, 6, 3), 77, np.uint8)
