@@ -25,7 +25,7 @@ import pytest
 
 from configs import default
 from runs import progress
-from tests import bucket_server, preloaded
+from tests import bucket_server
 import train
 from vae import paths, splits
 
@@ -56,11 +56,6 @@ def pytest_collection_modifyitems(items):
   """Puts the longest files first, and leaves each in its order."""
   place = {name: index for index, name in enumerate(LONGEST)}
   items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
-
-
-def pytest_sessionfinish():
-  """Ends the processes that scripts are forked from."""
-  preloaded.stop()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import types
 
 import jax
 import jax.numpy as jnp
@@ -237,21 +238,18 @@ def test_failing_disk_is_no_damage(tmp_path, name):
 def disk(monkeypatch):
   """A disk that is full for the next `failures` writes of a checkpoint."""
 
-  class Disk:
-    failures = 0
-
-  write = checkpoint_files.write
+  disk, write = types.SimpleNamespace(failures=0), checkpoint_files.write
 
   def _write(*args):
-    if Disk.failures:
-      Disk.failures -= 1
+    disk.failures -= 1
+    if disk.failures >= 0:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     write(*args)
 
   monkeypatch.setattr(checkpoint_files, 'write', _write)
   monkeypatch.setattr(checkpoints, '_SECONDS_TO_RETRY', 0.01)
   monkeypatch.setattr(checkpoints, '_SECONDS_TO_ASK', 0.01)
-  return Disk
+  return disk
 
 
 def test_failed_write_is_warned_of_once_and_retried(tmp_path, disk):

@@ -194,23 +194,13 @@ def test_flags_that_are_no_settings_get_one_line(tmp_path, flags, reason):
   check_refused(tmp_path, reason, *flags)
 
 
-@pytest.mark.parametrize(
-  ('script', 'words', 'message'),
-  [
-    ('main.py', (), '{run} holds a run of another config'),
-    ('sweep.py', ('--beta=1,2',), '{run} holds a run; name another --workdir'),
-    (
-      'evaluate.py',
-      ('--output=~/{name}/config.json',),
-      '--output={run}/config.json cannot be written',
-    ),
-  ],
-)
-def test_scripts_find_a_run_at_home(
-  trained_run, monkeypatch, script, words, message
-):
+def test_scripts_find_a_run_at_home(trained_run, monkeypatch):
   monkeypatch.setenv('HOME', str(trained_run.parent))
-  words = (word.format(name=trained_run.name) for word in words)
-  workdir = f'--workdir=~/{trained_run.name}'
-  code, _, err = preloaded.run(*words, workdir, script=script)
-  assert code == 2 and message.format(run=trained_run) in err, err
+  run = f'~/{trained_run.name}'
+  for script, words, message in (
+    ('main.py', (), ' holds a run of another config'),
+    ('sweep.py', ('--beta=1,2',), ' holds a run; name another --workdir'),
+    ('evaluate.py', (f'--output={run}/config.json',), '/config.json cannot be'),
+  ):
+    code, _, err = preloaded.run(*words, f'--workdir={run}', script=script)
+    assert code == 2 and f'{trained_run}{message}' in err, err

@@ -25,6 +25,7 @@ NUM_STEPS = 10
 MODELS = {
   'conv': {'hidden_channels': (4,), 'learn_sigma': True},
   'mlp': {'hidden_sizes': (6,)},
+  'residual': {'channels': (4,)},
 }
 # Model, and β, learning rate, latent dimension and seed of each member.
 POPULATIONS = {
