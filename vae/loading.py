@@ -139,23 +139,23 @@ class TrainedVAE:
   def _check_images(self, images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != self.model.image_shape:
-      problem = (
-        f'have the shape {images.shape}; they must be '
+      raise ValueError(
+        f'the images have the shape {images.shape}; they must be '
         f'[n, {", ".join(map(str, self.model.image_shape))}].'
       )
-    elif images.dtype == np.uint8:
+    if images.dtype == np.uint8:
       return images
-    elif not np.issubdtype(images.dtype, np.floating):
-      problem = f'are {images.dtype}; they must be uint8 or floating.'
-    # NaN is not in [0, 1] either.
-    elif images.size and not (images.min() >= 0 and images.max() <= 1):
-      problem = (
-        f'go from {images.min():.3g} to {images.max():.3g}; floating images '
-        'must be in [0, 1].'
+    if not np.issubdtype(images.dtype, np.floating):
+      raise ValueError(
+        f'the images are {images.dtype}; they must be uint8 or floating.'
       )
-    else:
-      return images.astype(np.float32)
-    raise ValueError(f'the images {problem}')
+    # NaN is not in [0, 1] either.
+    if images.size and not (images.min() >= 0 and images.max() <= 1):
+      raise ValueError(
+        f'the images go from {images.min():.3g} to {images.max():.3g}; '
+        'floating images must be in [0, 1].'
+      )
+    return images.astype(np.float32)
 
   def _in_batches(self, function: Callable[..., Any], rows: np.ndarray):
     """Applies a function of the model to rows, padded to full batches."""

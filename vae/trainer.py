@@ -215,16 +215,8 @@ class Population(Trainer):
     self._settings = devices.shard(_stack(settings))
     self._train_key = self._keys(numerics.train_key)
     self._eval_key = self._keys(numerics.eval_key)
-    by_member = None if self._one_seed else 0
-    # State, settings, key, stored images, batches, their number.
-    in_axes = (0, 0, by_member, None, by_member, None)
-    self._train_steps = _over_members(
-      steps.train_loop, self._program, in_axes, self.num_runs
-    )
-    # Variables, settings, key; all members see the same images.
-    eval_axes = (0, 0, by_member, *[None] * 5)
-    self._eval_steps = _over_members(
-      steps.eval_loop, self._program, eval_axes, self.num_runs
+    self._train_steps, self._eval_steps = _over_members(
+      self._program, self._one_seed, self.num_runs
     )
     states = [
       steps.create_state(program, c.seed)
@@ -358,14 +350,21 @@ def _stack(members: Sequence[Any]) -> Any:
   return jax.tree.map(lambda *leaves: np.stack(leaves), *members)
 
 
-@functools.lru_cache(maxsize=16)
-def _over_members(function, program, in_axes, num_runs):
-  """A step of `vae.steps`, with a member on each of the first devices."""
-  is_training = function is steps.train_loop
-  return jax.pmap(
-    functools.partial(function, program),
-    axis_name=devices.AXIS,
-    in_axes=in_axes,
-    devices=jax.local_devices()[:num_runs],
-    donate_argnums=(0,) if is_training else (),
+@functools.lru_cache(maxsize=8)
+def _over_members(program, one_seed, num_runs):
+  """Both loops of `vae.steps`, with a member on each of the first devices."""
+  by_seed = None if one_seed else 0
+  members = jax.local_devices()[:num_runs]
+  pmap = functools.partial(jax.pmap, axis_name=devices.AXIS, devices=members)
+  train_steps = pmap(
+    functools.partial(steps.train_loop, program),
+    # State, settings, key, stored images, batches, their number.
+    in_axes=(0, 0, by_seed, None, by_seed, None),
+    donate_argnums=0,
   )
+  eval_steps = pmap(
+    functools.partial(steps.eval_loop, program),
+    # Variables, settings, key; all members see the same images.
+    in_axes=(0, 0, by_seed, *[None] * 5),
+  )
+  return train_steps, eval_steps
