@@ -28,9 +28,6 @@ _CLASSES = {'model': models, 'objective': objectives}
 # Side of the central square of CelebA's images, 178×218, that is the custom.
 _CELEBA_CROP_SIZE = 148
 
-# Sources that are one data set, whose splits are given.
-_SOURCES_WITHOUT_NAMES = ('celeba', 'cartoon_faces', 'folder')
-
 _COUNT = 1, 2**31 - 1  # Counters on the devices are int32.
 
 # The values that a key may have: one of a list, or from a tuple's first to its
@@ -145,8 +142,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f'config.data.{needed} is empty; config.data.source={source} needs it.'
     )
+  # The splits of the others are given.
   for key in ('name', 'train', 'validation', 'test'):
-    if config.data[key] and source in _SOURCES_WITHOUT_NAMES:
+    if config.data[key] and source in ('celeba', 'cartoon_faces', 'folder'):
       raise UserError(
         f'config.data.{key} is {config.data[key]!r}; it goes with '
         'config.data.source=tfds.'
