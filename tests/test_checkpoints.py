@@ -59,7 +59,7 @@ def assert_same(state, expected):
 )
 def test_two_best_and_last_two_are_kept(workdir, losses, kept):
   saved = save_all(workdir, losses)
-  assert saved.all_steps() == kept and saved.latest_step() == max(losses)
+  assert saved.all_steps() == kept
   scored = {s: loss for s, loss in losses.items() if loss and loss < math.inf}
   assert saved.best_step() == saved.find('best') == min(scored, key=scored.get)
 

@@ -75,7 +75,7 @@ def wait_for(process, text='Training'):
 
 
 def steps_done(workdir):
-  return Checkpoints(workdir).latest_step() or 0
+  return max(Checkpoints(workdir).all_steps(), default=0)
 
 
 def finish(*flags):

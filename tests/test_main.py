@@ -79,7 +79,7 @@ def metrics(workdir):
 
 def final_state(workdir):
   """The last checkpoint's step, and its arrays, read by Orbax alone."""
-  step = Checkpoints(workdir).latest_step()
+  step = Checkpoints(workdir).all_steps()[-1]
   with ocp.StandardCheckpointer() as orbax:
     folder = epath.Path(workdir) / 'checkpoints' / str(step) / 'default'
     return step, orbax.restore(folder)
@@ -169,12 +169,12 @@ def test_killed_run_ends_in_the_same_bits(finished, tmp_path):
   flags = (*flags, f'--workdir={killed}')
   process = start(*flags, '--config.checkpoint.every_minutes=1e-9')
   saved = Checkpoints(killed)
-  while len(metrics(killed)) < 4 or not saved.latest_step():
+  while len(metrics(killed)) < 4 or not saved.all_steps():
     assert process.poll() is None
     time.sleep(0.005)
   process.send_signal(signal.SIGKILL)
   process.wait()
-  assert saved.latest_step() < 15, 'killed too late'
+  assert saved.all_steps()[-1] < 15, 'killed too late'
   other = ('--config.data.cache=device', '--config.train.steps_per_dispatch=0')
   code, _, err = run(*flags, *other)
   assert code == 0, err
@@ -295,7 +295,7 @@ def test_signal_ends_in_order_and_saves_everything(
   assert message in err.splitlines()[-1] and 'Traceback' not in err
   stopped = re.search(r'Stopped at step ([0-9,]+), which is saved', out)
   step = int(stopped.group(1).replace(',', ''))
-  assert Checkpoints(tmp_path).latest_step() == step > 0
+  assert Checkpoints(tmp_path).all_steps()[-1] == step > 0
 
 
 def test_disk_that_takes_nothing_for_a_while_loses_nothing(finished, tmp_path):

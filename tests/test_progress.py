@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+import types
 
 from etils import epath
 import numpy as np
@@ -10,14 +11,6 @@ from PIL import Image
 import pytest
 
 from runs import progress
-
-
-class Clock:
-  """A clock that stands still until `now` is changed."""
-
-  def __init__(self, monkeypatch):
-    self.now = 1000.0
-    monkeypatch.setattr(time, 'monotonic', lambda: self.now)
 
 
 class ListWriter(progress.Writer):
@@ -36,7 +29,8 @@ VALIDATION = {'loss': [2.0], 'distortion': [1.5], 'kl': [0.5], 'mse': [0.1]}
 
 @pytest.fixture
 def setting(monkeypatch, tmp_path, capsys):
-  clock, writer = Clock(monkeypatch), ListWriter()
+  clock, writer = types.SimpleNamespace(now=1000.0), ListWriter()
+  monkeypatch.setattr(time, 'monotonic', lambda: clock.now)
   run = progress.Progress(
     [(writer, epath.Path(tmp_path))],
     SCHEDULE,

@@ -96,12 +96,6 @@ def as_first_process(tree: Any) -> Any:
   )
 
 
-def all_have(array: np.ndarray) -> bool:
-  """Whether all processes have the same array, of one shape, in all of them."""
-  same = np.array_equal(as_first_process(array), array)
-  return least_of_all(same) == 1
-
-
 def least_of_all(number: float) -> float:
   """The minimum over all processes, in all of them; waits for the devices."""
   if jax.process_count() == 1:
