@@ -112,7 +112,6 @@ def test_folders_are_copied_both_ways(server, workdir, tmp_path):
   [
     (403, PermissionError, 'access denied: .* does not have .*access'),
     (401, PermissionError, 'no credentials for Google Cloud; run gcloud auth'),
-    (429, OSError, 'the bucket answers .*429'),
     (503, OSError, 'the bucket answers .*503'),
     ('close', OSError, 'the bucket cannot be reached'),
   ],
