@@ -241,8 +241,7 @@ class _Loop:
     self._in_flight.append(_Dispatch(self._trainer.step, sums=sums))
     self._snapshot()
     if self._writers:
-      draw = self._trainer.draw(self._originals, GRID)
-      self._in_flight[-1].draw = draw
+      self._in_flight[-1].draw = self._trainer.draw(self._originals, GRID)
 
   def _snapshot(self) -> None:
     """Queues the state for saving, after what was dispatched before it."""
