@@ -19,7 +19,7 @@ from tests.conftest import ROOT, Rows
 from tests.preloaded import run
 import train
 import vae
-from vae import models, objectives
+from vae import models, objectives, registry
 
 PAGES = sorted(
   [
@@ -165,7 +165,7 @@ def _config_keys():
   for group, package in (('model', models), ('objective', objectives)):
     for path in (ROOT / 'vae' / f'{group}s').glob('[a-z]*.py'):
       with contextlib.suppress(vae.errors.UserError):
-        found = package.fields(package.find(path.stem))
+        found = registry.fields(package.find(path.stem))
         keys |= {f'{group}.{name}' for name in found}
   return keys
 
