@@ -46,28 +46,17 @@ class Run:
   writer: progress_lib.Writer
 
 
-def _never() -> bool:
-  return False
-
-
 def train_and_evaluate(
   config: ml_collections.ConfigDict,
   workdir: epath.PathLike,
   data: splits.DataSet,
   writer: progress_lib.Writer,
-  stop: Callable[[], bool] = _never,
+  stop: Callable[[], bool] = lambda: False,
 ) -> steps.TrainState:
   """Trains the model of a config, from the workdir's last checkpoint on.
 
-  Args:
-    config: complete and valid (`schema.validate`).
-    workdir: of checkpoints and pictures.
-    data: its train and validation splits are used.
-    writer: of the metrics.
-    stop: called after each dispatch; True ends training, with a checkpoint.
-
-  Returns:
-    The state after the last step, or the one at which it was stopped.
+  The config is complete and valid (`schema.validate`). `stop` is called after
+  each dispatch; True ends training, with a checkpoint. Returns the last state.
 
   Raises:
     UserError: if a loss or gradient is not finite, or the run cannot start.
@@ -86,18 +75,13 @@ def train_population(
   runs: Sequence[Run],
   data: splits.DataSet,
   latent_dim: int | None = None,
-  stop: Callable[[], bool] = _never,
+  stop: Callable[[], bool] = lambda: False,
 ) -> list[UserError | None]:
   """Trains several runs in one program, each as `train_and_evaluate` would.
 
-  But they draw no pictures.
-
-  Args:
-    runs: at most one for each local device; their last checkpoints are of the
-      same step, and their configs the same but for `trainer.FREE_KEYS`.
-    data: as for `train_and_evaluate`.
-    latent_dim: to pad to, by default the largest of the runs.
-    stop: as for `train_and_evaluate`.
+  But they draw no pictures. There is at most one for each local device; their
+  last checkpoints are of the same step, and their configs the same but for
+  `trainer.FREE_KEYS`. They are padded to `latent_dim`, by default the largest.
 
   Returns:
     The error of each run that ended before the others, else None.
@@ -127,7 +111,9 @@ def _train(
   )
   # A run can have been stopped between an epoch's end and its validation.
   validate_first = schedule.validates(trainer.step) and not trainer.is_validated
-  where = _folder(runs)
+  where = str(runs[0].workdir)
+  if len(runs) > 1:
+    where = f'{runs[0].workdir.parent} ({len(runs)} runs together)'
   if trainer.step >= schedule.total_steps and not validate_first:
     progress_lib.say(f'{where}: this run is finished, at step {trainer.step}.')
     return [None] * len(runs)
@@ -146,20 +132,18 @@ def _train(
     writers = []
     # All processes have the same state, and one of them writes it.
     if jax.process_index() == 0:
-      writers = [
-        stack.enter_context(
-          CheckpointWriter(
-            run.workdir, run.config.checkpoint.keep_best, progress_lib.warn
-          )
-        )
-        for run in runs
-      ]
+      for run in runs:
+        keep_best = run.config.checkpoint.keep_best
+        writer = CheckpointWriter(run.workdir, keep_best, progress_lib.warn)
+        writers.append(stack.enter_context(writer))
     loop = _Loop(trainer, data, config, schedule, progress, writers, stop)
     loop.run(validate_first)
     patience = 0.0 if loop.is_stopped else _PATIENCE_SECONDS
-    for run, writer in enumerate(writers):
-      if loop.divergence.errors[run] is None:
-        writer.finish(patience, stop if jax.process_count() == 1 else _never)
+    # All processes must call `stop` together, and only this one waits here.
+    ends = stop if jax.process_count() == 1 else lambda: False
+    for writer, error in zip(writers, loop.divergence.errors, strict=False):
+      if error is None:
+        writer.finish(patience, ends)
   if loop.divergence.running():
     if loop.is_stopped:
       progress_lib.say(f'Stopped at step {trainer.step:,}, which is saved.')
@@ -169,18 +153,13 @@ def _train(
 
 
 class _Loop:
-  """The loop over dispatches.
-
-  Attributes:
-    divergence: the runs that ended before their time.
-    is_stopped: whether `stop` ended all.
-  """
+  """The loop over dispatches."""
 
   def __init__(self, trainer, data, config, schedule, progress, writers, stop):
     self._trainer, self._config, self._schedule = trainer, config, schedule
     self._progress, self._writers, self._stop = progress, writers, stop
     self.divergence = Divergence(trainer.num_runs)
-    self.is_stopped = False
+    self.is_stopped = False  # By `stop`, which ends all runs.
     # Read now, so that an unreadable image is reported before training.
     pairs = min(GRID * GRID // 2, data.validation.num_examples)
     self._originals = next(data.validation.batches(np.arange(pairs), pairs))
@@ -262,8 +241,7 @@ class _Loop:
     self._in_flight.append(_Dispatch(self._trainer.step, sums=sums))
     self._snapshot()
     if self._writers:
-      draw = self._trainer.draw(self._originals, GRID)
-      self._in_flight[-1].draw = draw
+      self._in_flight[-1].draw = self._trainer.draw(self._originals, GRID)
 
   def _snapshot(self) -> None:
     """Queues the state for saving, after what was dispatched before it."""
@@ -353,14 +331,7 @@ def _claim_workdirs(
       run.writer.write_hparams(schema.flatten(run.config))
 
 
-def _folder(runs: Sequence[Run]) -> str:
-  if len(runs) == 1:
-    return str(runs[0].workdir)
-  return f'{runs[0].workdir.parent} ({len(runs)} runs together)'
-
-
 def _announce(trainer: Trainer, data: splits.DataSet, where: str) -> None:
-  """Prints what is trained, on what, and into which folder."""
   if trainer.step:
     progress_lib.say(f'{where}: this run goes on from step {trainer.step}.')
   progress_lib.say(

@@ -240,9 +240,7 @@ def _lower_population(tpus, config, batch_size, num_images):
     lambda s: _shape((len(tpus), *s.shape), s.dtype),
     (state, _settings(config)),
   )
-  train_steps = trainer._over_members.__wrapped__(
-    steps.train_loop, program, (0, 0, None, None, None, None), len(tpus)
-  )
+  train_steps, _ = trainer._over_members.__wrapped__(program, True, len(tpus))
   return train_steps.lower(
     *(state, settings, _key(), _stored(program, num_images)),
     *(_indices(batch_size), _shape((), 'i4')),

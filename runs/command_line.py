@@ -34,15 +34,10 @@ def run(
   commands: Sequence[str] = (),
   on_interrupt: str = 'interrupted.',
 ) -> None:
-  """Parses the flags and runs `main`.
+  """Parses the flags and runs `main`, with the first word if it is a command.
 
   A user's mistake, in the flags or a `UserError`, ends in one line on standard
-  error and exit status 2, Ctrl-C in 130, SIGTERM in 0.
-
-  Args:
-    main: called with the command, if there are any.
-    commands: accepted first words of the command line.
-    on_interrupt: message after Ctrl-C.
+  error and exit status 2, Ctrl-C in `on_interrupt` and 130, SIGTERM in 0.
   """
 
   def parse(argv):
@@ -137,8 +132,7 @@ def _explain(error: Exception) -> str | None:
 def define_config(default: str) -> None:
   """Defines `--config`, and the flags that override the settings of its file.
 
-  Args:
-    default: file that is used without the flag, relative to the scripts.
+  `default` is the file without the flag, relative to the scripts.
   """
   config_flags.DEFINE_config_file(
     'config',

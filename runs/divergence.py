@@ -13,11 +13,7 @@ _MAX_SKIPPED = 100
 
 
 class Divergence:
-  """The runs that have diverged.
-
-  Attributes:
-    errors: of each run that has, else None.
-  """
+  """The runs that have diverged; `errors` has the error of each, else None."""
 
   def __init__(self, num_runs: int):
     self.errors: list[UserError | None] = [None] * num_runs
@@ -33,11 +29,7 @@ class Divergence:
   def check_steps(
     self, first_step: int, metrics: dict[str, np.ndarray]
   ) -> list[int]:
-    """Checks the loss and the gradient of training steps.
-
-    Args:
-      first_step: before these.
-      metrics: of each run and step, [num_runs, num_steps].
+    """Checks the metrics [num_runs, num_steps] of the steps after a first one.
 
     Returns:
       The runs with a finite step, before any at which they diverged.

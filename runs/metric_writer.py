@@ -58,8 +58,7 @@ class MetricWriter(progress.Writer):
         (self.folder / FILENAME).write_bytes(content)
     folder = self.folder or workdir
     self._path = folder / FILENAME
-    # Lines that could not be written yet.
-    self._waiting: list[str] = []
+    self._waiting: list[str] = []  # Lines that could not be written yet.
     # TensorBoard's files are written by a thread.
     self._logdir = str(folder / 'tensorboard')
     self._thread = futures.ThreadPoolExecutor(1, 'tensorboard')
@@ -113,11 +112,11 @@ class MetricWriter(progress.Writer):
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes one JSON object on a line of its own, and points of curves."""
     self._write_line(json.dumps({'step': step, **scalars}) + '\n')
-    self._submit('write_scalars', step, scalars)
+    self._thread.submit(self._write_events, 'write_scalars', step, scalars)
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes pictures, uint8 [height, width, channels]."""
-    self._submit('write_images', step, images)
+    self._thread.submit(self._write_events, 'write_images', step, images)
     if self._mirror is not None:
       # A bucket gets small files, as one is copied whenever it has grown.
       self._thread.submit(self._end_file, _SECONDS_OF_PIECE)
@@ -128,7 +127,7 @@ class MetricWriter(progress.Writer):
       key: value if isinstance(value, (bool, int, float, str)) else str(value)
       for key, value in hparams.items()
     }
-    self._submit('write_hparams', plain)
+    self._thread.submit(self._write_events, 'write_hparams', plain)
 
   def close(self) -> None:
     """Waits until everything is written that can be."""
@@ -164,9 +163,6 @@ class MetricWriter(progress.Writer):
         os.truncate(self._path, end)
       if not had_to_wait:
         _warn(f'{self._path} cannot be written ({error.strerror or error})')
-
-  def _submit(self, method: str, *args) -> None:
-    self._thread.submit(self._write_events, method, *args)
 
   def _write_events(self, method: str, *args) -> None:
     """Calls a method of clu's writer, which is replaced after a failure.

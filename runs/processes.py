@@ -55,15 +55,8 @@ def join(
 ) -> None:
   """Connects the processes of a run, so that JAX sees all of their devices.
 
-  A TPU pod and Slurm provide the arguments that are None.
-
-  Args:
-    coordinator_address: HOST:PORT of the first process.
-    num_processes: number of processes.
-    process_id: index of this process, from 0.
-
-  Raises:
-    UserError: if they cannot be connected.
+  The address is HOST:PORT of the first process. A TPU pod and Slurm provide the
+  arguments that are None. Raises a UserError if this fails.
   """
   try:
     jax.distributed.initialize(
@@ -81,15 +74,11 @@ def join(
 
 
 def check_same(content: object, name: str) -> None:
-  """Raises a UserError in all processes of the run if their content differs.
-
-  Args:
-    content: that can be written as JSON.
-    name: of the content, for the message.
-  """
+  """Raises a UserError in all processes if their content (JSON) differs."""
   text = json.dumps(content, sort_keys=True)
-  digest = hashlib.sha256(text.encode()).digest()
-  if not devices.all_have(np.frombuffer(digest, np.uint8)):
+  digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+  is_same = np.array_equal(devices.as_first_process(digest), digest)
+  if not devices.least_of_all(is_same):
     raise UserError(
       f'the processes of this run have different {name}; start all with the '
       'same command, and give them the same images.'

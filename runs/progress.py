@@ -88,15 +88,7 @@ class Progress:
     batch_size: int,
     learning_rates: Sequence[np.ndarray],
   ):
-    """Starts at `step`.
-
-    Args:
-      runs: the writer and the workdir of each.
-      schedule: of all runs.
-      step: from which the runs go on.
-      batch_size: global.
-      learning_rates: of each run, [num_epochs].
-    """
+    """Starts at `step`; the `learning_rates` of each run are [num_epochs]."""
     self._writers, self._workdirs = zip(*runs, strict=True)
     self._schedule, self._batch_size = schedule, batch_size
     self._learning_rates = learning_rates
@@ -120,10 +112,9 @@ class Progress:
       self._start_time = self._last_time = time.monotonic()
 
   def training(self, metrics: dict[str, np.ndarray]) -> None:
-    """Logs each row that is complete, the means over its steps.
+    """Logs the means of each row that is complete.
 
-    Args:
-      metrics: of the steps since the last call, [num_runs, num_steps].
+    The metrics are of the steps since the last call, [num_runs, num_steps].
     """
     self._names = tuple(metrics)
     rows = []
@@ -215,11 +206,9 @@ class Progress:
   def pictures(
     self, step: int, draw: Callable[[], dict[str, np.ndarray]]
   ) -> None:
-    """Writes pictures of the first run, in the background.
+    """Writes pictures of the first run at a step, in the background.
 
-    Args:
-      step: of the state that they show.
-      draw: returns them by name, uint8 [height, width, channels].
+    `draw` returns them by name, uint8 [height, width, channels].
     """
     self.finish_pictures()
     self._painting = self._painter.submit(self._paint, step, draw)
@@ -268,8 +257,7 @@ class Progress:
 def track(label: str, total: int) -> Iterator[Callable[[int], None]]:
   """Prints the progress of a pass over images, and at its end its speed.
 
-  Yields:
-    A function of the number of images done.
+  Yields a function of the number of images done.
   """
   start = last_line = time.monotonic()
   if sys.stdout.isatty():

@@ -28,9 +28,6 @@ _CLASSES = {'model': models, 'objective': objectives}
 # Side of the central square of CelebA's images, 178×218, that is the custom.
 _CELEBA_CROP_SIZE = 148
 
-# Sources that are one data set, whose splits are given.
-_SOURCES_WITHOUT_NAMES = ('celeba', 'cartoon_faces', 'folder')
-
 _COUNT = 1, 2**31 - 1  # Counters on the devices are int32.
 
 # The values that a key may have: one of a list, or from a tuple's first to its
@@ -78,11 +75,8 @@ def complete(
 ) -> None:
   """Adds the keys that a config lacks, with their defaults, in place.
 
+  `names` has `model.name` and `objective.name`, if not those of the config.
   Raises a UserError if it is no config, or has an unknown model or objective.
-
-  Args:
-    config: anything that a config file may return.
-    names: `model.name` and `objective.name`, if not those of the config.
   """
   _check_group('the config', config)
   table = default.get_config()
@@ -138,8 +132,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   known = _known(config)
   for key, value in flatten(config).items():
     check_known(f'config.{key}', key, known)
-    accepted = _violated(value, known[key][0], RULES.get(key))
-    if accepted:
+    if accepted := _violated(value, known[key][0], RULES.get(key)):
       raise UserError(
         f'config.{key} is {shown(repr(value), 100)}; it must be {accepted}.'
       )
@@ -149,8 +142,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f'config.data.{needed} is empty; config.data.source={source} needs it.'
     )
+  # The splits of the others are given.
   for key in ('name', 'train', 'validation', 'test'):
-    if config.data[key] and source in _SOURCES_WITHOUT_NAMES:
+    if config.data[key] and source in ('celeba', 'cartoon_faces', 'folder'):
       raise UserError(
         f'config.data.{key} is {config.data[key]!r}; it goes with '
         'config.data.source=tfds.'
@@ -176,13 +170,10 @@ def check_known(name: str, key: str, keys: Iterable[str]) -> None:
 
 
 def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
-  """Checks that the devices divide the batch, and hold what they must.
+  """Raises a UserError unless the devices divide the batch, and have memory.
 
   The least that each needs are the state and, at different times, a copy of it
   for a checkpoint and the reconstructions of its part of a batch.
-
-  Raises:
-    UserError: if they do not, by the shapes of the arrays alone.
   """
   batch_size, size = config.train.batch_size, config.data.image_size
   if batch_size % num_devices:

@@ -37,13 +37,9 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-  """Checks that a run of this config can start, or continue, in a workdir.
+  """Raises a UserError if a workdir holds checkpoints of another config.
 
-  Keys of `schema.FREE_KEYS` may differ; all may if there is no checkpoint.
-
-  Raises:
-    UserError: if the workdir holds checkpoints of a config that contradicts
-      this one, or of another precision of matrix products.
+  Or of another precision of matrix products. `schema.FREE_KEYS` may differ.
   """
   if not checkpoints.Checkpoints(workdir).all_steps():
     return
@@ -96,9 +92,7 @@ def claim(
 ) -> None:
   """Writes config, data and environment of a run into its workdir.
 
-  Raises:
-    UserError: if the workdir cannot be written, or holds checkpoints that were
-      trained on other data.
+  Raises a UserError if it cannot, or if the checkpoints are of other data.
   """
   with _writing_errors(workdir, '--workdir'):
     workdir.mkdir(parents=True, exist_ok=True)
@@ -114,11 +108,7 @@ def claim(
 
 
 def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
-  """The config of a workdir's run, complete and valid.
-
-  Raises:
-    UserError: if the workdir holds no config, or one that cannot be used.
-  """
+  """The config of a workdir's run, complete and valid, or a UserError."""
   config = loading.read_config(workdir)
   try:
     schema.validate(config)
@@ -186,17 +176,14 @@ def hold(workdir: epath.Path) -> Iterator[None]:
     InUseError: if another run holds the workdir.
     WriteError: if it cannot be locked.
   """
-  path = workdir / _LOCK
-  is_remote = paths.is_remote(workdir)
+  lock = _ObjectLock if paths.is_remote(workdir) else _locked_file
   with contextlib.ExitStack() as stack:
     try:
-      stack.enter_context(
-        _ObjectLock(workdir) if is_remote else _locked_file(workdir)
-      )
+      stack.enter_context(lock(workdir))
     except OSError as error:
       raise WriteError(
-        f'{path} cannot be locked ({error.strerror or error}); name another '
-        '--workdir.'
+        f'{workdir / _LOCK} cannot be locked ({error.strerror or error}); name '
+        'another --workdir.'
       ) from error
     yield
 

@@ -13,7 +13,6 @@ import http.server
 import json
 import multiprocessing
 from multiprocessing import managers
-import os
 import random
 import re
 import ssl
@@ -21,7 +20,6 @@ import subprocess
 import tempfile
 import threading
 import time
-from unittest import mock
 import urllib.parse
 import uuid
 
@@ -370,13 +368,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   do_DELETE = do_GET = do_PATCH = do_POST = do_PUT = _answer
 
 
-@contextlib.contextmanager
-def serve():
-  """A server in threads of this process."""
-  with contextlib.closing(Server()) as server:
-    yield server
-
-
 class _Manager(managers.BaseManager):
   """Another process, which benchmarks need: threads would share their GIL."""
 
@@ -389,10 +380,3 @@ def serve_in_process():
   """A server in a process of its own."""
   with _Manager(ctx=multiprocessing.get_context('spawn')) as manager:
     yield manager.Server()
-
-
-@contextlib.contextmanager
-def clients_sent_to(server: Server):
-  """A context in which clients of this process and its children use it."""
-  with mock.patch.dict(os.environ, server.environment()):
-    yield

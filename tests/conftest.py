@@ -3,8 +3,10 @@
 TensorFlow is imported by the fixtures that need it, as most tests do not.
 """
 
+import contextlib
 import os
 import pathlib
+from unittest import mock
 
 # Optimising the programs of tests takes longer than running them. `make
 # test-all` sets XLA_FLAGS to nothing, and so tests them as users run them.
@@ -26,9 +28,9 @@ import pytest
 
 from configs import default
 from runs import progress
-from tests import bucket_server, preloaded
+from tests import bucket_server
 import train
-from vae import splits
+from vae import paths, splits
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -57,11 +59,6 @@ def pytest_collection_modifyitems(items):
   """Puts the longest files first, and leaves each in its order."""
   place = {name: index for index, name in enumerate(LONGEST)}
   items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
-
-
-def pytest_sessionfinish():
-  """Ends the processes that scripts are forked from."""
-  preloaded.stop()
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -214,5 +211,22 @@ def inception_file(tmp_path_factory):
 @pytest.fixture(scope='module')
 def running():
   """A bucket server that all clients of this process are sent to."""
-  with bucket_server.serve() as server, bucket_server.clients_sent_to(server):
+  with (
+    contextlib.closing(bucket_server.Server()) as server,
+    mock.patch.dict(os.environ, server.environment()),
+  ):
     yield server
+
+
+@pytest.fixture
+def remote(running, tmp_path):
+  """A folder in the bucket that no other test has; its name is a pattern."""
+  return paths.expand(f'gs://bucket/{tmp_path.name}/lr=[0.1]?*/run')
+
+
+@pytest.fixture(params=['disk', 'bucket'])
+def workdir(request, tmp_path):
+  """A folder of each kind."""
+  if request.param == 'disk':
+    return paths.expand(tmp_path)
+  return request.getfixturevalue('remote')

@@ -5,6 +5,7 @@ and nothing of this project. If the import of libraries matters, tests use
 `tests.test_main.start`.
 """
 
+import functools
 import gc
 import importlib
 import json
@@ -43,9 +44,6 @@ _LOGGED = re.compile(
   'To enable the following instructions:'
 )
 
-# By the environment in which libraries are imported.
-_processes = {}
-
 
 def run(
   *flags: str, script: str = 'main.py', devices: int = 1
@@ -62,7 +60,7 @@ def run(
   with tempfile.TemporaryDirectory() as folder:
     out, err = pathlib.Path(folder, 'out'), pathlib.Path(folder, 'err')
     request = [[script, *flags], environment, str(out), str(err)]
-    process = _process(early)
+    process = _process(tuple(sorted(early.items())))
     process.stdin.write(json.dumps(request) + '\n')
     process.stdin.flush()
     code = int(process.stdout.readline())
@@ -75,26 +73,17 @@ def program_lines(err: str) -> str:
   return ''.join(line for line in lines if not _LOGGED.match(line))
 
 
-def stop() -> None:
-  """Ends the processes that `run` has started."""
-  for process in _processes.values():
-    process.stdin.close()
-    process.wait()
-  _processes.clear()
-
-
-def _process(environment: dict[str, str]) -> subprocess.Popen:
-  key = frozenset(environment.items())
-  if key not in _processes:
-    _processes[key] = subprocess.Popen(
-      [sys.executable, __file__],
-      cwd=_ROOT,
-      env=os.environ | environment,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-  return _processes[key]
+@functools.cache
+def _process(environment: tuple[tuple[str, str], ...]) -> subprocess.Popen:
+  """Forks the runs of this early environment; ends with this process."""
+  return subprocess.Popen(
+    [sys.executable, __file__],
+    cwd=_ROOT,
+    env=os.environ | dict(environment),
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
 
 
 def _serve() -> None:

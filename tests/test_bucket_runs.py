@@ -9,9 +9,8 @@ import time
 import pytest
 
 from tests.celeba_builder import CelebA
-from tests.ports import free_port
 from tests.preloaded import run
-from tests.test_main import check_same, finish, metrics, SMALL, start
+from tests.test_main import check_same, finish, metrics, SMALL, start, start_two
 from vae import paths
 from vae.checkpoints import Checkpoints
 
@@ -82,17 +81,17 @@ def test_killed_run_ends_in_the_bits_of_a_local_one(
   saved, step = Checkpoints(workdir), 0
   for _ in range(2):
     process = start(*flags, '--config.checkpoint.every_minutes=1e-9')
-    while (saved.latest_step() or 0) <= step:
+    while max(saved.all_steps(), default=0) <= step:
       assert process.poll() is None, process.communicate()
       time.sleep(0.2)
-    step = saved.latest_step()
+    step = saved.all_steps()[-1]
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
   assert 0 < step < 600
   code, out, err = run(*flags)
   assert code == 0 and 'from step' in out, err
-  assert fetched(workdir, tmp_path).latest_step() == 600
+  assert fetched(workdir, tmp_path).all_steps()[-1] == 600
   check_same(tmp_path / 'fetched', local[0])
 
 
@@ -107,7 +106,7 @@ def test_signal_stops_a_run_that_no_other_joins(server, workdir, flags):
   process.send_signal(signal.SIGTERM)
   out, err = process.communicate(timeout=120)
   assert process.returncode == 0 and 'Traceback' not in err, err
-  step = Checkpoints(workdir).latest_step()
+  step = Checkpoints(workdir).all_steps()[-1]
   assert f'{step:,}, which is saved' in out
   assert not (workdir / 'lock.json').exists()
   assert step - 2 < max(row['step'] for row in metrics(workdir)) <= step
@@ -131,28 +130,17 @@ def test_second_interrupt_ends_a_run_whose_bucket_hangs(
     running.set_faults()
   process.communicate()
   # The bucket keeps its checkpoints, and keeps no other run out.
-  step = Checkpoints(workdir).latest_step() or 0
+  step = max(Checkpoints(workdir).all_steps(), default=0)
   code, out, err = run(*flags, f'--config.train.num_epochs={step // 5 + 1}')
   assert code == 0 and (f'from step {step:,}' in out or not step), err
 
 
 @pytest.mark.slow
 def test_two_processes_write_one_run(server, workdir, flags):
-  address = f'127.0.0.1:{free_port()}'
-  processes = [
-    start(
-      *flags,
-      '--config.train.num_epochs=20',
-      '--distributed',
-      f'--coordinator_address={address}',
-      '--num_processes=2',
-      f'--process_id={process_id}',
-    )
-    for process_id in range(2)
-  ]
+  processes = start_two(*flags, '--config.train.num_epochs=20')
   outputs = [p.communicate(timeout=300) for p in processes]
   assert [p.returncode for p in processes] == [0, 0], outputs
-  assert Checkpoints(workdir).latest_step() == 100
+  assert Checkpoints(workdir).all_steps()[-1] == 100
   assert metrics(workdir)[-1]['step'] == 100
 
 
@@ -173,7 +161,7 @@ def test_two_workers_share_a_sweep(server, workdir, flags, tmp_path):
   assert [row['state'] for row in rows] == ['complete'] * 4
   for row in rows:
     point = Checkpoints(workdir / 'points' / row['point'])
-    assert point.latest_step() == 100
+    assert point.all_steps()[-1] == 100
   # No point was trained by both.
   trained = [set(re.findall(r'into (\S+)\.', out)) for _, out, _ in results]
   assert len(trained[0] | trained[1]) == 4 and not trained[0] & trained[1]

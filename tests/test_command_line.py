@@ -115,12 +115,6 @@ def test_configs_are_found_from_any_folder_and_take_an_argument(run, elsewhere):
   assert found == (0, 'configs/faces.py 5 1.0\n', '')
 
 
-def test_config_that_is_not_found_gets_one_line(run, elsewhere):
-  code, _, err = run(PRINT_CONFIG, '--config=gone.py', cwd=elsewhere)
-  assert code == 2 and err.count('\n') == 1
-  assert f'in {elsewhere} or {ROOT}' in err and f'{ROOT}/configs has' in err
-
-
 def test_model_may_be_chosen_with_its_own_keys(run, tmp_path):
   (tmp_path / 'bare.py').write_text(
     'import ml_collections\nget_config = ml_collections.ConfigDict\n'
@@ -151,3 +145,62 @@ def test_platform_that_is_not_there_gets_one_line(tmp_path, words):
   assert err.startswith("error: JAX_PLATFORMS is 'typo'; ")
   assert err.count('\n') == 1
   assert not (tmp_path / 'new').exists()
+
+
+def check_refused(tmp_path, reason, *flags):
+  code, out, err = preloaded.run(*flags, f'--workdir={tmp_path}/w')
+  assert (code, out) == (2, ''), err
+  assert err.startswith('error: ') and err.count('\n') == 1 and reason in err
+  assert len(err) < 2100 and not (tmp_path / 'w').exists()
+
+
+CONFIG = 'from configs import default\ndef get_config():\n  config = default.'
+CONFIG += 'get_config()\n'
+
+
+@pytest.mark.parametrize(
+  ('program', 'reason'),
+  [
+    ('', "KeyError: 'get_config'"),
+    ('x = = 1\n', 'config.py, line 1: SyntaxError'),
+    ('import sys\nsys.exit(0)\n', 'line 2: SystemExit: 0'),
+    ('def get_config():\n  return {"seed": 3}\n', "the config is {'seed': 3}"),
+    (CONFIG + '  raise OSError("a\\nb")\n', 'line 4: OSError: a b'),
+    (CONFIG + '  config.bata = 4\n  return config\n', 'config.bata: there is'),
+  ],
+)
+def test_file_that_is_no_config_gets_one_line(tmp_path, program, reason):
+  path = tmp_path / 'config.py'
+  path.write_text(program)
+  check_refused(tmp_path, reason, f'--config={path}')
+
+
+@pytest.mark.parametrize(
+  ('flags', 'reason'),
+  [
+    (['--config.model={}'], '--config.model: there is no such key'),
+    (['--config.model.__class__=1'], 'there is no such key'),
+    (['--config.model.hidden_channels[0]=1'], 'did you mean model.hidden_ch'),
+    (['--config.seed=' + '9' * 5000], 'config.seed'),
+    (['--config.model.latent_dim=1000000000'], ' GB free'),
+    (
+      ['--config=a\nb.py'],
+      f'a b.py: there is no such file in {ROOT} or {ROOT}',
+    ),
+    (['--config.seed=3', '--config=configs/faces.py'], 'before a value for'),
+  ],
+)
+def test_flags_that_are_no_settings_get_one_line(tmp_path, flags, reason):
+  check_refused(tmp_path, reason, *flags)
+
+
+def test_scripts_find_a_run_at_home(trained_run, monkeypatch):
+  monkeypatch.setenv('HOME', str(trained_run.parent))
+  run = f'~/{trained_run.name}'
+  for script, words, message in (
+    ('main.py', (), ' holds a run of another config'),
+    ('sweep.py', ('--beta=1,2',), ' holds a run; name another --workdir'),
+    ('evaluate.py', (f'--output={run}/config.json',), '/config.json cannot be'),
+  ):
+    code, _, err = preloaded.run(*words, f'--workdir={run}', script=script)
+    assert code == 2 and f'{trained_run}{message}' in err, err

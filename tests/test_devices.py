@@ -25,6 +25,7 @@ NUM_STEPS = 10
 MODELS = {
   'conv': {'hidden_channels': (4,), 'learn_sigma': True},
   'mlp': {'hidden_sizes': (6,)},
+  'residual': {'channels': (4,)},
 }
 # Model, and β, learning rate, latent dimension and seed of each member.
 POPULATIONS = {
@@ -36,7 +37,7 @@ POPULATIONS = {
 def make_config(objective='elbo', model='conv'):
   """All that is random is on: flips, noise on the input, two samples of z."""
   config = make_small_config('')
-  config.data.image_size = 8
+  config.data.image_size, config.train.steps_per_dispatch = 8, 3
   with config.unlocked():
     config.model = {'name': model, 'dtype': 'float64', **MODELS[model]}
     config.objective = {'name': objective, 'num_samples': 2}
@@ -93,7 +94,7 @@ def train_by(trainer):
   sums = [trainer.by_run(trainer.evaluate(*c)) for c in trainer.eval_chunks()]
   losses = [sum(s['loss'].sum(axis=1, keepdims=True) for s in sums)]
   while trainer.step < NUM_STEPS:
-    for chunk in trainer.train_chunks(trainer.step // 5, 0, 3):
+    for chunk in trainer.train_chunks(trainer.step // 5, 0):
       metrics = trainer.by_run(trainer.train(chunk))
       losses.append(metrics['loss'][:, : chunk.num_batches])
   states = jax.device_get(trainer.states(trainer.snapshot()))
@@ -145,7 +146,7 @@ def collectives(trainer):
     return function(*args)
 
   trainer._train_steps = lower
-  trainer.train(next(trainer.train_chunks(0, 0, 3)))
+  trainer.train(next(trainer.train_chunks(0, 0)))
   (text,) = texts
   assert 'fusion' in text
   pattern = 'all-reduce|all-gather|all-to-all|collective|reduce-scatter|send'

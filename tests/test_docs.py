@@ -1,10 +1,13 @@
 """The documentation: its code trains, its links and commands exist."""
 
 import contextlib
+import os
 import re
 import runpy
 import sys
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 
@@ -105,19 +108,18 @@ def test_evaluator_of_the_docs_adds_its_metrics(digits_run):
   assert 0 < results.metrics['edges_of_reconstructions'].value < found
 
 
-def test_ideas_of_the_docs_are_short():
-  text = (ROOT / 'docs/extending.md').read_text()
-  lines = {
-    name: len(list(filter(None, code.splitlines())))
-    for name, code in BLOCK.findall(text)
-  }
-  for idea, config in (
-    ('iwae_bound.py', 'iwae_config.py'),
-    ('patches.py', 'patches_config.py'),
-    ('digits.py', 'digits_config.py'),
-  ):
-    assert lines[idea] + lines[config] < 40
-  assert lines['sharpness.py'] < 40
+def test_notebook_runs_from_top_to_bottom(trained_run):
+  notebook = nbformat.read(ROOT / 'docs/trained_model.ipynb', as_version=4)
+  client = nbclient.NotebookClient(
+    notebook, timeout=120, resources={'metadata': {'path': ROOT / 'docs'}}
+  )
+  client.execute(env=dict(os.environ, WORKDIR=str(trained_run)))
+  outputs = [o for c in notebook.cells for o in c.get('outputs', ())]
+  # An error raises, and nothing is printed on standard error.
+  assert not [o for o in outputs if o.get('name') == 'stderr']
+  assert sum('image/png' in o.get('data', {}) for o in outputs) == 4
+  text = ''.join(o.text for o in outputs if o.output_type == 'stream')
+  assert '(200, 2) (200, 2)' in text and '2 latent dimensions' in text
 
 
 def _slugs(page):

@@ -15,7 +15,6 @@ import time
 import pytest
 
 from tests import test_main
-from tests.ports import free_port
 from vae.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.faults
@@ -76,22 +75,7 @@ def wait_for(process, text='Training'):
 
 
 def steps_done(workdir):
-  return Checkpoints(workdir).latest_step() or 0
-
-
-def start_two(*flags):
-  address = f'127.0.0.1:{free_port()}'
-  return [
-    test_main.start(
-      *flags,
-      '--distributed',
-      f'--coordinator_address={address}',
-      '--num_processes=2',
-      f'--process_id={index}',
-      devices=2,
-    )
-    for index in range(2)
-  ]
+  return max(Checkpoints(workdir).all_steps(), default=0)
 
 
 def finish(*flags):
@@ -100,7 +84,7 @@ def finish(*flags):
 
 
 def finish_two(*flags):
-  for process in start_two(*flags):
+  for process in test_main.start_two(*flags, devices=2):
     _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
 
@@ -217,7 +201,7 @@ def test_kill_of_one_of_two_processes(undisturbed_pair, tmp_path, table):
   chance, took, kills = random.Random(2), [], 6
   flags = *flags, f'--workdir={tmp_path}'
   for kill in range(kills):
-    processes = start_two(*flags)
+    processes = test_main.start_two(*flags, devices=2)
     wait_for(processes[0], ('Training', 'images/s')[kill % 3 > 0])
     time.sleep(chance.uniform(0, seconds))
     processes[kill % 2].kill()
@@ -244,7 +228,7 @@ def test_signal_to_one_of_two_processes(undisturbed_pair, tmp_path, table):
   chance, took, tries = random.Random(3), [], 6
   flags = *flags, f'--workdir={tmp_path}'
   for index in range(tries):
-    processes = start_two(*flags)
+    processes = test_main.start_two(*flags, devices=2)
     wait_for(processes[0], 'images/s')
     time.sleep(chance.uniform(0, seconds))
     number = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)[index // 2]

@@ -1,8 +1,12 @@
-"""Imports only go down, from floor to floor; TensorFlow stays at the top."""
+"""Imports only go down, from floor to floor; TensorFlow stays at the top.
+
+And the library can be imported from any folder.
+"""
 
 import ast
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -109,3 +113,22 @@ def test_tensorflow_is_silent_unless_the_user_chose(given):
     [sys.executable, '-c', code], cwd=ROOT, env=environment | chosen, text=True
   )
   assert found.split() == [given[0] or '3', given[1]]
+
+
+def test_installed_library_is_found_from_another_folder(tmp_path):
+  """By `pip install -e .` of a copy, as pip writes beside the project."""
+  project = tmp_path / 'project'
+  shutil.copytree(ROOT / 'vae', project / 'vae')
+  for name in ('pyproject.toml', 'requirements.txt'):
+    shutil.copy(ROOT / name, project)
+  options = '--no-deps --no-build-isolation --no-index'.split()
+  install = [sys.executable, '-m', 'pip', 'install', *options]
+  install += [f'--prefix={tmp_path / "installed"}', '-e', str(project)]
+  subprocess.run(install, check=True, capture_output=True)
+  (site,) = (tmp_path / 'installed').rglob('site-packages')
+  code = f'import site; site.addsitedir({str(site)!r}); import vae; '
+  code += 'print(vae.__file__, vae.load.__name__)'
+  found = subprocess.check_output(
+    [sys.executable, '-c', code], cwd=tmp_path, text=True
+  )
+  assert found == f'{project}/vae/__init__.py load\n'

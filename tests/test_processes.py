@@ -27,6 +27,9 @@ def handlers():
 
 @pytest.mark.parametrize('number', TERMINATING)
 def test_signal_asks_training_to_stop(number):
+  # Before training it ends the program.
+  with pytest.raises(processes.TerminatedError), processes.StopSignals():
+    signal.raise_signal(number)
   with processes.StopSignals() as stop:
     assert not stop()
     signal.raise_signal(number)
@@ -37,12 +40,6 @@ def test_signal_asks_training_to_stop(number):
     with pytest.raises(processes.TerminatedError):
       stop.raise_if_received()
   assert signal.getsignal(number) == signal.SIG_DFL
-
-
-@pytest.mark.parametrize('number', TERMINATING)
-def test_signal_before_training_ends_at_once(number):
-  with pytest.raises(processes.TerminatedError), processes.StopSignals():
-    signal.raise_signal(number)
 
 
 def test_second_interrupt_ends_without_saving(monkeypatch, capfd):

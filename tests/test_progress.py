@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+import types
 
 from etils import epath
 import numpy as np
@@ -10,14 +11,6 @@ from PIL import Image
 import pytest
 
 from runs import progress
-
-
-class Clock:
-  """A clock that stands still until `now` is changed."""
-
-  def __init__(self, monkeypatch):
-    self.now = 1000.0
-    monkeypatch.setattr(time, 'monotonic', lambda: self.now)
 
 
 class ListWriter(progress.Writer):
@@ -36,7 +29,8 @@ VALIDATION = {'loss': [2.0], 'distortion': [1.5], 'kl': [0.5], 'mse': [0.1]}
 
 @pytest.fixture
 def setting(monkeypatch, tmp_path, capsys):
-  clock, writer = Clock(monkeypatch), ListWriter()
+  clock, writer = types.SimpleNamespace(now=1000.0), ListWriter()
+  monkeypatch.setattr(time, 'monotonic', lambda: clock.now)
   run = progress.Progress(
     [(writer, epath.Path(tmp_path))],
     SCHEDULE,
@@ -95,29 +89,6 @@ def test_rows_do_not_depend_on_the_dispatches(setting, cuts):
   parts = np.split(losses.astype(np.float64), [20, 40])
   for row, values in zip(writer.rows, parts, strict=True):
     assert row['train/loss'] == pytest.approx(values.mean(), rel=1e-12)
-
-
-def test_rows_have_step_epoch_and_names(setting):
-  _, writer, run = setting
-  run.training(metrics_of(*[4.0] * 10, *[2.0] * 10))
-  run.validation(150, VALIDATION)
-  run.training(metrics_of(5.0))
-  run.stopped()
-  train, val, last = writer.rows
-  assert train.pop('images_per_second') > 0
-  assert train == {
-    'step': 120,
-    'epoch': 2.4,
-    'train/loss': 3.0,
-    'train/kl': 1.5,
-    'learning_rate': 0.25,
-  }
-  assert val == {
-    'step': 150,
-    'epoch': 3,
-    **{f'val/{name}': value for name, (value,) in VALIDATION.items()},
-  }
-  assert (last['step'], last['train/loss']) == (121, 5.0)
 
 
 def test_pictures_are_kept_by_epoch(setting, tmp_path, capsys):

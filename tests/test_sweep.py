@@ -151,7 +151,7 @@ def test_stopped_sweep_goes_on(finished, tmp_path, number, status, message):
   assert process.returncode == status and 'Traceback' not in err
   assert err.endswith(f'\n{message}; the same command goes on.\n')
   (step,) = re.findall(r'Stopped at step (\d+), which is saved', out)
-  assert Checkpoints(point).latest_step() == int(step) < 100
+  assert Checkpoints(point).all_steps()[-1] == int(step) < 100
   assert f'goes on from step {step}' in sweep(*flags)
   assert rows(tmp_path / 'sweep') == rows(undisturbed)
 

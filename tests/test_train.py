@@ -94,7 +94,7 @@ def test_stopped_run_ends_in_the_same_bits(
   # No row of a later step, and every row before.
   steps = [row['step'] for row in writer.rows]
   assert steps == sorted(steps) and max(steps) < stop
-  assert Checkpoints(tmp_path).latest_step() == saved_before
+  assert Checkpoints(tmp_path).all_steps()[-1] == saved_before
   again = Rows(writer.rows)
   state = train.train_and_evaluate(config, tmp_path, data, again)
   check_same(state, again.rows, undisturbed)
@@ -132,7 +132,7 @@ def test_trained_steps_are_saved_if_an_image_cannot_be_decoded(
   data = dataclasses.replace(data, **{spoilt: split})
   with pytest.raises(UserError, match='a.jpg cannot be decoded'):
     train.train_and_evaluate(config, tmp_path, data, writer)
-  assert Checkpoints(tmp_path).latest_step() == saved
+  assert Checkpoints(tmp_path).all_steps()[-1] == saved
   # And with a sound image it continues.
   state = train.train_and_evaluate(config, tmp_path, data, writer)
   check_same(state, writer.rows, undisturbed)
@@ -161,7 +161,7 @@ def test_run_that_is_stopped_over_and_over_ends_in_the_same_bits(
     if stop.left:
       break
     stops.append(int(state.step))
-    assert Checkpoints(tmp_path).latest_step() == state.step
+    assert Checkpoints(tmp_path).all_steps()[-1] == state.step
   # Between rows, and before a validation.
   assert {1, 3, 6, 8} & set(stops) and {5, 10, 15} & set(stops), stops
   jax.tree.map(np.testing.assert_array_equal, state, undisturbed[0])

@@ -72,18 +72,6 @@ def server(running):
   running.set_faults()
 
 
-@pytest.fixture
-def remote(server, tmp_path):
-  return paths.expand(f'gs://bucket/{tmp_path.name}/lr=[0.1]?*')
-
-
-@pytest.fixture(params=['disk', 'bucket'])
-def workdir(request, tmp_path):
-  if request.param == 'disk':
-    return paths.expand(tmp_path)
-  return request.getfixturevalue('remote')
-
-
 def test_second_run_is_refused_until_the_first_has_ended(workdir):
   with held(workdir) as process:
     for _ in range(2):

@@ -42,8 +42,7 @@ class Restored(NamedTuple):
 def write(folder: epath.Path, state: Any, metrics: Mapping[str, float]) -> None:
   """Writes a checkpoint into an empty folder, and reads it back.
 
-  Raises:
-    DamagedError: if the state that is read differs from `state`.
+  Raises DamagedError if the state that is read differs.
   """
   with _plain(folder) as plain:
     _orbax().save(plain / STATE, args=ocp.args.StandardSave(state))

@@ -67,10 +67,6 @@ class Checkpoints:
         return {path.name for path in self.directory.iterdir()}
     return set()
 
-  def latest_step(self) -> int | None:
-    """The step of the last checkpoint, None without any."""
-    return max(self.all_steps(), default=None)
-
   def best_step(self) -> int | None:
     """The step of the least validation loss, None without any."""
     return next(iter(self.ranking()), None)

@@ -23,11 +23,6 @@ class Topology:
   process_index: int = 0
   process_count: int = 1
 
-  @property
-  def num_devices(self) -> int:
-    """Number of devices of all processes together."""
-    return self.local_devices * self.process_count
-
   def local_part(self, batches: np.ndarray) -> np.ndarray:
     """This process's part of [n, batch_size, …] global batches."""
     parts = batches.reshape(
@@ -99,12 +94,6 @@ def as_first_process(tree: Any) -> Any:
       for bits, leaf in zip(received, leaves, strict=True)
     ],
   )
-
-
-def all_have(array: np.ndarray) -> bool:
-  """Whether all processes have the same array, of one shape, in all of them."""
-  same = np.array_equal(as_first_process(array), array)
-  return least_of_all(same) == 1
 
 
 def least_of_all(number: float) -> float:

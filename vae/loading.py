@@ -12,14 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from vae import (
-  checkpoints,
-  distributions,
-  models,
-  numerics,
-  paths,
-  steps,
-)
+from vae import checkpoints, distributions, models, numerics, paths, steps
 from vae.errors import UserError
 
 CONFIG = 'config.json'
@@ -45,11 +38,8 @@ def load(
 ) -> 'TrainedVAE':
   """The trained model of a run.
 
-  The checkpoint is `best`, by validation loss, `last`, or a step.
-
-  Raises:
-    UserError: if the workdir holds no run or no such checkpoint, or one that
-      is damaged or contradicts the config.
+  The checkpoint is `best`, by validation loss, `last`, or a step. Raises
+  UserError if the workdir holds no run, or no such checkpoint that is sound.
   """
   return restore(read_config(workdir), workdir, checkpoint)
 
@@ -88,13 +78,8 @@ class TrainedVAE:
   it is cut into batches of one size, so that each method is compiled once.
   Arrays of another shape or range raise ValueError.
 
-  Attributes:
-    config: of the run.
-    model: the Flax module.
-    variables: its parameters and other collections.
-    step: of the checkpoint.
-    prior: p(z), a distribution (`vae.distributions`).
-    latent_shape: the shape of z.
+  `variables` are the collections of `model`, a Flax module; `step` is that of
+  the checkpoint; `prior` is p(z), a distribution (`vae.distributions`).
   """
 
   def __init__(self, config, model: nn.Module, variables, step: int):
@@ -154,23 +139,23 @@ class TrainedVAE:
   def _check_images(self, images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != self.model.image_shape:
-      problem = (
-        f'have the shape {images.shape}; they must be '
+      raise ValueError(
+        f'the images have the shape {images.shape}; they must be '
         f'[n, {", ".join(map(str, self.model.image_shape))}].'
       )
-    elif images.dtype == np.uint8:
+    if images.dtype == np.uint8:
       return images
-    elif not np.issubdtype(images.dtype, np.floating):
-      problem = f'are {images.dtype}; they must be uint8 or floating.'
-    # NaN is not in [0, 1] either.
-    elif images.size and not (images.min() >= 0 and images.max() <= 1):
-      problem = (
-        f'go from {images.min():.3g} to {images.max():.3g}; floating images '
-        'must be in [0, 1].'
+    if not np.issubdtype(images.dtype, np.floating):
+      raise ValueError(
+        f'the images are {images.dtype}; they must be uint8 or floating.'
       )
-    else:
-      return images.astype(np.float32)
-    raise ValueError(f'the images {problem}')
+    # NaN is not in [0, 1] either.
+    if images.size and not (images.min() >= 0 and images.max() <= 1):
+      raise ValueError(
+        f'the images go from {images.min():.3g} to {images.max():.3g}; '
+        'floating images must be in [0, 1].'
+      )
+    return images.astype(np.float32)
 
   def _in_batches(self, function: Callable[..., Any], rows: np.ndarray):
     """Applies a function of the model to rows, padded to full batches."""

@@ -260,7 +260,7 @@ def _eval_order(
   num_examples: int, batch_size: int, topology: Topology
 ) -> np.ndarray:
   """Positions of the examples of each global batch, [n, batch_size]."""
-  num_devices = topology.num_devices
+  num_devices = topology.local_devices * topology.process_count
   batch_size = max(batch_size // num_devices, 1) * num_devices
   num_batches = -(-num_examples // batch_size)
   per_device = -(-num_examples // (num_batches * num_devices))

@@ -38,13 +38,9 @@ _EVAL_AHEAD = 2
 class Trainer:
   """The state of a run, and how batches go through it.
 
-  Each batch is split over the devices.
-
-  Attributes:
-    num_runs: number of runs.
-    num_parameters: of all models together.
-    step: number of updates dispatched.
-    is_validated: whether the restored state had been validated.
+  Each batch is split over the devices. `num_parameters` are those of all runs,
+  `step` is the number of updates dispatched, and `is_validated` is whether the
+  restored state had been validated.
   """
 
   num_runs = 1
@@ -83,26 +79,21 @@ class Trainer:
     self._state = devices.replicate(state)
     self.step, self.is_validated = int(state.step), bool(is_validated)
 
-  def train_chunks(
-    self, epoch: int, first_step: int, max_steps: int | None = None
-  ) -> Iterator[splits.Chunk]:
+  def train_chunks(self, epoch: int, first_step: int) -> Iterator[splits.Chunk]:
     """The rest of an epoch, in chunks for one dispatch each."""
-    return self._train_chunks(self._config.seed, epoch, first_step, max_steps)
+    return self._train_chunks(self._config.seed, epoch, first_step)
 
-  def _train_chunks(self, seed, epoch, first_step, max_steps):
-    split, config = self._data.train, self._config
-    max_steps = max_steps or _steps_per_dispatch(split, config)
+  def _train_chunks(self, seed, epoch, first_step):
+    split, batch_size = self._data.train, self._config.train.batch_size
+    max_steps = _steps_per_dispatch(split, self._config)
     return splits.train_chunks(
-      *(split, seed, epoch, first_step, config.train.batch_size, max_steps),
-      self._topology,
+      split, seed, epoch, first_step, batch_size, max_steps, self._topology
     )
 
   def eval_chunks(self) -> Iterator[tuple[splits.Chunk, int]]:
     """The validation split, and the position in it of each chunk."""
     split, batch_size = self._data.validation, self._config.eval.batch_size
-    max_batches = _MAX_EVAL_BATCHES
-    if splits.stored_images(split) is None:
-      max_batches = min(max_batches, _max_batches(split, batch_size))
+    max_batches = min(_MAX_EVAL_BATCHES, _max_batches(split, batch_size))
     return splits.eval_chunks(split, batch_size, max_batches, self._topology)
 
   def train(self, chunk: splits.Chunk) -> steps.Metrics:
@@ -145,13 +136,11 @@ class Trainer:
     """The means over the validation split, one for each run."""
     by_run = [self.by_run(chunk) for chunk in sums]
     # In double precision: a large split has hundreds of millions of nats.
-    return {
-      name: (
-        sum(part[name].sum(axis=-1, dtype=np.float64) for part in by_run)
-        / self._data.validation.num_examples
-      ).tolist()
-      for name in by_run[0]
-    }
+    means = {}
+    for name in by_run[0]:
+      parts = [part[name].sum(axis=-1, dtype=np.float64) for part in by_run]
+      means[name] = (sum(parts) / self._data.validation.num_examples).tolist()
+    return means
 
   def by_run(self, metrics: steps.Metrics) -> dict[str, np.ndarray]:
     """Waits for results of `train` or `evaluate`; [num_runs, max_steps]."""
@@ -168,12 +157,11 @@ class Trainer:
   def draw(
     self, originals: np.ndarray, columns: int
   ) -> Callable[[], dict[str, np.ndarray]] | None:
-    """Dispatches pictures of the first run; None if it draws none.
+    """Dispatches pictures of the run; None if it draws none.
 
     The function that is returned waits for them, and returns grids of columns²
     samples, and of the originals [n, height, width, channels] beside their
-    reconstructions. The seed fixes the samples' z, so that epochs can be
-    compared.
+    reconstructions. Samples of all epochs are of the same z.
     """
     # The first device's copy, which is not waited for.
     variables = jax.tree.map(
@@ -227,16 +215,8 @@ class Population(Trainer):
     self._settings = devices.shard(_stack(settings))
     self._train_key = self._keys(numerics.train_key)
     self._eval_key = self._keys(numerics.eval_key)
-    by_member = None if self._one_seed else 0
-    # State, settings, key, stored images, batches, their number.
-    in_axes = (0, 0, by_member, None, by_member, None)
-    self._train_steps = _over_members(
-      steps.train_loop, self._program, in_axes, self.num_runs
-    )
-    # Variables, settings, key; all members see the same images.
-    eval_axes = (0, 0, by_member, *[None] * 5)
-    self._eval_steps = _over_members(
-      steps.eval_loop, self._program, eval_axes, self.num_runs
+    self._train_steps, self._eval_steps = _over_members(
+      self._program, self._one_seed, self.num_runs
     )
     states = [
       steps.create_state(program, c.seed)
@@ -279,15 +259,13 @@ class Population(Trainer):
       self._place([r.state for r in restored])
       self.is_validated = all(r.metrics for r in restored)
 
-  def train_chunks(
-    self, epoch: int, first_step: int, max_steps: int | None = None
-  ) -> Iterator[splits.Chunk]:
+  def train_chunks(self, epoch: int, first_step: int) -> Iterator[splits.Chunk]:
     """The rest of an epoch, in chunks of batches [max_steps, batch, …].
 
     Members of different seeds have their own, [num_runs, max_steps, batch, …].
     """
     by_seed = {
-      c.seed: self._train_chunks(c.seed, epoch, first_step, max_steps)
+      c.seed: self._train_chunks(c.seed, epoch, first_step)
       for c in self._configs
     }
     for chunks in zip(*by_seed.values(), strict=True):
@@ -332,9 +310,7 @@ def _steps_per_dispatch(split: splits.Split, config) -> int:
     return config.train.steps_per_dispatch
   if jax.default_backend() == 'cpu':
     return _STEPS_ON_CPU
-  num_steps = _MAX_STEPS
-  if splits.stored_images(split) is None:
-    num_steps = min(num_steps, _max_batches(split, config.train.batch_size))
+  num_steps = min(_MAX_STEPS, _max_batches(split, config.train.batch_size))
   # A dispatch that ends with a row gives the row its own speed.
   log_every_steps = config.train.log_every_steps
   if num_steps < log_every_steps:
@@ -343,7 +319,9 @@ def _steps_per_dispatch(split: splits.Split, config) -> int:
 
 
 def _max_batches(split: splits.Split, batch_size: int) -> int:
-  """Batches of images that this process sends to its devices at a time."""
+  """Batches that this process may send to its devices at a time."""
+  if splits.stored_images(split) is not None:
+    return _MAX_STEPS  # They are indices.
   local_batch_size = batch_size // jax.process_count()
   num_bytes = local_batch_size * math.prod(split.image_shape)
   return max(1, _MAX_BYTES // max(num_bytes, 1))
@@ -372,14 +350,21 @@ def _stack(members: Sequence[Any]) -> Any:
   return jax.tree.map(lambda *leaves: np.stack(leaves), *members)
 
 
-@functools.lru_cache(maxsize=16)
-def _over_members(function, program, in_axes, num_runs):
-  """A step of `vae.steps`, with a member on each of the first devices."""
-  is_training = function is steps.train_loop
-  return jax.pmap(
-    functools.partial(function, program),
-    axis_name=devices.AXIS,
-    in_axes=in_axes,
-    devices=jax.local_devices()[:num_runs],
-    donate_argnums=(0,) if is_training else (),
+@functools.lru_cache(maxsize=8)
+def _over_members(program, one_seed, num_runs):
+  """Both loops of `vae.steps`, with a member on each of the first devices."""
+  by_seed = None if one_seed else 0
+  members = jax.local_devices()[:num_runs]
+  pmap = functools.partial(jax.pmap, axis_name=devices.AXIS, devices=members)
+  train_steps = pmap(
+    functools.partial(steps.train_loop, program),
+    # State, settings, key, stored images, batches, their number.
+    in_axes=(0, 0, by_seed, None, by_seed, None),
+    donate_argnums=0,
   )
+  eval_steps = pmap(
+    functools.partial(steps.eval_loop, program),
+    # Variables, settings, key; all members see the same images.
+    in_axes=(0, 0, by_seed, *[None] * 5),
+  )
+  return train_steps, eval_steps
