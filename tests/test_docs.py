@@ -108,6 +108,21 @@ def test_evaluator_of_the_docs_adds_its_metrics(digits_run):
   assert 0 < results.metrics['edges_of_reconstructions'].value < found
 
 
+def test_ideas_of_the_docs_are_short():
+  text = (ROOT / 'docs/extending.md').read_text()
+  lines = {
+    name: len(list(filter(None, code.splitlines())))
+    for name, code in BLOCK.findall(text)
+  }
+  for idea, config in (
+    ('iwae_bound.py', 'iwae_config.py'),
+    ('patches.py', 'patches_config.py'),
+    ('digits.py', 'digits_config.py'),
+  ):
+    assert lines[idea] + lines[config] < 40
+  assert lines['sharpness.py'] < 40
+
+
 def test_notebook_runs_from_top_to_bottom(trained_run):
   notebook = nbformat.read(ROOT / 'docs/trained_model.ipynb', as_version=4)
   client = nbclient.NotebookClient(

@@ -16,12 +16,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
 import pytest
+from scipy import stats
 
+import input_pipeline
 from tests.conftest import ROOT, SPLIT_SIZES
 from tests.ports import free_port
 from tests.preloaded import program_lines, run
 import vae
+from vae import models, numerics
 from vae.checkpoints import Checkpoints
+from vae.loading import read_config
 
 SMALL = (
   '--config=configs/celeba.py',
@@ -151,6 +155,39 @@ def test_metrics_and_checkpoints_are_complete(finished):
   losses = {row['step']: row['val/loss'] for row in val}
   best_two = sorted(losses, key=losses.get)[:2]
   assert Checkpoints(workdir).all_steps() == sorted({*best_two, 10, 15})
+
+
+def test_validation_is_that_of_the_checkpoint(finished):
+  """The logged metrics, recomputed from the files and the checkpoint.
+
+  In one batch and without pmap; z is drawn by each example's own key.
+  """
+  workdir, _, _ = finished
+  config = read_config(workdir)
+  _, state = final_state(workdir)
+  split = input_pipeline.load(config).validation
+  images = next(split.batches(np.arange(11), 11)) / np.float32(255)
+  model = models.from_config(config).bind(
+    {'params': state['params'], **state['collections']}
+  )
+  posterior = model.encode(images)
+  keys = jax.vmap(lambda i: jax.random.fold_in(numerics.eval_key(1265), i))(
+    np.arange(11)
+  )
+  epsilon = [
+    jax.random.normal(jax.random.split(key, 3)[2], (3, 1))[:, 0] for key in keys
+  ]
+  scale = np.exp(posterior.logvar / 2)
+  z = posterior.mean + scale * np.stack(epsilon)
+  decoded = np.asarray(model.decode(z).mean)
+  ratio = scale**2 + posterior.mean**2 - 1 - posterior.logvar
+  last = [row for row in metrics(workdir) if 'val/kl' in row][-1]
+  kl = float(ratio.sum(axis=-1).mean()) / 2
+  assert last['val/kl'] == pytest.approx(kl, rel=1e-4)
+  mse = float(np.mean((decoded - images) ** 2))
+  assert last['val/mse'] == pytest.approx(mse, rel=1e-5)
+  log_prob = stats.norm.logpdf(images, decoded).sum(axis=(1, 2, 3)).mean()
+  assert last['val/elbo'] == pytest.approx(float(log_prob) - kl, rel=1e-5)
 
 
 def test_finished_run_is_left_as_it_is(finished):
