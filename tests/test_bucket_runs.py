@@ -14,6 +14,8 @@ from tests.test_main import check_same, finish, metrics, SMALL, start, start_two
 from vae import paths
 from vae.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 # roles/storage.objectUser.
 PERMISSIONS = {
   f'storage.objects.{action}'
@@ -135,7 +137,6 @@ def test_second_interrupt_ends_a_run_whose_bucket_hangs(
   assert code == 0 and (f'from step {step:,}' in out or not step), err
 
 
-@pytest.mark.slow
 def test_two_processes_write_one_run(server, workdir, flags):
   processes = start_two(*flags, '--config.train.num_epochs=20')
   outputs = [p.communicate(timeout=300) for p in processes]
@@ -144,7 +145,6 @@ def test_two_processes_write_one_run(server, workdir, flags):
   assert metrics(workdir)[-1]['step'] == 100
 
 
-@pytest.mark.slow
 def test_two_workers_share_a_sweep(server, workdir, flags, tmp_path):
   flags = (
     *flags,
@@ -167,7 +167,6 @@ def test_two_workers_share_a_sweep(server, workdir, flags, tmp_path):
   assert len(trained[0] | trained[1]) == 4 and not trained[0] & trained[1]
 
 
-@pytest.mark.slow
 def test_results_of_a_run_in_a_bucket_are_those_of_a_local_one(
   server, data, local, workdir, celeba_dir, inception_file
 ):
@@ -208,7 +207,6 @@ def test_results_of_a_run_in_a_bucket_are_those_of_a_local_one(
   assert {'fid_samples', 'mig'} <= found[0][1]['metrics'].keys()
 
 
-@pytest.mark.slow
 def test_tfds_data_in_a_bucket_is_the_local_data(
   server, celeba_dir, local, workdir, tmp_path
 ):

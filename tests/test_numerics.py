@@ -85,12 +85,10 @@ def start(workdir, num_epochs, **switches):
   )
 
 
-@pytest.mark.parametrize(
-  'num_starts', [1, pytest.param(2, marks=pytest.mark.slow)]
-)
-def test_switches_change_no_bit_of_a_run(num_starts, tmp_path):
+@pytest.mark.slow
+def test_switches_change_no_bit_of_a_run(tmp_path):
   """The run starts under some switches, and continues under others."""
-  for num_epochs, switches in ((1, ALL), (2, X64))[:num_starts]:
+  for num_epochs, switches in ((1, ALL), (2, X64)):
     processes = [
       start(tmp_path / 'plain', num_epochs),
       start(tmp_path / 'switched', num_epochs, **switches),
