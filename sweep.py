@@ -5,8 +5,8 @@ r"""Trains a run for each combination of settings, and compares them.
 
 A worker trains as many points at a time as it has devices. The same command
 goes on where the sweep stopped, and one with more values, seeds, epochs or
-metrics extends it. Started several times on one machine, or on several that see
-one --workdir and one database (--storage), workers share the points.
+metrics extends it. Workers on one machine, or on several that see one --workdir
+and one database (--storage), share the points.
 
 The workdir gets report.html, results.csv, tensorboard/ for the HParams view,
 and points/ with a folder for each point, a run like any other.
@@ -34,6 +34,7 @@ from vae.errors import UserError
 # Metrics that a search can optimise.
 _MAXIMIZED = ('elbo', 'elbo_optimal_sigma', 'active_units')
 _MINIMIZED = ('rate', 'distortion', 'bits_per_dim_optimal_sigma', 'mse_of_mean')
+_OPTIMIZED = ', '.join(_MINIMIZED + _MAXIMIZED)
 
 command_line.define_config('configs/faces_sweep.py')
 flags.adopt_module_key_flags(command_line)
@@ -53,9 +54,8 @@ _GRID = flags.DEFINE_multi_string(
 _STORAGE = flags.DEFINE_string(
   'storage',
   None,
-  "Database of the sweep's record: postgresql://USER:PASSWORD@HOST/DATABASE, "
-  'for workers on several machines, or the path of an SQLite file, for workers '
-  'on this one. By default sweep.db in the workdir.',
+  'Database of the record: postgresql://USER:PASSWORD@HOST/DATABASE, or a path '
+  'of an SQLite file, for workers on one machine; by default WORKDIR/sweep.db.',
 )
 _STUDY = flags.DEFINE_string(
   'study', None, "Name of the sweep in the database; by default the workdir's."
@@ -64,52 +64,34 @@ _RETRY_FAILED = flags.DEFINE_bool(
   'retry_failed', False, 'Whether points that failed are tried again.'
 )
 _GRACE_SECONDS = flags.DEFINE_integer(
-  'grace_seconds',
-  120,
-  'Seconds without a heartbeat after which a worker on another machine counts '
-  'as dead, and others take its points over.',
-  lower_bound=2,
+  'grace_seconds', 120, 'Without a heartbeat for so long a worker is dead.', 2
 )
 _SPLIT = flags.DEFINE_enum(
-  'split',
-  'validation',
-  ['train', 'validation', 'test'],
-  'Split that points are measured on.',
+  'split', 'validation', ['train', 'validation', 'test'], 'Split to measure on.'
 )
 _METRICS = flags.DEFINE_list(
-  'metrics',
-  [],
-  'Measured of each point besides the summary, as by evaluate.py: '
-  f'{",".join(measure.GROUPS)}.',
+  'metrics', [], f'Measured besides the summary: {",".join(measure.GROUPS)}.'
 )
 _IMPORTANCE_SAMPLES = flags.DEFINE_integer(
   'importance_samples', 100, 'K of the bound L_K in --metrics=bounds.', 1
 )
 _MEASURED = (_SPLIT, _METRICS, _IMPORTANCE_SAMPLES)
 _INCEPTION_WEIGHTS = flags.DEFINE_string(
-  'inception_weights',
-  None,
-  'File inception-2015-12-05.tgz for --metrics=fid; by default it is fetched.',
+  'inception_weights', None, 'File for --metrics=fid; by default it is fetched.'
 )
 _NUM_POINTS = flags.DEFINE_integer(
-  'num_points',
-  None,
-  'Searches with this many points instead of a grid; settings may then be '
-  'ranges, LOW:HIGH or LOW:HIGH:log.',
-  lower_bound=1,
+  'num_points', None, 'Points of a search, in ranges LOW:HIGH[:log].', 1
 )
 _SAMPLER = flags.DEFINE_enum(
   'sampler', 'tpe', ['tpe', 'random'], 'Chooses the points of a search.'
 )
 _OBJECTIVES = flags.DEFINE_list(
-  'objectives',
-  ['rate', 'distortion'],
-  f'Metrics that a search optimises, of {", ".join(_MINIMIZED + _MAXIMIZED)}.',
+  'objectives', ['rate', 'distortion'], f'A search optimises: {_OPTIMIZED}.'
 )
 flags.register_validator(
   'objectives',
   lambda names: set(names) <= {*_MINIMIZED, *_MAXIMIZED},
-  f'choose of {", ".join(_MINIMIZED + _MAXIMIZED)}',
+  f'choose from {_OPTIMIZED}',
 )
 
 
@@ -133,7 +115,7 @@ def main() -> None:
   from sweeps import report, worker
 
   # Errors in the data come before there is a sweep.
-  worker.load_data(configs[0])
+  worker.load_data(max(configs, key=lambda config: config.train.batch_size))
   settings = measure.Settings(
     tuple(_METRICS.value),
     _IMPORTANCE_SAMPLES.value,
@@ -175,12 +157,17 @@ def _axes(path: str, base: ml_collections.ConfigDict) -> Axes:
   texts = {k: flag.value for k, flag in _AXES.items() if flag.value is not None}
   for text in _GRID.value:
     key, _, values = text.partition('=')
-    texts[key.removeprefix('config.')] = values
+    key = key.removeprefix('config.')
+    if key in texts:
+      raise UserError(f'config.{key} is given twice; give all values at once.')
+    texts[key] = values
   axes = {k: points.parse(k, values, base) for k, values in texts.items()}
   if not axes:
     axes = runpy.run_path(path).get('sweep', dict)()
   kinds = (list, tuple, points.Range)
-  if not axes or not all(isinstance(v, kinds) and v for v in axes.values()):
+  if not (isinstance(axes, dict) and axes) or not all(
+    isinstance(values, kinds) and values for values in axes.values()
+  ):
     raise UserError(
       'there is nothing to vary; give --beta=0.5,1,2 or --latent_dim=16,32, '
       f'or {path} a function sweep() that returns a dict of config keys, such '

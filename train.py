@@ -322,7 +322,7 @@ def _claim_workdirs(
 ) -> None:
   """Records each run's config and data in its workdir."""
   identity = data.identity()
-  processes.check_same(identity, 'images')
+  processes.check_same(identity, f'images (here {identity})')
   for run in runs:
     if jax.process_index() == 0:
       workdirs.claim(run.config, run.workdir, identity)

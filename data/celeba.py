@@ -11,8 +11,9 @@ from etils import epath
 import numpy as np
 import pandas as pd
 
-from data import EncodedSplit, FileSplit, some, SPLITS, tfds
+from data import EncodedSplit, FileSplit, is_hidden, some, SPLITS, tfds
 from data.folder import existing_folder
+from runs import progress
 from vae.errors import shown, UserError
 from vae.splits import Labels
 
@@ -61,6 +62,12 @@ def _find_files(
       f'{shown(path)} names {len(missing)} files that are not in '
       f'{shown(images)}: {some(missing)}.'
     )
+  others = present.difference(splits.index)
+  if others := sorted(name for name in others if not is_hidden(name)):
+    progress.say(
+      f'left out of {shown(images)}: {len(others):,} files that '
+      f'{path.name} does not name ({some(others)})'
+    )
   found = {}
   for number, split in enumerate(SPLITS):
     names = splits.index[splits == str(number)].to_list()
@@ -99,7 +106,9 @@ def _read_attributes(folder: epath.Path, images: list[str]) -> Labels | None:
   table = table.apply(pd.to_numeric, errors='coerce')
   table = table[~table.index.duplicated()].reindex(images)
   wrong = ~table.isin([-1, 0, 1]).all(axis='columns')
-  if wrong.any() or table.empty:
+  if table.empty:
+    raise UserError(f'{shown(path)} names no attributes; get the list again.')
+  if wrong.any():
     raise UserError(
       f'{shown(path)} lacks the attributes of {wrong.sum()} images: '
       f'{some(table.index[wrong])}; get the list again.'

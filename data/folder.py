@@ -113,11 +113,20 @@ def _find_splits(folder: epath.Path, images: list[str]) -> dict[str, str]:
   by_split = {_SPLIT_NAMES[top.lower()]: top for top in found}
   if len(by_split) < len(found) or (found and 'train' not in by_split):
     raise UserError(
-      f'{shown(folder)} holds {", ".join(found)}; call one folder train, at '
-      'most one each val and test, and give other names to those of classes.'
+      f'{shown(folder)} holds {", ".join(found)}; there must be one folder for '
+      'train, and at most one each for val and test. Rename those of classes.'
     )
-  # A class may be called train.
-  return {} if len(found) == 1 and set(tops) - {'', *found} else by_split
+  if len(found) == 1 and set(tops) - {'', *found}:
+    progress.say(f'{found[0]}/ is a class, as there is no val/ or test/.')
+    return {}
+  for top in () if found else tops:
+    below = {_folder(name, 1) for name in images if _folder(name) == top}
+    if len(names := sorted(n for n in below if n.lower() in _SPLIT_NAMES)) > 1:
+      raise UserError(
+        f'{shown(folder / top)} holds {", ".join(names)}, which must not be '
+        f'mixed; name it with --config.data.dir={shown(folder / top)}.'
+      )
+  return by_split
 
 
 def _cut_missing(

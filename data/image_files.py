@@ -155,7 +155,7 @@ def load(
   try:
     content = epath.Path(path).expanduser().read_bytes()
   except (OSError, RuntimeError, ValueError) as error:
-    reason = shown(f'{type(error).__name__}: {error}')
+    reason = shown(str(getattr(error, 'strerror', None) or error))
     raise UserError(f'{shown(path)} cannot be read ({reason}).') from error
   _, size, channels = image_shape
   crop = Crop(crop_size or 0, size, channels)

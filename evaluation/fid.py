@@ -106,14 +106,14 @@ def fid(features_1: np.ndarray, features_2: np.ndarray) -> float:
   covariances. It is biased: the fewer the images, the larger it is, so that
   only distances between equally many images can be compared.
   """
-  features = [np.asarray(f, np.float64) for f in (features_1, features_2)]
-  means = [f.mean(axis=0) for f in features]
+  means, roots = [], []
+  for features in (features_1, features_2):  # In turn, to save memory.
+    means.append(np.mean(features, axis=0, dtype=np.float64))
+    centred = (features - means[-1]) / np.sqrt(len(features) - 1)
+    roots.append(np.linalg.qr(centred, mode='r'))
   # C = RᵀR. The eigenvalues of C1 C2 are the squares of the singular values of
   # R1 R2ᵀ, whatever the rank.
-  root_1, root_2 = (
-    np.linalg.qr((f - mean) / np.sqrt(len(f) - 1), mode='r')
-    for f, mean in zip(features, means, strict=True)
-  )
+  root_1, root_2 = roots
   traces = np.sum(root_1**2) + np.sum(root_2**2)
   trace_of_root = np.linalg.norm(root_1 @ root_2.T, 'nuc')
   distance = np.sum((means[0] - means[1]) ** 2) + traces - 2 * trace_of_root

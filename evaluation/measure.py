@@ -233,12 +233,13 @@ def measure(
   Raises UserError if a group is unknown, or required and cannot be measured.
   """
   context = Context(trained, data, split_name, settings)
-  num_images = context.split.num_examples
-  if num_images < _MIN_IMAGES:
-    raise UserError(
-      f'the {split_name} split has {num_images} images; a measurement needs at '
-      f'least {_MIN_IMAGES}. Choose another --split.'
-    )
+  for name in (split_name, context.fitted_name):
+    num_images = getattr(data, name).num_examples
+    if num_images < _MIN_IMAGES:
+      raise UserError(
+        f'the {name} split has {num_images} images; a measurement of '
+        f'{split_name} images needs at least {_MIN_IMAGES}.'
+      )
   results = results or Measurements()
   if not context.draws_z:
     results.notes.append(

@@ -17,6 +17,8 @@ _INK, _ACCENT, _FAINT = '#1f2430', '#2f6fbb', '#b9c2cf'
 
 # More colours cannot be distinguished, nor longer names read.
 _MOST_CLASSES = 20
+# Instead of the two greys of matplotlib's twenty colours.
+_NOT_GREY = ('#1f2430', '#005f73')
 _MOST_LETTERS = 40
 
 
@@ -51,6 +53,8 @@ def latent_scatter(
   grey = axes.plot(*means[others].T, color=_FAINT, **dots)
   palette = 'tab10' if len(largest) <= 10 else 'tab20'
   colors = matplotlib.color_sequences[palette]
+  if palette == 'tab20':
+    colors[14:16] = _NOT_GREY
   handles, texts = [], []
   for color, index in zip(colors, largest, strict=False):
     handles += axes.plot(*means[labels == index].T, color=color, **dots)

@@ -137,7 +137,9 @@ class MetricWriter(progress.Writer):
       self._write_line('')
     if self._waiting:
       lines = ''.join(self._waiting).count('\n')
-      progress.warn(f'{lines} lines of {self._path} could not be written.')
+      progress.warn(
+        f'warning: {self._path} lacks {lines} rows, which could not be written.'
+      )
     if self._mirror is not None:
       try:
         self._mirror.close()
@@ -152,15 +154,17 @@ class MetricWriter(progress.Writer):
     """Appends the lines that wait and this one to the file, or none."""
     had_to_wait = bool(self._waiting)
     self._waiting.append(line)
-    end = self._path.stat().length if self._path.exists() else 0
+    end = None
     try:
+      end = os.path.getsize(self._path) if self._path.exists() else 0
       with self._path.open('a') as file:
         file.write(''.join(self._waiting))
       self._waiting = []
     except OSError as error:
       # Half a line would swallow the next one.
-      if self._path.exists():
-        os.truncate(self._path, end)
+      with contextlib.suppress(OSError):
+        if end is not None and self._path.exists():
+          os.truncate(self._path, end)
       if not had_to_wait:
         _warn(f'{self._path} cannot be written ({error.strerror or error})')
 

@@ -48,8 +48,8 @@ class Writer:
 class Schedule:
   """The steps at which a run is logged and validated, and ends.
 
-  It is validated each `every_epochs` and at its end. A row is logged each
-  `log_every_steps` of an epoch, and at the epoch's end.
+  It is validated every `every_epochs` epochs and at its end. A row is logged
+  every `log_every_steps` steps of an epoch, and at the epoch's end.
   """
 
   steps_per_epoch: int
@@ -101,6 +101,7 @@ class Progress:
     self._painter = futures.ThreadPoolExecutor(1, 'pictures')
     self._painting = None
     self._last_pictures = []
+    self._has_skipped = False
 
   @contextlib.contextmanager
   def dispatching(self) -> Iterator[None]:
@@ -123,6 +124,12 @@ class Progress:
       self._values.append(values)
       if self._schedule.logs(self._step):
         rows.append((self._step, self._means()))
+    if not self._has_skipped and np.any(metrics.get('skipped', 0)):
+      self._has_skipped = True
+      warn(
+        f'note: a step before {self._step + 1:,} was skipped, as its loss or '
+        'gradient is not finite; train/skipped_steps counts such steps.'
+      )
     self._write_rows(rows)
 
   def stopped(self) -> None:

@@ -53,9 +53,9 @@ def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   )
   # Another version of JAX or another device changes the last bits alone.
   environment, name = numerics.environment(), 'JAX_DEFAULT_MATMUL_PRECISION'
-  given[name] = environment['matmul_precision']
+  given[name] = environment['matmul_precision'] or 'not set'
   environment |= _read(workdir, _ENVIRONMENT)
-  found[name] = environment['matmul_precision']
+  found[name] = environment['matmul_precision'] or 'not set'
   changed = [
     f'{key} was {found.get(key)!r} and is now {given.get(key)!r}'
     for key in given | found
@@ -63,8 +63,8 @@ def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   ]
   if changed:
     raise UserError(
-      f'{workdir} holds a run of another config: {"; ".join(changed)}. '
-      'Name another --workdir, or give the old values.'
+      f'{workdir} holds another run: {"; ".join(changed)}. Name another '
+      '--workdir, or give the old values.'
     )
 
 

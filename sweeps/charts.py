@@ -39,9 +39,8 @@ def describe(results: Results, values: Mapping[str, object]) -> str:
 def rate_distortion(results: Results) -> Figure | None:
   """Rate and distortion, means and standard deviations over the seeds.
 
-  A grid has a curve along β for each combination of the other settings; if they
-  are many, as in a search, there is a cloud. The grey steps are the Pareto
-  front; on the dotted line the ELBO is that of the best point.
+  A grid has a curve along β for each combination of the other settings; many of
+  them, as in a search, make a cloud. On the dotted line the ELBO is the best.
   """
   across = [key for key in results.varied if key not in (BETA, SEED)]
   are_curves = len(points.grouped(results.frame, across)) <= len(_MARKERS)

@@ -1,9 +1,8 @@
 """The record of a sweep: an Optuna study that several workers share.
 
-A point is a trial whose user attributes hold its name and settings; of several
-trials of a point the last one counts. A worker begins trials of open points,
-sends heartbeats while it trains them, and records their results. If it dies,
-its trials fail, which opens their points again; their runs go on from the
+A point is a trial whose user attributes hold its name and settings; its last
+trial counts. A worker sends heartbeats while it trains points. If it dies, its
+trials fail, which opens their points again; their runs go on from the
 checkpoints, as folders are named by the points.
 """
 
@@ -42,12 +41,15 @@ NO_ANSWER = (
 )
 
 
+_UNUSABLE = OSError, RuntimeError, ImportError, ValueError
+
+
 def parse_storage(storage: str) -> sqlalchemy.URL:
   """The database of `--storage`, a path or a URL; UserError if unsupported."""
   if '://' not in storage:
     path = str(paths.expand(storage))
     return sqlalchemy.URL.create('sqlite', database=path)
-  with contextlib.suppress(sqlalchemy.exc.ArgumentError):
+  with contextlib.suppress(sqlalchemy.exc.ArgumentError, ValueError):
     url = sqlalchemy.make_url(storage)
     if url.get_backend_name() == 'postgresql':
       return url
@@ -113,13 +115,15 @@ class Study:
     try:
       with _alone(self.url):
         self._open()
-    except (*NO_ANSWER, OSError, RuntimeError) as error:
+    except (*NO_ANSWER, *_UNUSABLE) as error:
       raise UserError(
         f'--storage={self.url.render_as_string()} cannot be used: '
-        f'{_reason(error)}'
+        f'{one_line(error.__cause__ or error)}'
       ) from error
-    self.axes = {**self.axes}
-    self.axes.setdefault(points.SEED, [self.base.seed])
+    axes = {points.SEED: [self.base.seed], **self.axes}
+    # Names of points do not depend on the order of flags.
+    order = lambda key: (key == points.SEED, key != points.BETA, key)
+    self.axes = {key: axes[key] for key in sorted(axes, key=order)}
     # Failed trials before this number are tried again.
     self._first_trial = len(self._trials()) if self.retry_failed else 0
     self._trial_ids: set[int] = set()
@@ -127,9 +131,12 @@ class Study:
     self._heart = threading.Thread(target=self._beat, daemon=True)
 
   def _open(self) -> None:
+    options = {'pool_pre_ping': True}
+    if self.url.get_backend_name() == 'sqlite':
+      options['connect_args'] = {'timeout': 60}
     self._storage = optuna.storages.RDBStorage(
       self.url.render_as_string(hide_password=False),
-      engine_kwargs={'pool_pre_ping': True},
+      engine_kwargs=options,
       heartbeat_interval=max(1, self.grace_seconds // _BEATS),
       grace_period=self.grace_seconds,
     )
@@ -150,7 +157,7 @@ class Study:
     self._study.set_user_attr('sweep', self._definition)
 
   def _define(self) -> dict[str, dict]:
-    """What stays the same, and what points are done again for, from JSON."""
+    """What stays the same, and what reopens points if it changes; as JSON."""
     flat = schema.flatten(schema.resolved(self.base))
     free = {*self.axes, *schema.FREE_KEYS}
     fixed = {f'config.{k}': v for k, v in flat.items() if k not in free}
@@ -170,7 +177,8 @@ class Study:
     # If the database does not answer, others find out that this worker ended.
     with contextlib.suppress(Exception), _alone(self.url):
       for trial_id in self._trial_ids:
-        self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+          self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
   def _beat(self) -> None:
     while not self._stop.wait(self.grace_seconds / _BEATS):
@@ -229,7 +237,8 @@ class Study:
     for key, kind in (last.distributions if last else {}).items():
       value = kind.to_internal_repr(last.params[key])
       self._storage.set_trial_param(trial._trial_id, key, value, kind)
-    attrs = {'name': name, 'values': values, 'worker': processes.this_one()}
+    # The name last: a trial that has one is complete, even after a kill.
+    attrs = {'values': values, 'worker': processes.this_one(), 'name': name}
     for key, value in attrs.items():
       trial.set_user_attr(key, value)
     self._trial_ids.add(trial._trial_id)
@@ -308,6 +317,7 @@ def _check_same(given: Mapping, found: Mapping, where: str) -> None:
       )
 
 
-def _reason(error: Exception) -> str:
-  cause = error.__cause__ or error
-  return ' '.join(str(getattr(cause, 'orig', None) or cause).split())[:300]
+def one_line(error: BaseException) -> str:
+  """A message, after the type of an error that is not a UserError."""
+  kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
+  return kind + ' '.join(str(error).split())[:500]

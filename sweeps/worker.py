@@ -19,13 +19,14 @@ from runs import metric_writer, progress, workdirs
 from runs.processes import StopSignals
 from sweeps import points, report
 from sweeps.points import Results
-from sweeps.study import NO_ANSWER, Point, Study
+from sweeps.study import NO_ANSWER, one_line, Point, Study
 import train
 from vae import figures, loading, splits
+from vae.checkpoints import Checkpoints
 from vae.errors import UserError, WriteError
 
 _SECONDS_BETWEEN_POLLS, _SECONDS_BETWEEN_TRIES = 2.0, 60.0
-# The page takes seconds; the table is written after every point.
+# The page takes seconds; the table is written after each group of points.
 _SECONDS_BETWEEN_PAGES = 300.0
 _NUM_IMAGES = 8  # In each picture of a point.
 
@@ -70,7 +71,7 @@ class Worker:
         taken = self.study.take(jax.local_device_count())
         self._work(taken)
         results = self.study.results()
-        running = (results.frame.state == 'running').sum()
+        running = results.frame.state.isin(['running', 'waiting']).sum()
         if taken:
           report.write_table(self.folder, results)
           if time.monotonic() - last_page > _SECONDS_BETWEEN_PAGES:
@@ -78,7 +79,7 @@ class Worker:
             last_page = time.monotonic()
         elif running:
           if running != waited_for:
-            progress.say(f'waiting for {running} points of other workers.')
+            progress.say(f'waiting for points of other workers: {running}')
             waited_for = running
           self.stop.sleep(_SECONDS_BETWEEN_POLLS)
         else:
@@ -87,16 +88,19 @@ class Worker:
     except (OSError, *NO_ANSWER) as error:
       # The next point would fail as well.
       raise WriteError(
-        f'{self.folder} or the storage cannot be written ({_one_line(error)}). '
-        'Nothing that is saved is lost; once it can be, the same command goes '
-        'on.'
+        f'{self.folder} or the storage cannot be used '
+        f'({one_line(error.__cause__ or error)}). Nothing that is saved is '
+        'lost; once it can be, the same command goes on.'
       ) from error
 
   def _work(self, taken: list[Point]) -> None:
-    """Trains and measures points, those of one program together."""
-    for _, group in itertools.groupby(
-      taken, key=lambda point: points.program(point.values)
-    ):
+    """Trains and measures points, those of one program and step together."""
+
+    def key(point):
+      steps = Checkpoints(self._folder_of(point)).all_steps()
+      return points.program(point.values), steps[-1:]
+
+    for _, group in itertools.groupby(sorted(taken, key=key), key):
       group = list(group)
       with contextlib.ExitStack() as locks:
         for point in group:
@@ -122,11 +126,11 @@ class Worker:
     progress.say('\n' + '; '.join(point.name for point in group))
     try:
       errors = self._train_runs(group)
-    except (OSError, WriteError):
-      raise
     except Exception as error:
+      if _is_of_disk(error):
+        raise
       # Another error, as this one holds the memory of what was trained.
-      errors = [UserError(_one_line(error))]
+      errors = [UserError(one_line(error))]
     self.stop.raise_if_received()
     if len(errors) < len(group):
       # One is at fault, or together they need too much memory.
@@ -139,8 +143,8 @@ class Worker:
       if error is None:
         error = self._measure(point)
       if error is not None:
-        progress.say(f'{point.name}: failed, {_one_line(error)}')
-        self.study.record(point, error=_one_line(error))
+        progress.say(f'{point.name}: failed, {one_line(error)}')
+        self.study.record(point, error=one_line(error))
 
   def _train_runs(self, group: list[Point]) -> list[UserError | None]:
     """Trains the runs of points; returns what ended each early, if anything."""
@@ -154,6 +158,7 @@ class Worker:
         stack.callback(writer.close)
         runs.append(train.Run(config, folder, writer))
       config, data = runs[0].config, load_data(runs[0].config)
+      dims = [run.config.model.get('latent_dim', 0) for run in runs]
       devices = jax.device_count()
       if len(runs) == 1 < devices and config.train.batch_size % devices == 0:
         # Its batches are split over the devices.
@@ -161,7 +166,9 @@ class Worker:
           config, runs[0].workdir, data, runs[0].writer, self.stop
         )
         return [None]
-      return train.train_population(runs, data, self._latent_dim, self.stop)
+      # Points of an earlier command may have larger ones.
+      latent_dim = max(self._latent_dim, *dims)
+      return train.train_population(runs, data, latent_dim, self.stop)
 
   def _measure(self, point: Point) -> Exception | None:
     """Measures a trained point and records it; returns what prevents it."""
@@ -174,9 +181,9 @@ class Worker:
       for name in self.study.objectives:
         if not math.isfinite(row[name]):
           raise UserError(f'diverged: {name} is {row[name]}.')
-    except (OSError, WriteError):
-      raise
     except Exception as error:
+      if _is_of_disk(error):
+        raise
       return error
     metrics = {name: row[name] for name in units}
     report.write_hparams(self.folder, point.name, point.values, metrics)
@@ -197,10 +204,8 @@ def measure_run(
 ) -> tuple[dict[str, object], dict[str, str]]:
   """Measures a run's best checkpoint and saves its pictures.
 
-  Models are padded to `latent_dim`, so that they share compiled programs.
-
-  Returns:
-    Metrics by name with `kl`, nats, and `active` [latent_dim]; units by name.
+  Models are padded to `latent_dim`, to share compiled programs. Returns metrics
+  by name, with `kl` (nats) and `active` [latent_dim], and units by name.
   """
   data = load_data(config)
   split = getattr(data, split_name)
@@ -248,8 +253,7 @@ def measure_run(
   }
 
 
-def _one_line(error: Exception) -> str:
-  text = ' '.join(str(error).split())[:500]
-  if isinstance(error, UserError):
-    return text
-  return f'{type(error).__name__}: {text}' if text else type(error).__name__
+def _is_of_disk(error: Exception) -> bool:
+  """Whether a disk or a bucket is at fault, with which all points fail."""
+  kinds = OSError, WriteError
+  return isinstance(error, kinds) or isinstance(error.__cause__, OSError)

@@ -47,6 +47,7 @@ def test_scripts_run_without_tensorflow_and_pytorch(script, tmp_path):
   assert json.loads(output.read_text())['machine']['devices']
 
 
+@pytest.mark.slow
 def test_plain_flax_has_the_same_network():
   differences = same_network.check(jax_vae.make_config(True), with_torch=False)
   assert max(differences['plain Flax'].values()) < 1e-4

@@ -145,3 +145,11 @@ def test_nothing_is_downloaded_into_a_folder_of_other_images(tmp_path):
   assert os.listdir(tmp_path) == ['cat']
   assert 'kaggle datasets download' in str(caught.value)
   assert '\n' not in str(caught.value)
+
+
+def test_files_that_the_list_does_not_name_are_left_out(folder, capsys):
+  for name in ('._000001.jpg', 'x.jpg'):
+    (folder / 'img_align_celeba' / name).write_bytes(b'')
+  assert find(folder)['train'].num_examples == SPLIT_SIZES[0]
+  out = capsys.readouterr().out
+  assert '1 files that list_eval_partition.txt does not name (x.jpg)' in out

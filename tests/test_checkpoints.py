@@ -200,6 +200,16 @@ def test_step_of_a_damaged_checkpoint_is_saved_again(workdir):
   assert_same(saved.restore_last(state_at(0)).state, state_at(2))
 
 
+def test_older_checkpoint_that_is_damaged_is_not_deleted(workdir, capsys):
+  """Its arrays may be sound."""
+  saved = save_all(workdir, {1: 1.0, 2: 2.0, 3: 3.0})
+  (saved.folder(1) / checkpoint_files.CONTENTS).write_bytes(b'[]')
+  assert saved.restore_last(state_at(0)).state['step'] == 3
+  assert 'the checkpoint of step 1 is damaged' in capsys.readouterr().err
+  (aside,) = (workdir / 'damaged_checkpoints').iterdir()
+  assert (aside / 'default').exists() and saved.all_steps() == [2, 3]
+
+
 def test_damaged_checkpoints_are_named_and_stay_if_all_are_damaged(workdir):
   saved = save_all(workdir, {1: 1.0, 2: 2.0})
   files = [saved.folder(1) / n for n in paths.list_files(saved.folder(1))]

@@ -198,7 +198,7 @@ def test_scripts_find_a_run_at_home(trained_run, monkeypatch):
   monkeypatch.setenv('HOME', str(trained_run.parent))
   run = f'~/{trained_run.name}'
   for script, words, message in (
-    ('main.py', (), ' holds a run of another config'),
+    ('main.py', (), ' holds another run: '),
     ('sweep.py', ('--beta=1,2',), ' holds a run; name another --workdir'),
     ('evaluate.py', (f'--output={run}/config.json',), '/config.json cannot be'),
   ):

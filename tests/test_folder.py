@@ -124,11 +124,12 @@ def test_missing_split_is_cut_from_training(tmp_path, capsys, missing):
   assert f'{missing}: 9 images chosen by the hash' in capsys.readouterr().out
 
 
-def test_a_class_may_be_called_train(tmp_path):
+def test_a_class_may_be_called_train(tmp_path, capsys):
   names = [numbered(9, c + '/{}.png') for c in ('car', 'plane', 'train')]
   write_images(tmp_path, sum(names, []))
   classes = find_classes(tmp_path)
   assert set(classes.values()) == {'car', 'plane', 'train'}
+  assert 'train/ is a class' in capsys.readouterr().out
   write_images(tmp_path / 'alone', numbered(100, 'train/{}/0.png'))
   assert find(tmp_path / 'alone') == by_hash(numbered(100, 'train/{}/0.png'))
 
@@ -136,8 +137,9 @@ def test_a_class_may_be_called_train(tmp_path):
 @pytest.mark.parametrize(
   ('folders', 'match'),
   [
-    (('images', 'Val'), 'holds Val; call one folder train'),
-    (('train', 'val', 'dev'), 'holds dev, train, val; call .* at most one'),
+    (('images', 'Val'), 'holds Val; there must be one folder for train'),
+    (('train', 'val', 'dev'), 'holds dev, train, val; there .* at most one'),
+    (('mnist/train', 'mnist/test'), 'mnist holds test, train, .*dir=.*mnist'),
   ],
 )
 def test_folders_that_do_not_tell_the_training_images(tmp_path, folders, match):

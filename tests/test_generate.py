@@ -86,6 +86,7 @@ def test_mixture_is_sampled_by_its_seed(make):
   assert images.astype(np.float32).std(axis=0).mean() > 0
   again = read_each(make('sample', seed=1, **settings), 50)
   np.testing.assert_array_equal(images, again)
+  assert (read_each(make('sample', seed=2, **settings), 50) != images).any()
 
 
 def test_own_images_are_reconstructed_and_resizing_is_noted(

@@ -28,7 +28,7 @@ from tests.preloaded import run
 import train
 from vae import loading
 from vae.checkpoints import Checkpoints
-from vae.errors import WriteError
+from vae.errors import UserError, WriteError
 
 SMALL = (
   '--config=configs/celeba.py',
@@ -205,7 +205,7 @@ def test_points_of_a_killed_worker_are_taken_over(celeba_dir, tmp_path):
   ('flags', 'message'),
   [
     (['--latent_dim=2:4'], 'goes with --num_points=N'),
-    (['--beta=1', '--num_points=2', '--objectives=x'], 'choose of'),
+    (['--beta=1', '--num_points=2', '--objectives=x'], 'choose from'),
     ([], 'there is nothing to vary'),
     (['--latent_dim=2,1000000000'], 'parameters, and with config.'),
     (['--beta=1', '--config.data.dir=/nowhere'], '/nowhere'),
@@ -308,11 +308,19 @@ def worker(make_worker, monkeypatch):
   return make_worker({'objective.beta': [0.5, 1.0, 2.0]})
 
 
+def unreadable():
+  """As a checkpoint is that a disk fails to read."""
+  error = UserError('/x cannot be read (No space left on device).')
+  error.__cause__ = OSError(errno.ENOSPC, 'No space left on device')
+  return error
+
+
 @pytest.mark.parametrize(
   'error',
   [
     OSError(errno.ENOSPC, 'No space left on device'),
     WriteError('No space left on device.'),
+    unreadable(),
   ],
 )
 @pytest.mark.parametrize(
@@ -331,7 +339,7 @@ def test_full_disk_fails_no_point(
     raise error
 
   monkeypatch.setattr(module, name, fail)
-  with worker.study, pytest.raises(WriteError, match='No space left'):
+  with worker.study, pytest.raises(UserError, match='No space left'):
     worker.run()
   states = worker.study.results().frame.state.tolist()
   assert states == [first, 'waiting', 'waiting']
@@ -349,6 +357,21 @@ def test_failure_of_a_point_is_its_own(worker, monkeypatch):
   with worker.study:
     states = worker.run().frame.state.tolist()
   assert states == ['failed', 'complete', 'complete']
+
+
+def test_points_of_an_earlier_command_may_be_larger(
+  worker, make_worker, monkeypatch
+):
+  with make_worker({'model.latent_dim': [6]}, 'dims').study as study:
+    study.take(1)
+  padded = []
+  monkeypatch.setattr(
+    train, 'train_population', lambda *args: padded.append(args[2]) or [None]
+  )
+  smaller = make_worker({'model.latent_dim': [2]}, 'dims')
+  with smaller.study:
+    smaller.run()
+  assert sorted(padded) == [2, 6]
 
 
 def test_folder_in_use_is_waited_for(worker, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """The record of a sweep, in each kind of database that workers can share."""
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -126,6 +127,38 @@ def test_point_of_a_dead_process_of_this_machine_is_requeued_at_once(place):
     taken = study.take(9)
     assert len(taken) == 6
     assert set(states(study).values()) == {'running'}
+
+
+def test_kill_while_a_point_begins_loses_nothing(tmp_path, monkeypatch):
+  """After any of the writes."""
+  place, write = (f'{tmp_path}/sweep.db', 'sweep'), optuna.Trial.set_user_attr
+  for num_writes in range(4):
+    written = []
+
+    def set_user_attr(trial, key, value, num_writes=num_writes, done=written):
+      if len(done) == num_writes:
+        raise KeyboardInterrupt
+      done.append(key)
+      write(trial, key, value)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(optuna.Trial, 'set_user_attr', set_user_attr)
+      with contextlib.suppress(KeyboardInterrupt):
+        open_study(place).take(1)
+    assert len(states(open_study(place))) == 6
+  with open_study(place) as study:
+    assert len(study.take(9)) == 5  # The last was taken.
+
+
+def test_order_of_the_settings_changes_no_name(tmp_path):
+  place = f'{tmp_path}/sweep.db', 'sweep'
+  axes = {'model.latent_dim': [2], 'train.batch_size': [8], 'seed': [0, 1]}
+  axes |= {'objective.beta': [1.0]}
+  with open_study(place, axes) as study:
+    for point in study.take(9):
+      complete(study, point)
+  with open_study(place, dict(reversed(axes.items()))) as study:
+    assert not study.take(9) and len(states(study)) == 2
 
 
 def test_point_of_a_silent_worker_is_requeued_and_a_living_one_keeps_its(

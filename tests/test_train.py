@@ -242,12 +242,13 @@ def test_divergence_by_the_last_update_is_found(data, tmp_path):
 
 
 def test_steps_that_are_not_finite_can_be_skipped(
-  diverging, data, tmp_path, monkeypatch
+  diverging, data, tmp_path, monkeypatch, capsys
 ):
   config, writer = diverging, Rows()
   config.train.on_nonfinite = 'skip'
   state = train.train_and_evaluate(config, tmp_path, data, writer)
   assert state.step == 15
+  assert capsys.readouterr().err.count('was skipped') == 1
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
   rows = [row for row in writer.rows if 'val/loss' not in row]
   # Rows of 2, 2 and 1 steps; step 6 was finite.

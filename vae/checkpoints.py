@@ -125,16 +125,17 @@ class Checkpoints:
     a warning. None if there is no checkpoint at all; raises UserError if all
     are damaged, or the arrays differ from `shapes`.
     """
-    damaged = {}
+    restored, sound, damaged = None, 0, {}
     for step in reversed(self.all_steps()):
       try:
-        restored = checkpoint_files.read(self.folder(step), shapes)
-        break
+        if restored is None:
+          restored = checkpoint_files.read(self.folder(step), shapes)
+          sound = step
+        else:  # Without its metrics it could be neither kept nor deleted.
+          checkpoint_files.read_contents(self.folder(step))
       except DamagedError as error:
         damaged[step] = error
-    else:
-      if not damaged:
-        return None
+    if restored is None and damaged:
       step = max(damaged)
       raise UserError(
         f'no checkpoint in {self.directory} can be restored; of step {step}, '
@@ -145,7 +146,7 @@ class Checkpoints:
       place = self._set_aside(other)
       print(
         f'warning: the checkpoint of step {other} is damaged: {damage} It was '
-        f'moved to {place}; the run continues from step {step}.',
+        f'moved to {place}; the run continues from step {sound}.',
         file=sys.stderr,
       )
     return restored

@@ -32,16 +32,17 @@ class Topology:
 
 
 def check() -> None:
-  """Raises UserError if JAX has not the platform that JAX_PLATFORMS names."""
+  """Raises UserError if JAX finds no device, of JAX_PLATFORMS if it is set."""
   try:
     jax.devices()
   # JAX asserts where there is neither CUDA nor ROCm.
   except (RuntimeError, AssertionError) as error:
     reason = ' '.join(str(error).split())[:300]
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+    where = f' for JAX_PLATFORMS={platforms}' if platforms else ''
     raise UserError(
-      f'JAX_PLATFORMS is {platforms!r}; JAX finds no such device ({reason}). '
-      'Unset JAX_PLATFORMS, or install JAX for the device: pip install -r '
+      f'JAX finds no device{where} ({reason}). Choose another JAX_PLATFORMS, '
+      'such as cpu, or install JAX for the device: pip install -r '
       'requirements.txt "jax[cuda13]" (or "jax[tpu]").'
     ) from error
 

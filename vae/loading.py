@@ -57,7 +57,7 @@ def restore(
     )
   try:
     model = models.from_config(config)
-  except TypeError as error:
+  except (TypeError, AttributeError) as error:
     raise UserError(
       f'{workdir / CONFIG} does not fit this code ({error}); use the code that '
       'wrote it.'

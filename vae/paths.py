@@ -157,7 +157,11 @@ class Mirror:
     self._thread.start()
 
   def copy(self) -> None:
-    """Copies all changes; raises OSError if that fails."""
+    """Copies all changes; raises OSError if that fails.
+
+    A file that the bucket denies does not keep the others from it.
+    """
+    denied: PermissionError | None = None
     with self._copying:
       for name in list_files(self.folder):
         if name.endswith(_PARTIAL):
@@ -166,8 +170,13 @@ class Mirror:
         facts = status.st_size, status.st_mtime_ns
         if self._copied.get(name) != facts:
           content = (self.folder / name).read_bytes()
-          (self._target / name).write_bytes(content)
-          self._copied[name] = facts
+          try:
+            (self._target / name).write_bytes(content)
+            self._copied[name] = facts
+          except PermissionError as error:
+            denied = error
+    if denied is not None:
+      raise denied
 
   def close(self) -> None:
     """Copies all changes and deletes the local folder.

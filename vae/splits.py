@@ -57,7 +57,10 @@ class Split(Protocol):
   def batches(
     self, indices: np.ndarray, batch_size: int
   ) -> Iterator[np.ndarray]:
-    """The images at `indices`, uint8 [batch_size, height, width, channels]."""
+    """The images at `indices`, uint8 [batch_size, height, width, channels].
+
+    The last batch may have fewer.
+    """
 
   def labels(self) -> Labels | None:
     """Reads the labels, if there are any; UserError if they are damaged."""
@@ -152,7 +155,8 @@ def unpack_tiles(
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
   """A permutation of the examples, [num_examples], for an epoch.
 
-  It ranks raw random bits, which NumPy never changes, as it may `permutation`.
+  It ranks raw random bits, which are the same in every version of NumPy, unlike
+  a `permutation`.
   """
   bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
   return np.argsort(bits.random_raw(num_examples), kind='stable')
