@@ -126,7 +126,7 @@ def change_line(number, line):
     (change_line(5, '000003.jpg 1 1 -1 x'), 'of 1 images: 000003.jpg'),
     (change_line(6, ''), 'of 1 images: 000004.jpg'),
     (lambda text: text[:400], 'lacks the attributes of 2. images'),
-    (as_csv, 'lacks the attributes'),
+    (as_csv, 'names no attributes'),
   ],
 )
 def test_damaged_list_of_attributes(folder, change, match):

@@ -46,8 +46,10 @@ class Model(models.VAE):
 @pytest.mark.parametrize(
   ('name', 'settings'),
   [
-    ('fsq', {'levels': (5, 4), 'channels': (4, 8)}),
     ('my_model', {'size': 4}),
+    pytest.param(
+      'fsq', {'levels': (5, 4), 'channels': (4, 8)}, marks=pytest.mark.slow
+    ),
     pytest.param(
       'residual',
       {'latent_dim': 2, 'channels': (4, 8), 'spatial': True},

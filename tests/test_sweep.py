@@ -133,12 +133,10 @@ def test_points_on_two_devices_train_together(finished, tmp_path):
       assert float(row[metric]) == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('number', 'status', 'message'),
-  [
-    (signal.SIGTERM, 0, 'terminated'),
-    pytest.param(signal.SIGINT, 130, 'interrupted', marks=pytest.mark.slow),
-  ],
+  [(signal.SIGTERM, 0, 'terminated'), (signal.SIGINT, 130, 'interrupted')],
 )
 def test_stopped_sweep_goes_on(finished, tmp_path, number, status, message):
   undisturbed, flags = finished
