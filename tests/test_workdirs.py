@@ -137,7 +137,5 @@ def test_another_precision_of_products_is_refused(config, workdir):
   """An environment variable, no setting, that changes every number."""
   claim(config, workdir)
   with jax.default_matmul_precision('bfloat16'):
-    with pytest.raises(
-      UserError, match="PRECISION was 'not set' .* 'bfloat16'"
-    ):
+    with pytest.raises(UserError, match="was 'not set' and .* 'bfloat16'"):
       workdirs.check(config, workdir)
