@@ -137,6 +137,12 @@ class TerminatedError(BaseException):
   """SIGTERM or a signal that counts as it; as KeyboardInterrupt for Ctrl-C."""
 
 
+def _ignore_stops(unraisable) -> None:
+  """Reports no signal that comes in a destructor; it stops the run later."""
+  if unraisable.exc_type not in (KeyboardInterrupt, TerminatedError):
+    sys.__unraisablehook__(unraisable)
+
+
 class StopSignals:
   """A context in which signals ask training to stop.
 
@@ -158,11 +164,13 @@ class StopSignals:
     if not jax.distributed.is_initialized():
       caught.append(signal.SIGTERM)  # Else JAX's service broadcasts it.
     self._previous = {n: signal.signal(n, self._receive) for n in caught}
+    sys.unraisablehook = _ignore_stops
     return self
 
   def __exit__(self, *unused_args):
     for number, handler in self._previous.items():
       signal.signal(number, handler)
+    sys.unraisablehook = sys.__unraisablehook__
 
   def __call__(self) -> bool:
     self._num_calls += 1

@@ -79,13 +79,15 @@ class Trainer:
     self._state = devices.replicate(state)
     self.step, self.is_validated = int(state.step), bool(is_validated)
 
-  def train_chunks(self, epoch: int, first_step: int) -> Iterator[splits.Chunk]:
+  def train_chunks(
+    self, epoch: int, first_step: int, max_steps: int | None = None
+  ) -> Iterator[splits.Chunk]:
     """The rest of an epoch, in chunks for one dispatch each."""
-    return self._train_chunks(self._config.seed, epoch, first_step)
+    return self._train_chunks(self._config.seed, epoch, first_step, max_steps)
 
-  def _train_chunks(self, seed, epoch, first_step):
+  def _train_chunks(self, seed, epoch, first_step, max_steps):
     split, batch_size = self._data.train, self._config.train.batch_size
-    max_steps = _steps_per_dispatch(split, self._config)
+    max_steps = max_steps or _steps_per_dispatch(split, self._config)
     return splits.train_chunks(
       split, seed, epoch, first_step, batch_size, max_steps, self._topology
     )
@@ -259,13 +261,15 @@ class Population(Trainer):
       self._place([r.state for r in restored])
       self.is_validated = all(r.metrics for r in restored)
 
-  def train_chunks(self, epoch: int, first_step: int) -> Iterator[splits.Chunk]:
+  def train_chunks(
+    self, epoch: int, first_step: int, max_steps: int | None = None
+  ) -> Iterator[splits.Chunk]:
     """The rest of an epoch, in chunks of batches [max_steps, batch, …].
 
     Members of different seeds have their own, [num_runs, max_steps, batch, …].
     """
     by_seed = {
-      c.seed: self._train_chunks(c.seed, epoch, first_step)
+      c.seed: self._train_chunks(c.seed, epoch, first_step, max_steps)
       for c in self._configs
     }
     for chunks in zip(*by_seed.values(), strict=True):
