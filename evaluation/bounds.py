@@ -12,7 +12,6 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.preprocessing import StandardScaler
 
 from evaluation import reconstruction
 from vae import devices, distributions, numerics, steps
@@ -237,6 +236,9 @@ def pixel_gaussian(
   channels]; returns [num_measured].
   """
   noise = 1 / (12 * 256**2)  # Variance of u / 256.
+  # Compiling the bounds (benchmarks/tpu_compile.py) needs no scikit-learn.
+  from sklearn.preprocessing import StandardScaler
+
   moments = StandardScaler()
   for images in train:
     moments.partial_fit(images.reshape(len(images), -1).astype(np.float64))

@@ -13,14 +13,13 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
-from scipy import linalg, signal
 
 from vae import devices, distributions, numerics, steps
 
 # Wang et al. 2004, section III: an 11×11 Gaussian window, and the constants
 # that keep the ratios stable if an image is flat.
 WINDOW = 11
-_WEIGHTS = signal.windows.gaussian(WINDOW, 1.5)
+_WEIGHTS = np.exp(-0.5 * ((np.arange(WINDOW) - WINDOW // 2) / 1.5) ** 2)
 _K1, _K2 = 0.01, 0.03
 
 _THROUGH = 'of reconstructions through the posterior mean'
@@ -160,8 +159,10 @@ def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
   # The window at each position along a side, [side - 10, side].
   weights = (_WEIGHTS / _WEIGHTS.sum()).astype(np.float32)
   rows, columns = (
-    linalg.convolution_matrix(weights, side - WINDOW + 1).T
-    for side in a.shape[-3:-1]
+    np.stack(
+      [np.convolve(e, weights) for e in np.eye(n - WINDOW + 1, dtype='f')]
+    )
+    for n in a.shape[-3:-1]
   )
 
   def blur(x):
