@@ -157,7 +157,7 @@ class Study:
     self._study.set_user_attr('sweep', self._definition)
 
   def _define(self) -> dict[str, dict]:
-    """What stays the same, and what reopens points if it changes; as JSON."""
+    """The fixed settings, and the recipe that reopens points; as JSON."""
     flat = schema.flatten(schema.resolved(self.base))
     free = {*self.axes, *schema.FREE_KEYS}
     fixed = {f'config.{k}': v for k, v in flat.items() if k not in free}
