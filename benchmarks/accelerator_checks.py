@@ -22,7 +22,6 @@ Each platform has a process of its own, and all run at the same time. Exits with
 
 import argparse
 from collections.abc import Mapping, Sequence
-import contextlib
 import itertools
 import json
 import os
@@ -30,6 +29,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 # Processes share the device's memory.
@@ -79,12 +79,13 @@ def main() -> None:
       results.save(args.output, content)
 
     check_bits('')
-    while [p for p in processes if p.poll() is None]:
-      with contextlib.suppress(subprocess.TimeoutExpired):
-        processes[0].wait(timeout=1)
-        processes[1].wait(timeout=1)
+    running = True
+    while running:
+      # Asked before reading, so that the rows of the end are read too.
+      running = any(process.poll() is None for process in processes)
       content |= _losses(folder, platforms)
       results.save(args.output, content)
+      time.sleep(1)
     if any(process.returncode for process in processes):
       content['failed'].append('losses')
     if not all(row['same'] for row in content['bits']):

@@ -137,10 +137,16 @@ class TerminatedError(BaseException):
   """SIGTERM or a signal that counts as it; as KeyboardInterrupt for Ctrl-C."""
 
 
-def _ignore_stops(unraisable) -> None:
+@functools.cache
+def _hide_stops() -> None:
   """Reports no signal that comes in a destructor; it stops the run later."""
-  if unraisable.exc_type not in (KeyboardInterrupt, TerminatedError):
-    sys.__unraisablehook__(unraisable)
+  previous = sys.unraisablehook
+
+  def hook(unraisable):
+    if unraisable.exc_type not in (KeyboardInterrupt, TerminatedError):
+      previous(unraisable)
+
+  sys.unraisablehook = hook
 
 
 class StopSignals:
@@ -164,13 +170,12 @@ class StopSignals:
     if not jax.distributed.is_initialized():
       caught.append(signal.SIGTERM)  # Else JAX's service broadcasts it.
     self._previous = {n: signal.signal(n, self._receive) for n in caught}
-    sys.unraisablehook = _ignore_stops
+    _hide_stops()
     return self
 
   def __exit__(self, *unused_args):
     for number, handler in self._previous.items():
       signal.signal(number, handler)
-    sys.unraisablehook = sys.__unraisablehook__
 
   def __call__(self) -> bool:
     self._num_calls += 1

@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from runs import processes
 from vae import checkpoint_files, checkpoints, paths
 from vae.checkpoints import Checkpoints, CheckpointWriter
 from vae.errors import UserError
@@ -168,6 +169,8 @@ def damages(folder):
 def test_damaged_last_checkpoint_is_set_aside(tmp_path, capsys):
   """Or the damage changes nothing: some bytes are never read."""
   save_all(tmp_path / 'sound', {1: 1.0, 2: 2.0})
+  with processes.StopSignals():
+    pass  # It must leave Orbax's tracebacks hidden.
   noticed = 0
   for what, path, content in damages(tmp_path / 'sound' / 'checkpoints' / '2'):
     workdir = tmp_path / 'damaged'

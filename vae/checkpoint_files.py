@@ -7,9 +7,12 @@ flipped bit or a file cut short is found.
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import functools
 import hashlib
 import json
+import logging
 import os
+import sys
 import tempfile
 from typing import Any, NamedTuple
 
@@ -118,6 +121,7 @@ def reading(path: epath.Path) -> Iterator[None]:
 
 
 def _orbax() -> ocp.Checkpointer:
+  _hide_tracebacks()
   # Each process saves by itself; Orbax would wait for the others.
   process = jax.process_index()
   options = ocp.options.MultiprocessingOptions(
@@ -127,6 +131,28 @@ def _orbax() -> ocp.Checkpointer:
   )
   handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
   return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+@functools.cache
+def _hide_tracebacks() -> None:
+  """Hides tracebacks of Orbax's threads; one line says what failed."""
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).addFilter(_is_not_of_orbax)
+  # Once one array fails Orbax closes its event loop; TensorStore prints a
+  # traceback for each of the others.
+  previous = sys.unraisablehook
+
+  def hook(unraisable):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      previous(unraisable)
+
+  sys.unraisablehook = hook
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+  # asyncio wraps the futures of TensorStore in `_wrap_awaitable`.
+  text = record.pathname + record.getMessage()
+  return '/orbax/' not in text and '_wrap_awaitable' not in text
 
 
 @contextlib.contextmanager

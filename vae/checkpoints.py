@@ -7,8 +7,6 @@ disks and in buckets, where nothing can be renamed.
 
 from collections.abc import Callable, Mapping
 import contextlib
-import functools
-import logging
 import math
 import sys
 import threading
@@ -187,10 +185,6 @@ class CheckpointWriter:
     self._error: Exception | None = None
     self._tried, self._given_up = threading.Event(), threading.Event()
     self._thread: threading.Thread | None = None
-    # Orbax's threads log a traceback of what is warned of in a line.
-    for name in ('absl', 'asyncio'):
-      logging.getLogger(name).addFilter(_is_not_of_orbax)
-    _hide_late_failures()
 
   def __enter__(self):
     return self
@@ -312,20 +306,3 @@ def _reason(error: BaseException) -> str:
       return cause.strerror
     cause = cause.__cause__ or cause.__context__
   return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-
-
-@functools.cache
-def _hide_late_failures() -> None:
-  # Once one array cannot be written Orbax closes its event loop; TensorStore
-  # prints a traceback for each of the others.
-  previous = sys.unraisablehook
-
-  def hook(unraisable):
-    if str(unraisable.exc_value) != 'Event loop is closed':
-      previous(unraisable)
-
-  sys.unraisablehook = hook
-
-
-def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-  return '/orbax/' not in record.pathname + record.getMessage()
