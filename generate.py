@@ -84,6 +84,10 @@ def sample(trained: TrainedVAE, folder: epath.Path) -> list[str]:
     codes = measure.encode(trained, _split(trained, 'train'))
     latents = codes['mean']
     if trained.config.objective.get('sample_posterior', True):
+      if not {'logvar', 'certain'} & codes.keys():
+        raise UserError(
+          '--prior=mixture needs a model whose q(z|x) is a diagonal Gaussian.'
+        )
       latents = posterior.draw(codes, seed)
     print('fitting the mixture …', flush=True)
     mixture = posterior.fit_mixture(latents, seed)

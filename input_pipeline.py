@@ -60,7 +60,8 @@ def load(
   loaded = {}
   for name in data.SPLITS:
     loaded[name] = ImageSplit(
-      name, found[name], crop, cache != 'none', settings.decoded_dir
+      *(name, found[name], crop, cache != 'none', settings.decoded_dir),
+      settings.binarize,
     )
     if settings.skip_corrupt:
       loaded[name].skip_corrupt()
@@ -96,11 +97,12 @@ class ImageSplit:
     crop: Crop,
     cached: bool,
     decoded_dir: str,
+    binarize: str,
   ):
     """Describes the split; nothing is read.
 
     If it is `cached`, examples stay in host memory, and in `decoded_dir` (if
-    that is not empty) between runs.
+    that is not empty) between runs. `binarize` is as `config.data.binarize`.
     """
     fingerprint = source.fingerprint() if cached and decoded_dir else None
     self._folder = os.path.expanduser(decoded_dir) if fingerprint else None
@@ -108,7 +110,7 @@ class ImageSplit:
     self._key = data.digest(
       image_files.DECODING, tf.__version__, crop, fingerprint
     )
-    self._cached = cached
+    self._cached, self._binarize = cached, binarize
     self._indices = np.arange(source.num_examples)
     self.image_shape = crop.image_shape
 
@@ -119,7 +121,7 @@ class ImageSplit:
   def batches(self, indices, batch_size):
     if self._cached:
       return splits.ArraySplit(self.images).batches(indices, batch_size)
-    return self._stream(indices, batch_size)
+    return self._binarized(indices, batch_size)
 
   def labels(self):
     labels = self._source.labels()
@@ -139,7 +141,29 @@ class ImageSplit:
       f'{self._name}: {len(images):,} decoded images in '
       f'{time.monotonic() - start:.1f}s, {images.nbytes / 1e6:,.0f} MB'
     )
+    for start in range(0, len(images), _BATCH_SIZE):
+      part = slice(start, start + _BATCH_SIZE)
+      self._make_binary(images[part], self._indices[part])
     return images
+
+  def _binarized(self, indices, batch_size):
+    done = 0
+    for images in self._stream(indices, batch_size):
+      images = np.array(images)
+      self._make_binary(images, self._indices[indices[done:]])
+      done += len(images)
+      yield images
+
+  def _make_binary(self, images: np.ndarray, indices: np.ndarray) -> None:
+    """Makes grey values 0 or 255, in place, if the config asks for it."""
+    if self._binarize == 'threshold':
+      images[...] = np.where(images < 128, 0, 255)
+    elif self._binarize == 'fixed':
+      # The same in every run: a function of the split and the position.
+      for image, index in zip(images, indices, strict=False):
+        seed = np.random.SeedSequence([*self._name.encode(), int(index)])
+        draws = np.random.Philox(seed).random_raw(image.size) % 255
+        image[...] = np.where(draws.reshape(image.shape) < image, 255, 0)
 
   def _decode(self) -> np.ndarray:
     progress.say(f'{self._name}: decoding {self.num_examples:,} images …')

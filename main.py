@@ -8,7 +8,6 @@ The same command again continues where the run stopped.
 
 import contextlib
 import os
-import pathlib
 import sys
 
 from absl import flags
@@ -17,7 +16,8 @@ import jax
 import ml_collections
 
 from runs import command_line, processes, schema, workdirs
-from vae import devices, paths
+from vae import devices, loading, paths
+from vae.checkpoints import Checkpoints
 from vae.errors import UserError
 
 command_line.define_config('configs/faces.py')
@@ -54,17 +54,20 @@ def main() -> None:
   schema.validate(config)
   # Paths may differ between hosts.
   shared = config.copy_and_resolve_references()
-  shared.data.dir = shared.data.decoded_dir = ''
+  shared.data.dir = shared.data.decoded_dir = shared.init_from = ''
   processes.check_same(shared.to_dict(), 'configs')
   schema.check_devices(config, jax.device_count())
-  name = pathlib.Path(command_line.config_path()).stem
-  workdir = paths.expand(command_line.WORKDIR.value or f'logs/{name}')
+  default = f'logs/{command_line.config_name()}'
+  workdir = paths.expand(command_line.WORKDIR.value or default)
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(processes.StopSignals())
     if jax.process_index() == 0:
       workdirs.check_writable(workdir, '--workdir')
       stack.enter_context(workdirs.hold(workdir))
       workdirs.check(config, workdir)
+      if config.init_from and not Checkpoints(workdir).all_steps():
+        loading.read_config(config.init_from)
+        Checkpoints(config.init_from).find('best')
     else:
       sys.stdout = open(os.devnull, 'w')  # The first process reports for all.
     _train(config, workdir, stop)

@@ -12,7 +12,6 @@ The workdir gets report.html, results.csv, tensorboard/ for the HParams view,
 and points/ with a folder for each point, a run like any other.
 """
 
-import pathlib
 import runpy
 
 from absl import flags
@@ -109,7 +108,7 @@ def main() -> None:
     schema.check_devices(config, num_devices if divides else 1)
   for name in _METRICS.value:
     measure.find(name)
-  workdir, url = _workdir(path)
+  workdir, url = _workdir()
 
   # TensorFlow takes seconds to load; the errors above come before.
   from sweeps import report, worker
@@ -181,10 +180,10 @@ def _axes(path: str, base: ml_collections.ConfigDict) -> Axes:
   return axes
 
 
-def _workdir(path: str) -> tuple[epath.Path, sqlalchemy.URL]:
+def _workdir() -> tuple[epath.Path, sqlalchemy.URL]:
   """The workdir, which can be written, and the database."""
   workdir = paths.expand(
-    command_line.WORKDIR.value or f'logs/{pathlib.Path(path).stem}'
+    command_line.WORKDIR.value or f'logs/{command_line.config_name()}'
   )
   workdirs.check_writable(workdir, '--workdir')
   if Checkpoints(workdir).all_steps():

@@ -9,6 +9,9 @@ import ml_collections
 _SETTINGS = {
   # Initial parameters, order of the examples and every random draw.
   'seed': 0,
+  # A workdir, from whose best checkpoint the first parameters are taken, as far
+  # as names and shapes agree. Empty: they are drawn.
+  'init_from': '',
   'data': {
     # celeba | cartoon_faces | folder | tfds | a module of your own that has
     # find(data) (data/__init__.py).
@@ -30,6 +33,9 @@ _SETTINGS = {
     'crop_size': 0,
     'image_size': 64,  # Side that it is resized to.
     'channels': 3,  # 3 (colour) or 1 (grey).
+    # Images of black and white, with grey values as probabilities: none |
+    # dynamic (drawn anew at each epoch) | fixed (drawn once) | threshold (½).
+    'binarize': 'none',
     # Where decoded images are kept: none (decoded anew each epoch) | host (in
     # memory) | device (in each accelerator's memory) | auto (the last of these
     # in which they take less than half of what is free).
@@ -42,8 +48,8 @@ _SETTINGS = {
     'skip_corrupt': False,
   },
   'model': {
-    # conv | mlp | residual | fsq, of vae/models/, or a module of your own; it
-    # says which other settings there are, and these are conv's.
+    # conv | mlp | residual | fsq | vq, of vae/models/, or a module of your own;
+    # it says which other settings there are, and these are conv's.
     'name': 'conv',
     'latent_dim': 128,
     # Output channels of the encoder's stride-2 convolutions.
@@ -52,15 +58,23 @@ _SETTINGS = {
     # mirror image, (256, 128, 64, 32, 32).
     'decoder_channels': (),
     'activation': 'leaky_relu',  # leaky_relu | relu.
-    'likelihood': 'gaussian',  # gaussian | bernoulli.
-    # Standard deviation of the Gaussian likelihood; where it starts if learned.
+    # gaussian | gaussian_per_pixel | laplace | bernoulli | continuous_bernoulli
+    # | logistic | logistic_mixture, of vae/likelihoods.py.
+    'likelihood': 'gaussian',
+    # Standard deviation of gaussian and laplace; where it starts if learned.
     'sigma': 1.0,
     'learn_sigma': False,
+    'posterior': 'diagonal',  # diagonal | full | flow: of q(z|x).
+    # normal | vamp | mixture | flow: p(z).
+    'latent_prior': 'normal',
+    'prior_components': 500,  # Of vamp and mixture.
     'dtype': 'float32',  # float32 | bfloat16 | float64 (JAX_ENABLE_X64=1).
     'convolution': 'auto',  # auto (by the platform) | native | matmul.
   },
   'objective': {
-    # elbo | free_bits, of vae/objectives/, or a module of your own, likewise.
+    # elbo | free_bits | capacity | cyclical | total_correlation | factor | dip
+    # | mmd | iwae | rae | vq | prior_only, of vae/objectives/, or a module of
+    # your own, likewise.
     'name': 'elbo',
     # Weight of the KL, with the likelihood in nats per image.
     'beta': 1.0,
@@ -74,14 +88,20 @@ _SETTINGS = {
   },
   'optimizer': {
     'learning_rate': 0.001,  # Adam's.
+    'epsilon': 1e-8,  # Adam's.
     # The learning rate is multiplied by this after each epoch.
     'decay_per_epoch': 1.0,
+    # Before these epochs alone, counted from 0. Empty: before each.
+    'decay_epochs': (),
     # Weight of the L2 penalty ½‖θ‖² beside a loss in nats per image.
     # PyTorch-VAE has a mean over D pixel values as its loss, so that its
     # `weight_decay` is D/2 times as much here.
     'weight_decay': 0.0,
     # Of the gradient's norm over all parameters, at most. 0: it is not clipped.
     'clip_norm': 0.0,
+    # Of a moving average of the parameters, with which the model is validated
+    # and used; such as 0.999. 0: none.
+    'average_decay': 0.0,
   },
   'train': {
     # Global, over all devices. An epoch's last partial batch is dropped.

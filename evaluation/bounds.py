@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluation import reconstruction
-from vae import devices, distributions, numerics, steps
+from vae import devices, likelihoods, numerics
 
 _NATS, _BITS = 'nats per image', 'bits per dimension'
 _OPTIMAL = 'the optimal σ, which is fitted to the same images'
@@ -54,7 +54,11 @@ def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
   results.mean('elbo', -distortion - rate, _NATS, '-distortion - rate')
   results.mean('rate', rate, _NATS, 'KL(q(z|x) ‖ p(z))')
   results.mean('distortion', distortion, _NATS, 'E_q[-log p(x|z)]')
-  if not values['is_density'].all():
+  if values['is_mass'].all():
+    bits = (distortion + rate) / (dimensions * np.log(2))
+    about = 'of the images themselves, by the ELBO'
+    results.mean('bits_per_dim', bits, _BITS, about)
+  elif not values['is_density'].all():
     results.notes.append(
       'log p(x): the cross-entropy of grey values, in elbo, distortion and '
       'iw_bound, is no density (its normaliser is missing); compare models by '
@@ -87,7 +91,7 @@ def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
 
 def _add_importance_weighted(results, context, sigma: float) -> None:
   num_samples = context.settings.num_importance_samples
-  step = make_bound_step(context.trained.model, num_samples)
+  step = make_bound_step(context.trained.model, num_samples, context.binarize)
   key = numerics.bound_key(context.settings.seed)
   # Few images at a time if each takes long, so that progress shows.
   at_once = max(1, _DECODED_PER_DISPATCH // num_samples)
@@ -124,7 +128,7 @@ def _add_importance_weighted(results, context, sigma: float) -> None:
 
 @functools.lru_cache(maxsize=8)
 def make_bound_step(
-  model: nn.Module, num_samples: int
+  model: nn.Module, num_samples: int, binarize: bool = False
 ) -> Callable[..., dict[str, jax.Array]]:
   """Compiles the importance-weighted bounds of a batch.
 
@@ -138,8 +142,9 @@ def make_bound_step(
 
   def step(variables, key, images, start, sigma):
     keys = reconstruction.example_keys(key, start, len(images))
+    x = reconstruction.unit_range(model, images, start, binarize)
     log_weights = nn.apply(_log_weights, model)(
-      variables, images, keys, num_samples, sigma
+      variables, images, keys, num_samples, sigma, x
     )
     bound, sample_size = weigh(log_weights)
     # One sample alone has no second half.
@@ -157,9 +162,8 @@ def make_bound_step(
   )
 
 
-def _log_weights(vae, images, keys, num_samples, sigma) -> jax.Array:
+def _log_weights(vae, images, keys, num_samples, sigma, x) -> jax.Array:
   """log p(x|z) p(z) / q(z|x) under both likelihoods, [K, batch, 2]."""
-  x = steps.to_unit_range(images, steps.float_dtype(vae))
   y = reconstruction.dequantise(images, keys)
   posterior, prior = vae.encode(x), vae.prior()
   draw = functools.partial(reconstruction.draw_z, posterior, keys)
@@ -167,7 +171,7 @@ def _log_weights(vae, images, keys, num_samples, sigma) -> jax.Array:
   def log_weights(ks):
     z = jax.vmap(draw)(ks)
     likelihood = vae.decode(z)
-    around = distributions.Gaussian(likelihood.mean, sigma)
+    around = likelihoods.Gaussian(likelihood.mean, sigma)
     log_p = jnp.stack([likelihood.log_prob(x), around.log_prob(y)], axis=-1)
     return log_p + (prior.log_prob(z) - posterior.log_prob(z))[..., None]
 

@@ -131,6 +131,7 @@ class Context:
     split: the measured one, `split_name` of `data`.
     fitted_name: the split that probes are fitted to.
     draws_z: whether z is drawn from q(z|x), or is its mean.
+    binarize: whether each image is drawn black and white, once.
     variables: of the model, on all local devices.
   """
 
@@ -143,6 +144,7 @@ class Context:
     self.split = getattr(self.data, self.split_name)
     self.fitted_name = 'validation' if self.split_name == 'train' else 'train'
     self.draws_z = self.trained.config.objective.get('sample_posterior', True)
+    self.binarize = self.trained.config.data.get('binarize') == 'dynamic'
     self.variables = devices.replicate(self.trained.variables)
 
   @functools.cached_property
@@ -155,7 +157,9 @@ class Context:
   ) -> dict[str, np.ndarray]:
     """The same, with so many draws of z."""
     num_draws = num_draws if self.draws_z else 0
-    step = reconstruction.make_step(self.trained.model, num_draws)
+    step = reconstruction.make_step(
+      self.trained.model, num_draws, self.binarize
+    )
     key = numerics.measure_key(self.settings.seed)
     return self.over_split(functools.partial(step, self.variables, key), label)
 

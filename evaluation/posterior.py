@@ -111,6 +111,12 @@ def _add_gaussian_total_correlation(results, values, seed):
 
 def _add_holes(context, results):
   seed, values = context.settings.seed, context.images
+  if context.draws_z and not {'logvar', 'certain'} & values.keys():
+    results.notes.append('holes: q(z|x) is no diagonal Gaussian.')
+    return
+  if getattr(context.trained.prior, 'network', None) is not None:
+    results.notes.append('holes: draws of codes one after another take long.')
+    return
   at_most = splits.spread(len(values['mean']), MAX_FITTED)
   values = {k: values[k][at_most] for k in ('mean', 'logvar') if k in values}
   fitted = context.fitted

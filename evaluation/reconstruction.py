@@ -14,7 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import devices, distributions, numerics, steps
+from vae import devices, distributions, likelihoods, numerics, steps
 
 # Wang et al. 2004, section III: an 11×11 Gaussian window, and the constants
 # that keep the ratios stable if an image is flat.
@@ -43,8 +43,12 @@ def add_mse(results, values: dict[str, np.ndarray]) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def make_step(model: nn.Module, num_draws: int) -> Callable[..., dict]:
+def make_step(
+  model: nn.Module, num_draws: int, binarize: bool = False
+) -> Callable[..., dict]:
   """Compiles the measurement of a batch, with 0 draws of z for its mean.
+
+  `binarize` draws each image black and white, once.
 
   Returns:
     A function of variables, a key, images uint8 [devices, per_device_batch,
@@ -56,20 +60,23 @@ def make_step(model: nn.Module, num_draws: int) -> Callable[..., dict]:
       squared_error, dequantised_squared_error: E_q‖x - x̂‖², of x in [0, 1]
         and of the dequantised image;
       sigma: of a Gaussian likelihood;
-      is_density: whether log p(x|z) is that of a density;
+      is_density: whether log p(x|z) is that of a density or a probability;
+      is_mass: whether it is a probability, of 8-bit or binary images;
       mse, psnr, ssim: of the reconstruction through the posterior mean, cut
         to [0, 1]; no ssim for images smaller than its window.
   """
 
   def step(variables, key, images, start):
     keys = example_keys(key, start, len(images))
-    return nn.apply(_measure, model)(variables, images, keys, num_draws)
+    return nn.apply(_measure, model)(
+      variables, images, keys, num_draws, start, binarize
+    )
 
   return jax.pmap(step, axis_name=devices.AXIS, in_axes=(None, None, 0, None))
 
 
-def _measure(vae, images, keys, num_draws):
-  x = steps.to_unit_range(images, steps.float_dtype(vae))
+def _measure(vae, images, keys, num_draws, start, binarize):
+  x = unit_range(vae, images, start, binarize)
   y = dequantise(images, keys)
   posterior, prior = vae.encode(x), vae.prior()
   values = codes(posterior, prior)
@@ -92,10 +99,14 @@ def _measure(vae, images, keys, num_draws):
   if 'kl' in values:
     values['rate'] = values['kl'].sum(axis=1)
   likelihood = vae.decode(posterior.mean)
-  is_density = not isinstance(likelihood, distributions.Bernoulli)
-  values['is_density'] = jnp.full(len(x), is_density)
-  if isinstance(likelihood, distributions.Gaussian):
-    values['sigma'] = jnp.full(len(x), likelihood.sigma)
+  is_mass = jnp.full(len(x), likelihood.is_mass)
+  is_density = jnp.full(len(x), not likelihood.is_mass)
+  if isinstance(likelihood, likelihoods.Bernoulli):
+    is_mass = jnp.all((x == 0) | (x == 1), axis=(1, 2, 3))
+  elif isinstance(likelihood, likelihoods.Gaussian):
+    if not jnp.ndim(likelihood.sigma):
+      values['sigma'] = jnp.full(len(x), likelihood.sigma)
+  values |= {'is_mass': is_mass, 'is_density': is_density | is_mass}
   reconstruction = jnp.clip(likelihood.mean, 0, 1)
   values['mse'] = jnp.mean(jnp.square(x - reconstruction), axis=(1, 2, 3))
   values['psnr'] = psnr(x, reconstruction)
@@ -110,6 +121,7 @@ def codes(posterior, prior) -> dict[str, jax.Array]:
   Returns:
     mean: of q(z|x).
     logvar: log σ², only of a diagonal Gaussian.
+    certain: 1, only of a posterior that is its mean, [batch, 1].
     kl: KL(q(z_j|x) ‖ p(z_j)), nats; only in closed form.
   """
   values = {
@@ -118,9 +130,24 @@ def codes(posterior, prior) -> dict[str, jax.Array]:
   }
   if isinstance(posterior, distributions.Normal):
     values['logvar'] = posterior.logvar
+  elif isinstance(posterior, distributions.Codes):
+    values['certain'] = jnp.ones(len(posterior.mean))
   return {
     name: a.reshape(len(a), -1) for name, a in values.items() if a is not None
   }
+
+
+def unit_range(vae, images: jax.Array, start: jax.Array, binarize: bool):
+  """uint8 images in [0, 1], or each pixel drawn black or white.
+
+  The draws are the same for all models, by the images' positions.
+  """
+  x = steps.to_unit_range(images, steps.float_dtype(vae))
+  if not binarize:
+    return x
+  return steps.binarize(
+    x, example_keys(numerics.binary_key(), start, len(images))
+  )
 
 
 def example_keys(key: jax.Array, start: jax.Array, per_device: int):

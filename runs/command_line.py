@@ -25,7 +25,8 @@ WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
   'Folder of the run: config, metrics, checkpoints, pictures. main.py makes '
-  'it, by default as logs/NAME, with the NAME of the config file.',
+  'it, by default as logs/NAME, with the NAME of the config file, and '
+  'NAME_ARGUMENT with --config=FILE:ARGUMENT.',
 )
 
 
@@ -149,15 +150,21 @@ def config_path() -> str:
   return flags.FLAGS['config'].parser.path
 
 
+def config_name() -> str:
+  """The name of the config file in use, and its argument if it has one."""
+  parser = flags.FLAGS['config'].parser
+  return '_'.join([pathlib.Path(parser.path).stem, *parser.argument])
+
+
 class _ConfigFile(flags.ArgumentParser):
   """Loads a config file, completes it, and checks which keys are overridden."""
 
   def __init__(self, path: str):
-    self.path = path
+    self.path, self.argument = path, []
 
   def parse(self, value: str) -> ml_collections.ConfigDict:
     """The config of FILE or FILE:ARGUMENT; raises UserErrors."""
-    path, *argument = value.split(':', 1)
+    path, *self.argument = value.split(':', 1)
     self.path = str(paths.expand(path))
     # A file that is not in the current folder may be beside the scripts.
     if not os.path.exists(self.path) and (_SCRIPTS / self.path).is_file():
@@ -168,7 +175,7 @@ class _ConfigFile(flags.ArgumentParser):
         f'{_SCRIPTS}; {_SCRIPTS}/configs has the configs.'
       )
     try:
-      config = runpy.run_path(self.path)['get_config'](*argument)
+      config = runpy.run_path(self.path)['get_config'](*self.argument)
     except (Exception, SystemExit) as error:
       raise UserError(
         f'--config cannot be loaded: {_place(error, self.path)}'

@@ -38,12 +38,15 @@ RULES = {
   'data.crop_size': (0, 2**16 - 1),
   'data.image_size': (1, 2**16 - 1),
   'data.channels': [1, 3],
+  'data.binarize': ['none', 'dynamic', 'fixed', 'threshold'],
   'data.cache': ['auto', 'none', 'host', 'device'],
   # Adam moves each parameter by this in a step: float32 cannot resolve less.
   'optimizer.learning_rate': (1e-12, 1e3),
+  'optimizer.epsilon': (1e-30, 1e3),
   'optimizer.decay_per_epoch': (1e-6, 1),
   'optimizer.weight_decay': (0, 1e3),
   'optimizer.clip_norm': (0, 1e9),
+  'optimizer.average_decay': (0, 1 - 1e-9),
   'train.batch_size': _COUNT,
   # The learning rate of each is kept.
   'train.num_epochs': (1, 1_000_000),
@@ -149,6 +152,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
         f'config.data.{key} is {config.data[key]!r}; it goes with '
         'config.data.source=tfds.'
       )
+  epochs = config.optimizer.decay_epochs
+  if not all(_fits(e, int) and e > 0 for e in epochs) or (
+    sorted(set(epochs)) != list(epochs)
+  ):
+    raise UserError(
+      f'config.optimizer.decay_epochs is {epochs}; it must be ascending whole '
+      'numbers from 1.'
+    )
   if config.model.get('dtype') == 'float64' and not jax.config.jax_enable_x64:
     raise UserError(
       'config.model.dtype is float64; that needs JAX_ENABLE_X64=1 in the '

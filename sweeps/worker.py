@@ -21,7 +21,7 @@ from sweeps import points, report
 from sweeps.points import Results
 from sweeps.study import NO_ANSWER, one_line, Point, Study
 import train
-from vae import figures, loading, splits
+from vae import distributions, figures, loading, splits
 from vae.checkpoints import Checkpoints
 from vae.errors import UserError, WriteError
 
@@ -233,9 +233,13 @@ def measure_run(
   metrics['seconds'] = Metric(seconds, 's of training steps', '')
   number = min(_NUM_IMAGES, split.num_examples)
   originals = next(split.batches(np.arange(number), number))
-  # Models of more dimensions share the first ones.
-  u = np.random.default_rng(0).random((*padded.latent_shape[::-1], _NUM_IMAGES))
-  z = np.asarray(padded.prior.quantile(u.T.astype(np.float32)))
+  if isinstance(padded.prior, distributions.StandardNormal):
+    # Models of more dimensions share the first ones.
+    shape = *padded.latent_shape[::-1], _NUM_IMAGES
+    u = np.random.default_rng(0).random(shape)
+    z = np.asarray(padded.prior.quantile(u.T.astype(np.float32)))
+  else:
+    z = padded.sample_latents(_NUM_IMAGES)
   for name, images in (
     (report.ORIGINALS, originals),
     (report.RECONSTRUCTIONS, padded.reconstruct(originals)),

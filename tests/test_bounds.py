@@ -49,7 +49,7 @@ def make_linear(encoder=None, weights=None, variance=None, dtype='float32'):
   model = conv.Model(
     (4, 4, 3), latent_dim=4, hidden_channels=(), sigma=SIGMA, dtype=dtype
   )
-  config = types.SimpleNamespace(objective={})
+  config = types.SimpleNamespace(objective={}, data={})
   trained = TrainedVAE(config, model, {'params': params}, step=0)
   split = splits.ArraySplit(pixels.reshape(COUNT, 4, 4, 3))
   data = splits.DataSet(split, split, split)

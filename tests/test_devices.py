@@ -27,22 +27,38 @@ MODELS = {
   'mlp': {'hidden_sizes': (6,)},
   'residual': {'channels': (4,)},
 }
-# Model, and β, learning rate, latent dimension and seed of each member.
+TWO_SEEDS = [(0.5, 0.005, 4, 3), (2.0, 0.002, 3, 5)]
+ONE_SEED = [(0.5, 0.005, 3, 3), (2.0, 0.001, 4, 3)]
+# Objective and model, with other settings of it; and β, learning rate, latent
+# dimension and seed of each member.
 POPULATIONS = {
-  'several seeds': ('conv', [(0.5, 0.005, 4, 3), (2.0, 0.002, 3, 5)]),
-  'one seed': ('mlp', [(0.5, 0.005, 3, 3), (2.0, 0.001, 4, 3)]),
+  'several seeds': ('elbo', 'conv', {}, TWO_SEEDS),
+  'one seed': ('elbo', 'mlp', {}, ONE_SEED),
+  # Without a KL in closed form padding has noise.
+  'flows': (
+    *('elbo', 'mlp', {'posterior': 'flow', 'latent_prior': 'flow'}),
+    ONE_SEED,
+  ),
+  'mixture': (
+    *('factor', 'mlp', {'latent_prior': 'mixture', 'prior_components': 3}),
+    ONE_SEED,
+  ),
+  'map': ('elbo', 'residual', {'spatial': True}, ONE_SEED),
 }
 
 
-def make_config(objective='elbo', model='conv'):
+def make_config(objective='elbo', model='conv', **settings):
   """All that is random is on: flips, noise on the input, two samples of z."""
   config = make_small_config('')
   config.data.image_size, config.train.steps_per_dispatch = 8, 3
   with config.unlocked():
-    config.model = {'name': model, 'dtype': 'float64', **MODELS[model]}
+    config.model = {'name': model, **MODELS[model], **settings}
+    config.model.dtype = 'float64'
     config.objective = {'name': objective, 'num_samples': 2}
     if objective == 'free_bits':
       config.objective.free_nats = 0.02  # Above some dimensions' KL.
+    if objective == 'factor':
+      config.objective.critic_sizes = (4,)
   config.model.latent_dim = 3
   config.objective.beta, config.objective.input_noise = 1.5, 0.1
   config.optimizer.learning_rate = 0.005
@@ -101,13 +117,13 @@ def train_by(trainer):
   return np.concatenate(losses, axis=1), states
 
 
-def run_population(model, members):
+def run_population(objective, model, settings, members):
   """The largest relative difference from the runs on all devices."""
   split = splits.ArraySplit(PIXELS)
   data = splits.DataSet(split, split, split)
   configs = []
   for beta, learning_rate, latent_dim, seed in members:
-    config = make_config(model=model)
+    config = make_config(objective, model, **settings)
     config.objective.beta = beta
     config.optimizer.learning_rate = learning_rate
     config.model.latent_dim, config.seed = latent_dim, seed
@@ -193,7 +209,7 @@ def test_number_of_devices_does_not_matter_in_float64(found):
       np.testing.assert_allclose(other[name], one[name], rtol=1e-9)
 
 
-@pytest.mark.parametrize('case', ['several seeds', 'one seed'])
+@pytest.mark.parametrize('case', POPULATIONS)
 def test_members_on_devices_of_their_own_are_runs_on_all_devices(found, case):
   assert found[case]['difference'] < 1e-9
   # Members differ from each other, or that would prove nothing.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from vae import distributions, numerics
+from vae import autoregressive, distributions, flows, numerics
 
 MEAN = np.array([[0.3, -1.2, 0.0], [2.0, 0.1, -0.4]], np.float32)
 LOGVAR = np.array([[0.5, -2.0, 0.0], [-0.1, 1.0, -6.0]], np.float32)
@@ -21,10 +21,6 @@ CODES = distributions.UniformCodes((2, 3), LEVELS)
 
 def keys(num_keys, seed=0):
   return jax.random.split(jax.random.key(seed), num_keys)
-
-
-def random_images(*shape, seed=0):
-  return np.random.default_rng(seed).uniform(size=shape).astype(np.float32)
 
 
 def test_normal_densities_match_scipy():
@@ -78,8 +74,9 @@ def test_kl_is_the_integral():
     )
   actual = distributions.kl_per_dimension(POSTERIOR, PRIOR)
   np.testing.assert_allclose(actual, expected, atol=1e-5)
+  z = POSTERIOR.sample(keys(2), 3)
   np.testing.assert_allclose(
-    distributions.kl(POSTERIOR, PRIOR), expected.sum(axis=-1), atol=1e-5
+    distributions.kl(POSTERIOR, PRIOR, z), expected.sum(axis=-1), atol=1e-5
   )
 
 
@@ -87,8 +84,9 @@ def test_kl_keeps_its_digits_close_to_the_prior():
   posterior = distributions.Normal(jnp.zeros((1, 1)), jnp.full((1, 1), 1e-4))
   prior = distributions.StandardNormal((1,))
   # ½ (e^t - 1 - t) = t²/4 + t³/12 + …
-  assert distributions.kl(posterior, prior) == pytest.approx(1e-8 / 4, rel=0.01)
-  assert distributions.kl(posterior, CODES) is None
+  terms = distributions.kl_per_dimension(posterior, prior)
+  assert terms == pytest.approx(1e-8 / 4, rel=0.01)
+  assert distributions.kl_per_dimension(posterior, CODES) is None
 
 
 @pytest.mark.parametrize('levels', [(8, 5, 5, 5), LEVELS])
@@ -146,7 +144,7 @@ def test_rate_of_codes_is_the_log_of_their_number():
   posterior = distributions.Codes(code)
   expected = np.full(4, 2 * np.log(math.prod(LEVELS)))
   np.testing.assert_allclose(
-    distributions.kl(posterior, CODES), expected, rtol=1e-6
+    distributions.kl(posterior, CODES, code[None]), expected, rtol=1e-6
   )
   np.testing.assert_allclose(-CODES.log_prob(code), expected, rtol=1e-6)
   z = posterior.sample(keys(4), 2)
@@ -154,24 +152,157 @@ def test_rate_of_codes_is_the_log_of_their_number():
   np.testing.assert_array_equal(posterior.log_prob(z), np.zeros((2, 4)))
 
 
-def test_gaussian_likelihood_matches_scipy():
-  x, means = random_images(3, 4, 5, 2), random_images(2, 3, 4, 5, 2, seed=1)
-  expected = stats.norm.logpdf(x, means, 0.1).sum(axis=(-3, -2, -1))
-  actual = distributions.Gaussian(means, 0.1).log_prob(x)
-  np.testing.assert_allclose(actual, expected, rtol=1e-5)
+def make_full(size=3, batch=2):
+  """A posterior with covariances."""
+  generator = np.random.default_rng(1)
+  mean = generator.normal(size=(batch, size)).astype(np.float32)
+  logvar = generator.normal(size=(batch, size)).astype(np.float32)
+  rows = generator.normal(size=(batch, size * (size - 1) // 2))
+  return distributions.FullNormal.from_rows(
+    mean, logvar, rows.astype(np.float32)
+  )
 
 
-def test_bernoulli_likelihood_matches_scipy():
-  logits = np.random.default_rng(0).normal(size=(3, 4, 5, 1)) * 3
-  x = random_images(3, 4, 5, 1).round()
-  likelihood = distributions.Bernoulli(logits)
-  probabilities = 1 / (1 + np.exp(-logits))
-  expected = stats.bernoulli.logpmf(x, probabilities).sum(axis=(1, 2, 3))
-  np.testing.assert_allclose(likelihood.log_prob(x), expected, rtol=1e-5)
-  np.testing.assert_allclose(likelihood.mean, probabilities, rtol=1e-5)
-  # Extreme logits stay finite, and so do their gradients.
-  logits = jnp.array([-1e4, 1e4]).reshape(1, 1, 2, 1)
-  value, gradient = jax.value_and_grad(
-    lambda t: distributions.Bernoulli(t).log_prob(logits > 0).sum()
-  )(logits)
-  assert value == 0 and np.all(gradient == 0)
+def test_gaussian_with_covariances_is_scipys():
+  full = make_full()
+  z = np.asarray(full.sample(keys(2), 100_000))
+  for index in range(2):
+    scale = np.asarray(full.scale[index], np.float64)
+    assert np.all(np.diag(scale) > 0) and np.all(np.triu(scale, 1) == 0)
+    covariance = scale @ scale.T
+    exact = stats.multivariate_normal(full.mean[index], covariance)
+    found = full.log_prob(z[:9])[:, index]
+    np.testing.assert_allclose(found, exact.logpdf(z[:9, index]), rtol=1e-4)
+    error = np.abs(np.cov(z[:, index].T) - covariance)
+    assert error.max() < 0.02 * covariance.max()
+  # KL(N(μ, Σ) ‖ N(0, I)) = ½ (tr Σ + μᵀμ - d - log det Σ).
+  prior = distributions.StandardNormal((3,))
+  covariance = np.einsum('bij,bkj->bik', full.scale, full.scale)
+  expected = np.trace(covariance, axis1=1, axis2=2) - 3
+  expected += np.square(full.mean).sum(axis=1)
+  expected -= np.linalg.slogdet(covariance)[1]
+  terms = full.kl_per_dimension(prior)
+  np.testing.assert_allclose(terms.sum(axis=1), expected / 2, rtol=1e-5)
+  assert np.all(terms > 0)
+
+
+def test_gaussian_with_covariances_of_zero_is_the_diagonal_one():
+  rows = np.zeros((2, 3), np.float32)
+  full = distributions.FullNormal.from_rows(MEAN, LOGVAR, rows)
+  z = POSTERIOR.sample(keys(2), 4)
+  np.testing.assert_allclose(full.sample(keys(2), 4), z, rtol=1e-6)
+  np.testing.assert_allclose(full.log_prob(z), POSTERIOR.log_prob(z), rtol=1e-5)
+  np.testing.assert_allclose(
+    full.kl_per_dimension(PRIOR), POSTERIOR.kl_per_dimension(PRIOR), atol=1e-5
+  )
+
+
+def make_flow(base, size, context=None):
+  """A flow with parameters of its own, far from the identity."""
+  network = flows.Coupling(4, 8)
+  variables = network.init(jax.random.key(0), base.mean, context)
+  generator = np.random.default_rng(2)
+  variables = jax.tree.map(
+    lambda a: np.float32(generator.normal(0, 0.4, a.shape)), variables
+  )
+  del size
+  return distributions.Flow(base, network, variables, context)
+
+
+def test_flow_inverts_and_its_log_determinant_is_the_jacobians():
+  context = np.random.default_rng(3).normal(size=(2, 5)).astype(np.float32)
+  flow = make_flow(POSTERIOR, 3, context)
+  u = POSTERIOR.sample(keys(2), 4)
+  z, log_det = flow.network.apply(flow.variables, u, context)
+  assert np.abs(z - u).max() > 0.1
+  back, inverse_log_det = flow.network.apply(
+    flow.variables, z, context, method='inverse'
+  )
+  np.testing.assert_allclose(back, u, atol=1e-5)
+  np.testing.assert_allclose(inverse_log_det, -log_det, atol=1e-5)
+  for sample, index in itertools.product(range(4), range(2)):
+
+    def one(u, index=index):
+      own = context[index : index + 1]
+      return flow.network.apply(flow.variables, u[None], own)[0][0]
+
+    jacobian = jax.jacfwd(one)(u[sample, index])
+    expected = np.linalg.slogdet(jacobian)[1]
+    assert log_det[sample, index] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize('kind', ['flow', 'mixture'])
+def test_learned_priors_are_densities_and_sample_them(kind):
+  if kind == 'flow':
+    prior = make_flow(distributions.StandardNormal((2,)), 2)
+  else:
+    generator = np.random.default_rng(4)
+    prior = distributions.Mixture(
+      *(
+        jnp.array(generator.normal(size=shape).astype(np.float32))
+        for shape in ((3,), (3, 2), (3, 2))
+      )
+    )
+  line = np.linspace(-12, 12, 601, dtype=np.float32)
+  grid = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
+  density = np.exp(np.asarray(prior.log_prob(grid), np.float64))
+  area = (line[1] - line[0]) ** 2
+  assert density.sum() * area == pytest.approx(1, abs=1e-3)
+  z = np.asarray(prior.sample(keys(500), 40)).reshape(-1, 2)
+  mean = density @ grid * area
+  error = z.std(axis=0) / np.sqrt(len(z))
+  assert np.all(np.abs(z.mean(axis=0) - mean) < 5 * error)
+  # The entropy, by draws and by the grid.
+  log_prob = np.asarray(prior.log_prob(z))
+  inside = density[density > 0]
+  entropy = np.sum(inside * np.log(inside)) * area
+  error = log_prob.std() / np.sqrt(len(z))
+  assert abs(log_prob.mean() - entropy) < 5 * error + 1e-3
+  # Quantiles of each dimension.
+  u = np.tile([[0.1], [0.5], [0.9]], (1, 2))
+  expected = np.quantile(z, [0.1, 0.5, 0.9], axis=0)
+  np.testing.assert_allclose(prior.quantile(u), expected, atol=0.15)
+
+
+def test_flow_starts_as_the_identity():
+  network = flows.Coupling(4, 8)
+  u = np.random.default_rng(5).normal(size=(6, 3)).astype(np.float32)
+  z, log_det = network.apply(network.init(jax.random.key(0), u), u)
+  np.testing.assert_array_equal(z, u)
+  np.testing.assert_array_equal(log_det, np.zeros(6))
+
+
+@pytest.mark.parametrize('is_uniform', [True, False])
+def test_prior_of_codes_sums_to_one_and_samples_it(is_uniform):
+  table = jnp.array([[0.0, 1.0], [2.0, -1.0], [-1.0, 0.5]])
+  network, variables = None, None
+  if not is_uniform:
+    network = autoregressive.Transformer(3, 1, 8)
+    variables = network.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    generator = np.random.default_rng(6)
+    variables = jax.tree.map(
+      lambda a: np.float32(generator.normal(0, 1, a.shape)), variables
+    )
+  prior = distributions.CodePrior(table, (2, 1, 2), network, variables)
+  pairs = np.array(list(itertools.product(range(3), repeat=2)))
+  z = table[pairs].reshape(-1, 2, 1, 2)
+  probabilities = np.exp(np.asarray(prior.log_prob(z), np.float64))
+  assert probabilities.sum() == pytest.approx(1, abs=1e-5)
+  assert is_uniform == (np.ptp(probabilities) < 1e-6)
+  drawn = np.asarray(prior.sample(keys(4000), 2)).reshape(-1, 2, 2)
+  codes = np.asarray(distributions.nearest(drawn, table))
+  counts = np.bincount(codes @ [3, 1], minlength=9)
+  assert (
+    stats.chisquare(counts, 8000 * probabilities / sum(probabilities))[1] > 1e-3
+  )
+
+
+def test_transformer_sees_only_the_codes_before():
+  network = autoregressive.Transformer(5, 2, 8)
+  codes = np.random.default_rng(7).integers(0, 5, (2, 6))
+  variables = network.init(jax.random.key(0), codes)
+  logits = network.apply(variables, codes)
+  changed = codes.copy()
+  changed[:, 3] = (changed[:, 3] + 1) % 5
+  differs = np.any(network.apply(variables, changed) != logits, axis=(0, 2))
+  np.testing.assert_array_equal(differs, [False] * 4 + [True] * 2)

@@ -198,7 +198,9 @@ def test_commands_name_scripts_and_flags_that_exist():
         assert group in flags[script], f'{page.name}: {script} --{name}'
         assert not key or key in keys, f'{page.name}: --{name}'
         if name == 'config' and value.startswith('configs/'):
-          assert (ROOT / value).is_file(), value
+          path, *argument = value.split(':')
+          config = runpy.run_path(ROOT / path)['get_config'](*argument)
+          assert config.model.name, value
   assert num_commands > 30
 
 

@@ -63,6 +63,28 @@ def test_cache_changes_nothing(small_config):
     np.testing.assert_array_equal(result, everything(split)[order])
 
 
+@pytest.mark.parametrize('kind', ['fixed', 'threshold'])
+def test_binary_images_are_the_same_wherever_they_are_kept(small_config, kind):
+  small_config.data.channels = 1
+  grey = everything(input_pipeline.load(small_config).train)
+  small_config.data.binarize = kind
+  order = np.random.default_rng(0).permutation(40)
+  found = []
+  for cache in ('none', 'host'):
+    small_config.data.cache = cache
+    split = input_pipeline.load(small_config).train
+    found.append(np.concatenate(list(split.batches(order, 7))))
+  np.testing.assert_array_equal(*found)
+  assert set(np.unique(found[0])) == {0, 255}
+  if kind == 'threshold':
+    np.testing.assert_array_equal(found[0] == 255, grey[order] >= 128)
+  else:  # Of each grey value its share is white.
+    error = 0.5 / np.sqrt(grey.size)
+    white = np.mean(found[0] == 255)
+    assert abs(white - grey.mean() / 255) < 4 * error
+    assert np.all(found[0][grey[order] == 255] == 255)
+
+
 def test_images_are_decoded_when_the_data_is_loaded(small_config, capsys):
   images = input_pipeline.load(small_config)
   assert re.fullmatch(

@@ -7,9 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from runs import progress, schema
+from tests.conftest import make_data
+import train
 import vae
 from vae import loading
+from vae.checkpoints import Checkpoints
 from vae.errors import UserError
+from vae.trainer import Trainer
 
 
 @pytest.fixture(scope='module')
@@ -139,3 +144,36 @@ def test_arrays_that_are_no_images_are_refused(model, wrong, match):
     model.encode(wrong)
   with pytest.raises(ValueError, match=r'\(3, 5\); it must be \[n, 2\]'):
     model.decode(np.zeros((3, 5)))
+
+
+def test_run_starts_from_what_fits_of_another(trained_run, tmp_path, capsys):
+  config = loading.read_config(trained_run)
+  config.model.latent_dim, config.init_from = 3, str(trained_run)
+  config.optimizer.average_decay, config.train.num_epochs = 0.9, 1
+  schema.validate(config)
+  data = make_data()
+  trainer = Trainer(config, data)
+  drawn = jax.device_get(trainer.snapshot())
+  trainer.restore([Checkpoints(tmp_path)])
+  state, other = jax.device_get(trainer.snapshot()), vae.load(trained_run)
+  (line,) = capsys.readouterr().out.splitlines()
+  assert f'From step {other.step}' in line and 'Left there: ' in line
+  assert 'Made anew: ' in line and 'params/encoder' in line
+  same = np.testing.assert_array_equal
+  own, theirs = state.params, other.variables['params']
+  for params in (own, state.variables['params']):
+    jax.tree.map(same, params['encoder']['Conv_0'], theirs['encoder']['Conv_0'])
+  same(
+    own['encoder']['mean']['kernel'], drawn.params['encoder']['mean']['kernel']
+  )
+  jax.tree.map(
+    same,
+    state.collections['batch_stats'],
+    jax.device_get(other.variables['batch_stats']),
+  )
+  # A run that has a checkpoint of its own does not ask for the other again.
+  train.train_and_evaluate(config, tmp_path / 'own', data, progress.Writer())
+  config.init_from, config.train.num_epochs = '/nowhere', 2
+  train.train_and_evaluate(config, tmp_path / 'own', data, progress.Writer())
+  with pytest.raises(UserError, match='nowhere holds no run'):
+    Trainer(config, data).restore([Checkpoints(tmp_path)])

@@ -135,7 +135,10 @@ def test_residual_block_is_the_identity_if_its_last_convolution_is_zero():
     (residual.Model((28, 28, 1)), '28×28, must be multiples of 8'),
     (fsq.Model((8, 8, 1), levels=(5, 1)), r'levels is \(5, 1\); .* at least 2'),
     (mlp.Model((8, 8, 1), sigma=0.0), 'sigma is 0; it must be at least 1e-06'),
-    (mlp.Model((8, 8, 1), 'bernoulli', learn_sigma=True), 'only the gaussian'),
+    (
+      mlp.Model((8, 8, 1), 'bernoulli', learn_sigma=True),
+      'only gaussian',
+    ),
   ],
 )
 def test_settings_that_cannot_be_are_refused(model, match):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vae import distributions, objectives
+from vae import distributions, likelihoods, objectives
 from vae.models import conv, fsq
 from vae.objectives import elbo, free_bits
 
@@ -114,7 +114,7 @@ class Given:
     return self._posterior
 
   def decode(self, z, train=False):
-    return distributions.Gaussian(jnp.zeros((len(z), *IMAGES.shape)), 1.0)
+    return likelihoods.Gaussian(jnp.zeros((len(z), *IMAGES.shape)), 1.0)
 
   def prior(self):
     return distributions.StandardNormal((4,))

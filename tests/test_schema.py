@@ -1,3 +1,4 @@
+import functools
 import importlib
 import pkgutil
 import random
@@ -21,11 +22,21 @@ def changed(key, value, config=None):
   return config
 
 
-@pytest.mark.parametrize(
-  'name', [module.name for module in pkgutil.iter_modules(configs.__path__)]
-)
-def test_the_projects_configs_are_valid(name):
-  schema.validate(importlib.import_module(f'configs.{name}').get_config())
+def project_configs():
+  """Each config, and each of those that have an argument."""
+  for module in pkgutil.walk_packages(configs.__path__, 'configs.'):
+    found = importlib.import_module(module.name)
+    if not module.ispkg:
+      names = getattr(found, 'MEMBERS', {})
+      yield pytest.param(found.get_config, id=module.name)
+      for name in names:
+        make = functools.partial(found.get_config, name)
+        yield pytest.param(make, id=f'{module.name}:{name}')
+
+
+@pytest.mark.parametrize('make', list(project_configs()))
+def test_the_projects_configs_are_valid(make):
+  schema.validate(make())
 
 
 def test_every_rule_and_free_key_is_of_a_setting():
@@ -59,7 +70,7 @@ def test_celeba_is_the_articles_schedule():
     ('model.hidden_channels', (32, 'x'), 'a tuple, each entry a whole number'),
     ('model.hidden_channels', (1,) * 7, 'multiples of 128'),
     ('model.decoder_channels', (32,) * 4, 'it must have 5'),
-    ('model.likelihood', 'poisson', 'one of gaussian, bernoulli'),
+    ('model.likelihood', 'poisson', 'one of gaussian, gaussian_per_pixel, '),
     ('model.dtype', 'float64', 'JAX_ENABLE_X64=1'),
     ('optimizer.learning_rate', 1e300, 'at most 1,000'),
     ('train.flip', 1, 'True or False'),

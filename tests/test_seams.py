@@ -97,8 +97,12 @@ def test_models_train_continue_load_and_sample(
 @pytest.mark.parametrize(
   ('find', 'names'),
   [
-    (models.find, 'conv, fsq, mlp, residual'),
-    (objectives.find, 'elbo, free_bits'),
+    (models.find, 'conv, fsq, mlp, residual, vq'),
+    (
+      objectives.find,
+      'capacity, cyclical, dip, elbo, factor, free_bits, iwae, mmd, '
+      'prior_only, rae, total_correlation, vq',
+    ),
     (
       functools.partial(registry.find, 'data', attribute='find'),
       'cartoon_faces, celeba, folder, tfds',

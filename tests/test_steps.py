@@ -249,6 +249,42 @@ def test_learning_rate_decays_by_the_epoch():
   for step, epoch in ((0, 0), (36, 0), (37, 1), (74, 2), (3699, 99)):
     for rate in (schedule(step), rates[epoch]):
       assert rate == pytest.approx(0.005 * 0.95**epoch, rel=1e-5)
+  config.optimizer.decay_epochs = (1, 4)
+  rates = optimizers.learning_rates(config, num_epochs=6)
+  np.testing.assert_allclose(
+    rates, 0.005 * 0.95 ** np.array([0, 1, 1, 1, 2, 2]), rtol=1e-5
+  )
+
+
+def test_moving_average_of_the_parameters_is_validated_and_used():
+  program = steps.Program(MLP, average_decay=0.5)
+  state = steps.create_state(program, seed=0)
+  expected = jax.device_get(state.params)
+  chunk = PIXELS[:8].reshape(1, 1, 8, 8, 8, 3)
+  for step in range(4):
+    state, _ = train(program, state, make_settings(), chunk)
+    decay = min(0.5, (1 + step) / (10 + step))
+    expected = jax.tree.map(
+      lambda a, p, decay=decay: decay * a + (1 - decay) * p,
+      expected,
+      jax.device_get(state.params),
+    )
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+  jax.tree.map(close, state.variables['params'], expected)
+  assert state.variables.keys() == {'params'}
+  plain = steps.create_state(steps.Program(MLP), seed=0)
+  for _ in range(4):
+    plain, _ = train(steps.Program(MLP), plain, make_settings(), chunk)
+  jax.tree.map(np.testing.assert_array_equal, plain.params, state.params)
+
+
+def test_binarised_images_are_black_and_white_with_the_grey_value_as_mean():
+  grey = np.linspace(0, 1, 16, dtype=np.float32).reshape(1, 4, 4, 1)
+  keys = numerics.example_keys(KEY, jnp.arange(4000))
+  drawn = np.asarray(steps.binarize(np.repeat(grey, 4000, axis=0), keys))
+  assert set(np.unique(drawn)) == {0, 1}
+  error = np.sqrt(grey * (1 - grey) / 4000) + 1e-9
+  assert np.all(np.abs(drawn.mean(axis=0) - grey[0]) < 4.5 * error[0])
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,35 @@
-"""Posteriors q(z|x), priors p(z) and likelihoods p(x|z).
+"""Posteriors q(z|x) and priors p(z).
 
-Each is a small pytree. Those over z have
+Each is a small pytree with
 
   sample(keys, num_samples) → [num_samples, batch, *event], by a key for each
     example, so that no draw depends on how a batch is laid over devices;
   log_prob(z) → [..., batch], nats, of z [..., batch, *event];
   mean, [batch, *event], or [*event] of a prior.
 
-A prior also has quantile(u), the inverse distribution function of each
-dimension, for walks through its mass. Likelihoods have log_prob(images) and
-mean, the image that they describe, [..., height, width, channels]. Logarithms
-and sums are taken in at least float32, whatever the network computes in.
+A posterior also has kl_per_dimension(prior) if there are priors for which it
+knows a closed form, and a prior quantile(u), the inverse distribution function
+of each dimension, for walks through its mass. Logarithms and sums are taken in
+at least float32, whatever the network computes in.
 """
 
 import math
+from typing import Any
 
 from flax import struct
 import jax
 from jax import lax, nn
 import jax.numpy as jnp
-from jax.scipy import special
+from jax.scipy import linalg, special
 import numpy as np
 
 from vae import numerics
 
 _LOG_2PI = math.log(2 * math.pi)
+
+# Of a prior without a closed form, for its quantiles; and draws that are made
+# together.
+_NUM_DRAWS, _DRAWS_AT_ONCE = 5_000, 500
 
 
 @struct.dataclass
@@ -43,10 +48,99 @@ class Normal:
     return self.mean + jnp.exp(0.5 * self.logvar) * epsilon
 
   def log_prob(self, z: jax.Array) -> jax.Array:
-    squares = jnp.square(z - self.mean) * jnp.exp(-self.logvar)
-    return -0.5 * _sum_event(
-      squares + self.logvar + _LOG_2PI, self.mean.ndim - 1
-    )
+    return _sum_event(self.log_prob_per_dimension(z), self.mean.ndim - 1)
+
+  def log_prob_per_dimension(self, z: jax.Array) -> jax.Array:
+    """log q(z_j|x), of the shape of z and `mean` together."""
+    return _normal_log_prob(z, self.mean, self.logvar)
+
+  def kl_per_dimension(self, prior) -> jax.Array | None:
+    """½ (μ² + σ² - 1 - log σ²); Kingma & Welling 2014, appendix B."""
+    if not isinstance(prior, StandardNormal):
+      return None
+    # expm1 keeps the digits if σ is close to 1, as in a collapsed dimension.
+    expected = jnp.square(self.mean) + jnp.expm1(self.logvar)
+    return 0.5 * (expected - self.logvar)
+
+
+@struct.dataclass
+class FullNormal:
+  """A Gaussian over vectors z with all covariances.
+
+  Attributes:
+    mean: [batch, latent_dim].
+    scale: the Cholesky factor L of the covariance, lower triangular with a
+      positive diagonal, [batch, latent_dim, latent_dim].
+  """
+
+  mean: jax.Array
+  scale: jax.Array
+
+  @classmethod
+  def from_rows(cls, mean, logvar, rows) -> 'FullNormal':
+    """From log L_jj² [batch, d] and the rows of L below it, [batch, ½d(d-1)].
+
+    The rows of fewer dimensions are the first rows of more.
+    """
+    indices = np.tril_indices(mean.shape[-1], -1)
+    scale = jax.vmap(jnp.diag)(jnp.exp(0.5 * logvar))
+    return cls(mean, scale.at[:, *indices].set(rows))
+
+  def sample(self, keys: jax.Array, num_samples: int = 1) -> jax.Array:
+    """z = μ + L ε."""
+    epsilon = _standard_normal(keys, self.mean.shape[1:], num_samples)
+    return self.mean + jnp.einsum('bij,sbj->sbi', self.scale, epsilon)
+
+  def log_prob(self, z: jax.Array) -> jax.Array:
+    errors = (z - self.mean)[..., None]
+    scale = jnp.broadcast_to(self.scale, (*errors.shape[:-1], errors.shape[-2]))
+    epsilon = linalg.solve_triangular(scale, errors, lower=True)[..., 0]
+    log_scale = jnp.log(jnp.diagonal(self.scale, axis1=-2, axis2=-1))
+    return -_sum_event(0.5 * (jnp.square(epsilon) + _LOG_2PI) + log_scale, 1)
+
+  def kl_per_dimension(self, prior) -> jax.Array | None:
+    """E KL(q(z_j|z_1 … z_{j-1}, x) ‖ N(0, 1)), the terms of the chain rule."""
+    if not isinstance(prior, StandardNormal):
+      return None
+    variance = jnp.square(self.scale).sum(axis=-1)
+    log_scale = jnp.log(jnp.diagonal(self.scale, axis1=-2, axis2=-1))
+    return 0.5 * (jnp.square(self.mean) + variance - 1) - log_scale
+
+
+@struct.dataclass
+class Flow:
+  """A distribution of vectors that an invertible network transforms.
+
+  Attributes:
+    base: of u, a posterior or a prior.
+    network: a Flax module (`vae.flows`), u to (z, log |dz/du|).
+    variables: of the network.
+    context: what else it sees of each image, [batch, features], or None.
+  """
+
+  base: Any
+  network: Any = struct.field(pytree_node=False)
+  variables: Any
+  context: jax.Array | None = None
+
+  @property
+  def mean(self) -> jax.Array:
+    """Where the mean of the base goes."""
+    return self._apply(self.base.mean)[0]
+
+  def sample(self, keys: jax.Array, num_samples: int = 1) -> jax.Array:
+    return self._apply(self.base.sample(keys, num_samples))[0]
+
+  def log_prob(self, z: jax.Array) -> jax.Array:
+    """log p(u) - log |dz/du|; Rezende & Mohamed 2015, equation 5."""
+    u, log_det = self._apply(z, method='inverse')
+    return self.base.log_prob(u) + log_det
+
+  def quantile(self, u: np.ndarray) -> np.ndarray:
+    return _quantile_of_draws(self, u)
+
+  def _apply(self, x, method='__call__'):
+    return self.network.apply(self.variables, x, self.context, method=method)
 
 
 @struct.dataclass
@@ -63,10 +157,48 @@ class StandardNormal:
     return _standard_normal(keys, self.shape, num_samples)
 
   def log_prob(self, z: jax.Array) -> jax.Array:
-    return -0.5 * _sum_event(jnp.square(z) + _LOG_2PI, len(self.shape))
+    return _sum_event(_normal_log_prob(z, 0.0, 0.0), len(self.shape))
 
   def quantile(self, u: jax.Array) -> jax.Array:
     return special.ndtri(u)
+
+
+@struct.dataclass
+class Mixture:
+  """A prior that is a mixture of diagonal Gaussians.
+
+  Attributes:
+    logits: of the components, [components].
+    means: [components, *event].
+    logvars: log σ², likewise.
+  """
+
+  logits: jax.Array
+  means: jax.Array
+  logvars: jax.Array
+
+  @property
+  def mean(self) -> jax.Array:
+    return jnp.tensordot(nn.softmax(self.logits), self.means, 1)
+
+  def sample(self, keys: jax.Array, num_samples: int = 1) -> jax.Array:
+    of_component, of_noise = jnp.moveaxis(numerics.split(keys, 2), 1, 0)
+    u = numerics.uniform(of_component, (num_samples,)).T
+    cumulative = jnp.cumsum(nn.softmax(self.logits))
+    # Rounding can leave the last sum below 1.
+    last = len(self.logits) - 1
+    chosen = jnp.minimum(jnp.searchsorted(cumulative, u, side='right'), last)
+    epsilon = _standard_normal(of_noise, self.means.shape[1:], num_samples)
+    return self.means[chosen] + jnp.exp(0.5 * self.logvars[chosen]) * epsilon
+
+  def log_prob(self, z: jax.Array) -> jax.Array:
+    event = self.means.ndim - 1
+    z = jnp.expand_dims(z, -event - 1)
+    each = _sum_event(_normal_log_prob(z, self.means, self.logvars), event)
+    return special.logsumexp(each + nn.log_softmax(self.logits), axis=-1)
+
+  def quantile(self, u: np.ndarray) -> np.ndarray:
+    return _quantile_of_draws(self, u)
 
 
 @struct.dataclass
@@ -81,6 +213,13 @@ class Codes:
   def log_prob(self, z: jax.Array) -> jax.Array:
     # log 1, of its own code.
     return jnp.zeros(z.shape[: z.ndim - self.mean.ndim + 1])
+
+  def kl_per_dimension(self, prior) -> jax.Array | None:
+    """The logarithm of each dimension's number of values."""
+    if not isinstance(prior, UniformCodes):
+      return None
+    log_levels = np.log(np.array(prior.levels, np.float32))
+    return jnp.broadcast_to(log_levels, self.mean.shape)
 
 
 @struct.dataclass
@@ -113,6 +252,87 @@ class UniformCodes:
     return (index - levels // 2) / (levels // 2)
 
 
+@struct.dataclass
+class NearestCodes(Codes):
+  """Codes of a table, the nearest to what the encoder has put out.
+
+  `mean` is the code, through which the gradient reaches `encoded` as if they
+  were the same (van den Oord et al. 2017, section 3.2); `code` has a gradient
+  in the table.
+  """
+
+  encoded: jax.Array
+  code: jax.Array
+
+  def kl_per_dimension(self, prior) -> jax.Array | None:
+    return None  # Not by dimension; -log p(z) is exact.
+
+
+@struct.dataclass
+class CodePrior:
+  """Codes of a table at each position, uniform or one after another.
+
+  Attributes:
+    table: [num_codes, size].
+    shape: of z, [*positions, size].
+    network: a Flax module (`vae.autoregressive`), codes' numbers [batch,
+      positions] to logits of each position's, given those before it; None for
+      uniform codes.
+    variables: of the network.
+  """
+
+  table: jax.Array
+  shape: tuple[int, ...] = struct.field(pytree_node=False)
+  network: Any = struct.field(pytree_node=False, default=None)
+  variables: Any = None
+
+  @property
+  def mean(self) -> jax.Array:
+    return jnp.broadcast_to(self.table.mean(axis=0), self.shape)
+
+  def log_prob(self, z: jax.Array) -> jax.Array:
+    leading = z.shape[: z.ndim - len(self.shape)]
+    positions = math.prod(self.shape[:-1])
+    if self.network is None:
+      return jnp.full(leading, -positions * math.log(len(self.table)))
+    codes = nearest(z.reshape(-1, positions, z.shape[-1]), self.table)
+    log_probs = nn.log_softmax(self.network.apply(self.variables, codes))
+    chosen = jnp.take_along_axis(log_probs, codes[..., None], axis=-1)
+    return chosen.sum(axis=(-2, -1)).reshape(leading)
+
+  def sample(self, keys: jax.Array, num_samples: int = 1) -> jax.Array:
+    positions, num_codes = math.prod(self.shape[:-1]), len(self.table)
+
+    def draw(index):
+      own = numerics.fold_in(keys, index)
+
+      def at(position, codes):
+        u = numerics.uniform(numerics.fold_in(own, position), (num_codes,))
+        logits: jax.Array = jnp.zeros(num_codes)
+        if self.network is not None:
+          logits = self.network.apply(self.variables, codes)[:, position]
+        # The largest of logits with Gumbel noise is a draw.
+        chosen = jnp.argmax(logits - jnp.log(-jnp.log(u)), axis=-1)
+        return codes.at[:, position].set(chosen)
+
+      codes = jnp.zeros((len(keys), positions), jnp.int32)
+      return lax.fori_loop(0, positions, at, codes)
+
+    codes = lax.map(draw, jnp.arange(num_samples))
+    return self.table[codes].reshape(num_samples, len(keys), *self.shape)
+
+  def quantile(self, u: np.ndarray) -> np.ndarray:
+    return _quantile_of_draws(self, u)
+
+
+def nearest(z: jax.Array, table: jax.Array) -> jax.Array:
+  """The number of the nearest code of a table [num_codes, size] to each z."""
+  squares = jnp.square(table).sum(axis=-1)
+  # By default an accelerator rounds the factors by more than codes differ.
+  products = jnp.matmul(z, table.T, precision=lax.Precision.HIGHEST)
+  return jnp.argmin(squares - 2 * products, axis=-1)
+
+
 def quantise(z: jax.Array, levels: tuple[int, ...]) -> jax.Array:
   """Finite scalar quantisation (Mentzer et al. 2023, section 3 and appendix A).
 
@@ -128,74 +348,73 @@ def quantise(z: jax.Array, levels: tuple[int, ...]) -> jax.Array:
   return rounded / (counts // 2)
 
 
-def kl(posterior, prior) -> jax.Array | None:
-  """KL(q(z|x) ‖ p(z)), [batch], nats; None if there is no closed form."""
-  terms = _doubled_kl(posterior, prior)
-  return terms if terms is None else 0.5 * _sum_event(terms, terms.ndim - 1)
+def kl(posterior, prior, z: jax.Array) -> jax.Array:
+  """KL(q(z|x) ‖ p(z)), [batch], nats.
+
+  If there is no closed form it is the Monte-Carlo estimate by the draws z
+  [num_samples, batch, *event] from the posterior.
+  """
+  terms = kl_per_dimension(posterior, prior)
+  if terms is None:
+    return (posterior.log_prob(z) - prior.log_prob(z)).mean(axis=0)
+  return _sum_event(terms, terms.ndim - 1)
 
 
 def kl_per_dimension(posterior, prior) -> jax.Array | None:
-  """The terms of `kl`, one of each latent dimension; [batch, *event]."""
-  terms = _doubled_kl(posterior, prior)
-  return terms if terms is None else 0.5 * terms
-
-
-def _doubled_kl(posterior, prior) -> jax.Array | None:
-  match posterior, prior:
-    case Normal(), StandardNormal():
-      # μ² + σ² - 1 - log σ²; Kingma & Welling 2014, appendix B. expm1 keeps the
-      # digits if σ is close to 1, as in a collapsed dimension.
-      mean, logvar = posterior.mean, posterior.logvar
-      return jnp.square(mean) + jnp.expm1(logvar) - logvar
-    case Codes(), UniformCodes():
-      log_levels = np.log(np.array(prior.levels, np.float32))
-      return jnp.broadcast_to(2 * log_levels, posterior.mean.shape)
-  return None
-
-
-@struct.dataclass
-class Gaussian:
-  """Images in [0, 1] with independent Gaussian noise of one σ around a mean."""
-
-  mean: jax.Array
-  sigma: jax.Array | float
-
-  def log_prob(self, images: jax.Array) -> jax.Array:
-    """log N(images; mean, σ² I), constant included; [...], nats per image."""
-    dimensions = math.prod(images.shape[-3:])
-    squares = jnp.sum(jnp.square(images - self.mean), axis=(-3, -2, -1))
-    log_normalizer = dimensions * (jnp.log(self.sigma) + 0.5 * _LOG_2PI)
-    return -0.5 * squares / jnp.square(self.sigma) - log_normalizer
-
-
-@struct.dataclass
-class Bernoulli:
-  """Images whose grey values are probabilities, given their logits."""
-
-  logits: jax.Array
-
-  @property
-  def mean(self) -> jax.Array:
-    return nn.sigmoid(self.logits)
-
-  def log_prob(self, images: jax.Array) -> jax.Array:
-    """Σ x log p + (1 - x) log(1 - p); [...], nats per image.
-
-    For grey values between 0 and 1 this is the customary cross-entropy, not the
-    density of a distribution: it has no normaliser (Loaiza-Ganem & Cunningham
-    2019).
-    """
-    return jnp.sum(
-      images * self.logits - nn.softplus(self.logits), axis=(-3, -2, -1)
-    )
+  """The terms of the KL, [batch, *event]; None if there is no closed form."""
+  closed_form = getattr(posterior, 'kl_per_dimension', lambda prior: None)
+  return closed_form(prior)
 
 
 def _standard_normal(
   keys: jax.Array, shape: tuple[int, ...], num_samples: int
 ) -> jax.Array:
-  """Draws of N(0, I), [num_samples, batch, *shape]."""
-  return jnp.moveaxis(numerics.normal(keys, (*shape, num_samples)), -1, 0)
+  """Draws of N(0, I), [num_samples, batch, *shape].
+
+  The first entries of the last axis do not depend on how many there are.
+  """
+  *positions, size = shape
+  draws = numerics.normal(keys, (size, *positions, num_samples))
+  return jnp.moveaxis(jnp.moveaxis(draws, 1, -2), -1, 0)
 
 
 def _sum_event(values: jax.Array, event_axes: int) -> jax.Array:
   return values.sum(axis=tuple(range(-event_axes, 0)))
+
+
+def _normal_log_prob(z, mean, logvar) -> jax.Array:
+  """log N(z; mean, σ²) of each dimension."""
+  squares = jnp.square(z - mean) * jnp.exp(-logvar)
+  return -0.5 * (squares + logvar + _LOG_2PI)
+
+
+def _quantile_of_draws(prior, u: np.ndarray) -> np.ndarray:
+  """Quantiles of each dimension from draws, for priors without a closed form.
+
+  u [..., *event].
+  """
+  draws = draw(prior, numerics.sample_key(0), _NUM_DRAWS)
+  draws = np.sort(draws.reshape(_NUM_DRAWS, -1), axis=0)
+  grid = (np.arange(_NUM_DRAWS) + 0.5) / _NUM_DRAWS
+  columns = np.reshape(u, (-1, draws.shape[1])).T
+  values = [
+    np.interp(column, grid, sorted_draws)
+    for column, sorted_draws in zip(columns, draws.T, strict=True)
+  ]
+  return np.stack(values, axis=-1).reshape(np.shape(u))
+
+
+def draw(prior, key: jax.Array, count: int) -> np.ndarray:
+  """Draws from a prior, by their positions; [count, *event]."""
+  size = min(count, _DRAWS_AT_ONCE)
+  parts = []
+  with numerics.fixed('float32'):
+    for start in range(0, count, size):
+      keys = numerics.example_keys(key, start + jnp.arange(size))
+      parts.append(np.asarray(_sample(prior, keys)))
+  return np.concatenate(parts)[:count]
+
+
+@jax.jit
+def _sample(prior, keys: jax.Array) -> jax.Array:
+  return prior.sample(keys)[0]

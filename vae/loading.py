@@ -7,12 +7,21 @@ from typing import Any
 
 from etils import epath
 from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from vae import checkpoints, distributions, models, numerics, paths, steps
+from vae import (
+  checkpoints,
+  distributions,
+  models,
+  numerics,
+  objectives,
+  paths,
+  steps,
+)
 from vae.errors import UserError
 
 CONFIG = 'config.json'
@@ -57,16 +66,68 @@ def restore(
     )
   try:
     model = models.from_config(config)
+    critic = objectives.critic(config, model)
   except (TypeError, AttributeError) as error:
     raise UserError(
       f'{workdir / CONFIG} does not fit this code ({error}); use the code that '
       'wrote it.'
     ) from error
   # The optimiser's state is part of a checkpoint; its schedule is not.
-  state = steps.abstract_state(steps.Program(model))
+  program = steps.Program(
+    model,
+    critic=critic,
+    average_decay=config.optimizer.get('average_decay', 0.0),
+  )
   saved = checkpoints.Checkpoints(workdir)
-  state = saved.restore(state, saved.find(checkpoint))
-  return TrainedVAE(config, model, state.variables, int(state.step))
+  state = saved.restore(steps.abstract_state(program), saved.find(checkpoint))
+  variables = dict(state.variables)
+  variables['params'] = dict(variables['params'])
+  variables['params'].pop('critic', None)
+  return TrainedVAE(config, model, variables, int(state.step))
+
+
+def start_from(workdir: epath.PathLike, state: Any) -> Any:
+  """A first state with the arrays of another run's best checkpoint that fit.
+
+  Those of the same name and shape are taken; a line says which are not. Raises
+  UserError if the workdir holds no run, or none of its arrays fits.
+  """
+  trained = load(workdir)
+  own, found = (
+    traverse_util.flatten_dict(jax.device_get(tree))
+    for tree in (
+      {'params': state.params, **state.collections},
+      trained.variables,
+    )
+  )
+  taken = {
+    path: array
+    for path, array in found.items()
+    if path in own and own[path].shape == array.shape
+  }
+  if not taken:
+    raise UserError(
+      f'config.init_from is {workdir}, but none of its arrays fits this model.'
+    )
+  for path in list(taken):  # The average starts at the parameters.
+    averaged = steps.AVERAGED, *path[1:]
+    if path[0] == 'params' and averaged in own:
+      taken[averaged] = taken[path]
+  new = {'/'.join(path[:2]) for path in own if path not in taken}
+  left = {'/'.join(path[:2]) for path in found if path not in taken}
+  print(
+    f'From step {trained.step:,} of {workdir}: {len(taken)} of {len(own)} '
+    f'arrays. Made anew: {", ".join(sorted(new)) or "none"}. Left there: '
+    f'{", ".join(sorted(left)) or "none"}.',
+    flush=True,
+  )
+  arrays = {
+    path: taken.get(path, array).astype(array.dtype)
+    for path, array in own.items()
+  }
+  collections = traverse_util.unflatten_dict(arrays)
+  params = collections.pop('params')
+  return state.replace(params=params, collections=collections)
 
 
 class TrainedVAE:
@@ -89,12 +150,20 @@ class TrainedVAE:
       jax.device_get(variables), jax.local_devices()[0]
     )
     self.step = step
-    prior: Any = model.apply(self.variables, method='prior')
-    self.prior, self.latent_shape = prior, prior.mean.shape
+    with numerics.precise(steps.float_dtype(model)):
+      prior: Any = model.apply(self.variables, method='prior')
+      self.prior, self.latent_shape = prior, prior.mean.shape
 
   def encode(self, images: np.ndarray) -> Any:
-    """The posterior q(z|x) of each image, a distribution over [n, …]."""
-    return self._in_batches(_encode, self._check_images(images))
+    """The posterior q(z|x) of each image, a distribution over [n, …].
+
+    A model of images that are drawn black and white sees uint8 images so.
+    """
+    images = self._check_images(images)
+    is_grey = self.config.data.get('binarize') == 'dynamic'
+    if is_grey and images.dtype == np.uint8:
+      images = binarize(images)
+    return self._in_batches(_encode, images)
 
   def decode(self, z: np.ndarray) -> np.ndarray:
     """The mean images E[x|z] of latents, cut to [0, 1]."""
@@ -124,7 +193,9 @@ class TrainedVAE:
 
   def sample_latents(self, num_latents: int, seed: int = 0) -> np.ndarray:
     """Draws of z from the prior, [num_latents, *latent_shape]."""
-    return _draw(self.prior, numerics.sample_key, seed, num_latents)
+    return distributions.draw(
+      self.prior, numerics.sample_key(seed), num_latents
+    )
 
   def reconstruct(
     self, images: np.ndarray, seed: int | None = None
@@ -133,7 +204,11 @@ class TrainedVAE:
     posterior = self.encode(images)
     if seed is None:
       return self.decode(posterior.mean)
-    z = _draw(posterior, numerics.measure_key, seed, len(images))
+    with numerics.fixed('float32'):
+      keys = numerics.example_keys(
+        numerics.measure_key(seed), jnp.arange(len(images))
+      )
+      z = np.asarray(posterior.sample(keys)[0])
     return self.decode(z)
 
   def _check_images(self, images: np.ndarray) -> np.ndarray:
@@ -166,9 +241,14 @@ class TrainedVAE:
       padded = np.pad(batch, ((0, missing), *((0, 0),) * (rows.ndim - 1)))
       with numerics.precise(steps.float_dtype(self.model)):
         results.append(function(self.model, self.variables, padded))
-    return jax.tree.map(
-      lambda *parts: np.concatenate(parts)[: len(rows)], *results
-    )
+
+    def join(path, *parts):
+      # A network in a posterior (`distributions.Flow`) is one for all rows.
+      if any(getattr(key, 'name', '') == 'variables' for key in path):
+        return parts[0]
+      return np.concatenate(parts)[: len(rows)]
+
+    return jax.tree_util.tree_map_with_path(join, *results)
 
 
 def pad_trained(trained: TrainedVAE, latent_dim: int) -> TrainedVAE:
@@ -213,11 +293,12 @@ def pad(tree: Any, target: Any) -> Any:
   return jax.tree.map(pad, tree, target)
 
 
-def _draw(distribution, key_of_seed, seed: int, count: int) -> np.ndarray:
-  """A draw for each of `count` images, by its position."""
+def binarize(images: np.ndarray) -> np.ndarray:
+  """Each pixel black or white, by its position; [n, …], uint8."""
   with numerics.fixed('float32'):
-    keys = numerics.example_keys(key_of_seed(seed), jnp.arange(count))
-    return np.asarray(distribution.sample(keys)[0])
+    keys = numerics.example_keys(numerics.binary_key(), jnp.arange(len(images)))
+    drawn = steps.binarize(jnp.asarray(images / np.float32(255)), keys)
+    return np.where(drawn, 255, 0).astype(np.uint8)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -80,6 +80,8 @@ eval_key = functools.partial(_key, 2)
 sample_key = functools.partial(_key, 3)
 measure_key = functools.partial(_key, 4)
 bound_key = functools.partial(_key, 5)
+# Of the black and white images of an evaluation, the same for all models.
+binary_key = functools.partial(_key, 6, 0)
 
 
 def wrap(words: jax.Array) -> jax.Array:

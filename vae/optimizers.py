@@ -17,23 +17,27 @@ class Optimizer:
 
   Attributes:
     steps_per_epoch: number of updates between two decays.
-    decay_per_epoch: factor on the learning rate.
+    decay_per_epoch: factor on the learning rate after each epoch.
+    decay_epochs: the epochs before which it applies, if not all.
     weight_decay: factor on the parameters that is added to the gradient of the
       loss in nats per image.
     clip_norm: limit of the gradient's norm over all parameters, before the
       penalty is added (Pascanu et al. 2013); 0 for no limit.
+    epsilon: Adam's ε.
   """
 
   steps_per_epoch: int = 1
   decay_per_epoch: float = 1.0
+  decay_epochs: tuple[int, ...] = ()
   weight_decay: float = 0.0
   clip_norm: float = 0.0
+  epsilon: float = 1e-8
 
   def __call__(self, learning_rate) -> optax.GradientTransformation:
     return optax.chain(
       # One link without a state, so that checkpoints always have one shape.
       optax.stateless(self._clip_and_decay),
-      optax.adam(self.schedule(learning_rate)),
+      optax.adam(self.schedule(learning_rate), eps=self.epsilon),
     )
 
   def _clip_and_decay(self, grads, params):
@@ -43,7 +47,18 @@ class Optimizer:
     return jax.tree.map(lambda g, p: g + self.weight_decay * p, grads, params)
 
   def schedule(self, learning_rate) -> optax.Schedule:
-    """`learning_rate · decay_per_epoch ** epoch`, constant within an epoch."""
+    """`learning_rate · decay_per_epoch ** epoch`, constant within an epoch.
+
+    With `decay_epochs`, their number so far is the exponent.
+    """
+    if self.decay_epochs:
+      return optax.piecewise_constant_schedule(
+        learning_rate,
+        {
+          epoch * self.steps_per_epoch: self.decay_per_epoch
+          for epoch in self.decay_epochs
+        },
+      )
     return optax.exponential_decay(
       learning_rate,
       transition_steps=self.steps_per_epoch,
@@ -64,11 +79,14 @@ def advance_schedule(state, updated) -> optax.OptState:
 
 def from_config(config, steps_per_epoch: int) -> Optimizer:
   """The optimiser of `config.optimizer`, without its learning rate."""
+  settings = config.optimizer
   return Optimizer(
     steps_per_epoch,
-    config.optimizer.decay_per_epoch,
-    config.optimizer.weight_decay,
-    config.optimizer.clip_norm,
+    settings.decay_per_epoch,
+    tuple(settings.decay_epochs),
+    settings.weight_decay,
+    settings.clip_norm,
+    settings.epsilon,
   )
 
 

@@ -25,6 +25,12 @@ from vae.optimizers import Optimizer
 
 Metrics = dict[str, jax.Array]
 
+# In the collection `padding`: the sizes of a member's parameters.
+SIZES = 'sizes'
+
+# The collection of the parameters' moving average.
+AVERAGED = 'averaged'
+
 
 @struct.dataclass
 class TrainState:
@@ -38,8 +44,10 @@ class TrainState:
 
   @property
   def variables(self) -> dict[str, Any]:
-    """All collections, for `model.apply`."""
-    return {'params': self.params, **self.collections}
+    """All collections, for `model.apply`, with averaged parameters if any."""
+    others = dict(self.collections)
+    params = others.pop(AVERAGED, self.params)
+    return {'params': params, **others}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +61,10 @@ class Program:
     skip_nonfinite: whether a step whose loss or gradient is not finite counts,
       for the learning rate's schedule too, and changes nothing else.
     num_train_examples: size of the training split.
+    critic: the objective's own network, and the shape of its input, if any.
+    average_decay: of the parameters' moving average, by which the model is
+      validated and used; 0 for none.
+    binarize: whether each pixel is drawn black or white, anew in each step.
   """
 
   model: nn.Module
@@ -60,6 +72,9 @@ class Program:
   flip: bool = False
   skip_nonfinite: bool = False
   num_train_examples: int = 1
+  critic: tuple[nn.Module, tuple[int, ...]] | None = None
+  average_decay: float = 0.0
+  binarize: bool = False
 
 
 @struct.dataclass
@@ -75,12 +90,16 @@ def program_from_config(
 ) -> Program:
   """The program of a complete config."""
   steps_per_epoch = num_train_examples // config.train.batch_size
+  model = models.from_config(config, axis_name)
   return Program(
-    models.from_config(config, axis_name),
+    model,
     optimizers.from_config(config, steps_per_epoch),
     config.train.flip,
     config.train.on_nonfinite == 'skip',
     num_train_examples,
+    objectives.critic(config, model),
+    config.optimizer.average_decay,
+    config.data.binarize == 'dynamic',
   )
 
 
@@ -96,37 +115,50 @@ def settings_from_config(config) -> Settings:
 def abstract_state(program: Program) -> TrainState:
   """Shapes and dtypes of a state, which a checkpoint is restored into."""
   with numerics.fixed(float_dtype(program.model)):
-    variables = jax.eval_shape(_make_init(program.model), numerics.init_key(0))
-    first_state = functools.partial(_first_state, program.optimizer)
+    init = _make_init(program.model, program.critic)
+    variables = jax.eval_shape(init, numerics.init_key(0))
+    first_state = functools.partial(_first_state, program)
     return jax.eval_shape(first_state, variables)
 
 
 def create_state(program: Program, seed: int) -> TrainState:
   """The state before the first step, a function of the seed alone."""
   with numerics.fixed(float_dtype(program.model)):
-    variables = _make_init(program.model)(numerics.init_key(seed))
-    return devices.replicate(_first_state(program.optimizer, variables))
+    init = _make_init(program.model, program.critic)
+    variables = init(numerics.init_key(seed))
+    return devices.replicate(_first_state(program, variables))
 
 
 @functools.lru_cache(maxsize=64)
-def _make_init(model: nn.Module) -> Callable[[jax.Array], dict[str, Any]]:
-  images = jnp.zeros((1, *model.image_shape))
+def _make_init(
+  model: nn.Module, critic: Any
+) -> Callable[[jax.Array], dict[str, Any]]:
+  def init(key):
+    variables = model.init(key, jnp.zeros((1, *model.image_shape)))
+    if critic is not None:
+      network, shape = critic
+      own = network.init(jax.random.fold_in(key, 1), jnp.zeros((1, *shape)))
+      variables['params']['critic'] = own['params']
+    return variables
+
   options = {}
   if jax.default_backend() == 'cpu':
     # Optimising what runs once takes seconds.
     options['xla_backend_optimization_level'] = 0
-  return jax.jit(lambda key: model.init(key, images), compiler_options=options)
+  return jax.jit(init, compiler_options=options)
 
 
-def _first_state(optimizer: Optimizer, variables) -> TrainState:
+def _first_state(program: Program, variables) -> TrainState:
   collections = dict(variables)
   params = collections.pop('params')
+  if program.average_decay:
+    collections[AVERAGED] = jax.tree.map(jnp.copy, params)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     collections=collections,
     # No optimiser's first state depends on its learning rate.
-    opt_state=optimizer(0.0).init(params),
+    opt_state=program.optimizer(0.0).init(params),
   )
 
 
@@ -138,6 +170,15 @@ def num_parameters(state: TrainState) -> int:
 def to_unit_range(images: jax.Array, dtype: Any) -> jax.Array:
   """uint8 images as numbers in [0, 1]."""
   return images.astype(dtype) / 255
+
+
+def binarize(images: jax.Array, keys: jax.Array) -> jax.Array:
+  """Draws each pixel black or white, with its grey value as the probability.
+
+  Salakhutdinov & Murray 2008; with a key for each image.
+  """
+  draws = numerics.uniform(keys, images.shape[1:])
+  return (draws < images).astype(images.dtype)
 
 
 def float_dtype(model: nn.Module) -> Any:
@@ -172,42 +213,61 @@ def train_step(
   )
 
   def loss_fn(params):
-    apply = nn.apply(
-      settings.objective.__call__, model, mutable=list(state.collections)
-    )
+    mutable = [name for name in state.collections if name != AVERAGED]
+    apply = nn.apply(settings.objective.__call__, model, mutable=mutable)
     values, collections = apply({**state.variables, 'params': params}, batch)
     means = jax.tree.map(jnp.mean, values)
     return means['loss'], (means, collections)
 
   grads, (metrics, collections) = jax.grad(loss_fn, has_aux=True)(state.params)
   grads, metrics = devices.mean_over((grads, metrics), model.axis_name)
+  if SIZES in state.collections.get('padding', ()):
+    grads = jax.tree.map(_cut, grads, state.collections['padding'][SIZES])
   metrics['grad_norm'] = optax.tree.norm(grads)
   updates, opt_state = optimizer(settings.learning_rate).update(
     grads, state.opt_state, state.params
   )
-  new_state = TrainState(
-    step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
-    collections=collections,
-    opt_state=opt_state,
-  )
+  params = optax.apply_updates(state.params, updates)
+  if program.average_decay:
+    collections[AVERAGED] = _moved_average(
+      program.average_decay, state.collections[AVERAGED], params, state.step
+    )
+  new_state = TrainState(state.step + 1, params, collections, opt_state)
   if program.skip_nonfinite:
     new_state = _skip_nonfinite(state, new_state, metrics)
   return new_state, metrics
+
+
+def _cut(array: jax.Array, sizes: jax.Array) -> jax.Array:
+  """The array with zeros beyond the sizes of its axes."""
+  for axis in range(array.ndim):
+    index = lax.broadcasted_iota(jnp.int32, array.shape, axis)
+    array = jnp.where(index < sizes[axis], array, 0)
+  return array
+
+
+def _moved_average(decay: float, average, params, step: jax.Array):
+  # The first parameters are forgotten early.
+  share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+  return jax.tree.map(
+    lambda a, p: a + share.astype(p.dtype) * (p - a), average, params
+  )
 
 
 def _make_batch(
   program: Program, key, positions, images, *, mask, epoch, train: bool
 ) -> objectives.Batch:
   """The uint8 images as the objective sees them, flipped in training."""
-  keys = numerics.split(numerics.example_keys(key, positions), 3)
-  flip_keys, noise_keys, z_keys = keys[:, 0], keys[:, 1], keys[:, 2]
+  keys = numerics.split(numerics.example_keys(key, positions), 4)
+  flip_keys, noise_keys, z_keys, pixel_keys = jnp.moveaxis(keys, 1, 0)
   images = to_unit_range(images, float_dtype(program.model))
   if train and program.flip:
     mirrored = numerics.uniform(flip_keys, ()) < 0.5
     images = jnp.where(
       mirrored[:, None, None, None], images[:, :, ::-1], images
     )
+  if program.binarize:
+    images = binarize(images, pixel_keys)
   return objectives.Batch(
     images=images,
     mask=mask,

@@ -1,7 +1,7 @@
 """Training: a run on all devices, or several runs, one on each device."""
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import math
@@ -12,7 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import devices, figures, loading, numerics, splits, steps
+from vae import (
+  devices,
+  figures,
+  loading,
+  numerics,
+  objectives,
+  splits,
+  steps,
+)
 from vae.checkpoints import Checkpoints
 from vae.errors import UserError
 
@@ -63,7 +71,7 @@ class Trainer:
     self.step, self.is_validated = 0, False
 
   def restore(self, saved: Sequence[Checkpoints]) -> None:
-    """Restores the last checkpoint of each run, if there are any.
+    """Restores the last checkpoint of each run, or starts from another run.
 
     The first process reads it and broadcasts it to the others, whose disks may
     not have it. Raises UserError if the checkpoints are of different steps.
@@ -73,6 +81,8 @@ class Trainer:
       restored = saved[0].restore_last(self._state)
       if restored is not None:
         state, is_validated = restored.state, bool(restored.metrics)
+      elif self._config.init_from:
+        state = loading.start_from(self._config.init_from, state)
     state, is_validated = devices.as_first_process(
       (jax.device_get(state), np.array(is_validated))
     )
@@ -171,7 +181,10 @@ class Trainer:
     )
     key = numerics.sample_key(self._config.seed)
     samples = _samples(self._model, columns**2, variables, key)
-    reconstructions = _reconstructions(self._model, variables, originals)
+    images = originals
+    if self._config.data.binarize == 'dynamic':
+      images = loading.binarize(originals)
+    reconstructions = _reconstructions(self._model, variables, images)
 
     def draw():
       pairs = figures.side_by_side(originals, reconstructions)
@@ -188,10 +201,10 @@ class Population(Trainer):
 
   Members share the model's shapes, the data and the batch size, and differ in
   `FREE_KEYS`. If a member's latent dimension is less than the largest, its
-  parameters are padded with zeros, and z is masked: the padding has mean and
-  log variance 0, a KL of 0 and z = 0, and its weights get no gradient. All stay
-  0, and each member is the run that it would be by itself. Each has the whole
-  of its batches, so that nothing is communicated.
+  parameters are padded with zeros, which get no gradient and stay 0, and z is
+  masked: the padding has mean and log variance 0 and a KL of 0. Each member is
+  the run that it would be by itself. Each has the whole of its batches, so that
+  nothing is communicated.
   """
 
   def __init__(self, configs, data: splits.DataSet, latent_dim=None):
@@ -212,7 +225,11 @@ class Population(Trainer):
     if latent_dim is None:
       latent_dim = max(c.model.get('latent_dim', 0) for c in configs)
     model = loading.widened(self._programs[0].model, latent_dim)
-    self._program = dataclasses.replace(self._programs[0], model=model)
+    self._program = dataclasses.replace(
+      self._programs[0],
+      model=model,
+      critic=objectives.critic(configs[0], model),
+    )
     settings = [steps.settings_from_config(c) for c in configs]
     self._settings = devices.shard(_stack(settings))
     self._train_key = self._keys(numerics.train_key)
@@ -224,16 +241,20 @@ class Population(Trainer):
       steps.create_state(program, c.seed)
       for program, c in zip(self._programs, configs, strict=True)
     ]
+    self._first_states = states
     self._place(states)
     self.num_parameters = sum(map(steps.num_parameters, states))
     self.step, self.is_validated = 0, False
 
-  def _place(self, states: Sequence[steps.TrainState]) -> None:
+  def _place(self, states: Iterable[steps.TrainState]) -> None:
     target = steps.abstract_state(self._program)
     padded = []
     for state, own in zip(states, self._programs, strict=True):
       state = loading.pad(jax.device_get(state), target)
       mask = loading.padding_mask(own.model, self._program.model)
+      if mask:
+        shapes = steps.abstract_state(own).params
+        mask['padding'][steps.SIZES] = jax.tree.map(_sizes, shapes)
       padded.append(state.replace(collections=state.collections | mask))
     self._state = devices.shard(_stack(padded))
 
@@ -260,6 +281,12 @@ class Population(Trainer):
     if self.step:
       self._place([r.state for r in restored])
       self.is_validated = all(r.metrics for r in restored)
+    elif self._config.init_from:
+      self._place(
+        loading.start_from(self._config.init_from, state)
+        for state in self._first_states
+      )
+    del self._first_states
 
   def train_chunks(
     self, epoch: int, first_step: int, max_steps: int | None = None
@@ -347,6 +374,10 @@ def _reconstructions(model: nn.Module, variables, images: jax.Array):
     return model.decode(model.encode(x).mean).mean
 
   return nn.apply(reconstruct, model)(variables)
+
+
+def _sizes(array: jax.ShapeDtypeStruct) -> np.ndarray:
+  return np.array(array.shape or (1,), np.int32)
 
 
 def _stack(members: Sequence[Any]) -> Any:

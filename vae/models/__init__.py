@@ -9,7 +9,7 @@ reconstructs or measures calls
   decode(z, train) → a likelihood of images,
   prior() → a distribution of z (`vae.distributions`).
 
-`VAE` has these for networks with one latent. Images are [batch, height, width,
+`VAE` has these for a latent of real numbers. Images are [batch, height, width,
 channels] in [0, 1].
 """
 
@@ -21,32 +21,36 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vae import distributions, registry
+from vae import distributions, flows, likelihoods, registry
 from vae.layers import at_least_float32
 
 # Gradients have 1/σ², and Adam squares them, in float32.
 _SIGMA = 1e-6, 1e6
 
+# Layers of a flow, and features of its networks.
+_FLOW_LAYERS, _FLOW_FEATURES = 4, 128
 
-class VAE(nn.Module):
-  """A variational autoencoder of images, with the prior N(0, I).
+
+class Autoencoder(nn.Module):
+  """An encoder, a decoder, and a likelihood of images.
 
   A subclass has `latent_shape` and makes, in a `setup` that first calls this
-  one, `encoder`, images to (mean, logvar), and `decoder`, z to the parameters
-  of p(x|z). Both are called with `train`. The heads of mean and logvar are
-  layers of their own, so that a population can pad them. What leaves the
-  networks is at least float32, whatever `dtype` they compute in.
+  one, `decoder`, z to `num_outputs` for each pixel, called with `train`; and it
+  has `encode` and `prior`. What leaves the networks is at least float32,
+  whatever `dtype` they compute in.
 
   Attributes:
     image_shape: (height, width, channels).
-    sigma: standard deviation of the Gaussian likelihood, or its first value.
+    likelihood: of the images, one of `vae.likelihoods`.
+    sigma: standard deviation of a Gaussian or Laplace likelihood, or its first
+      value.
     learn_sigma: whether one shared σ is learned (Rybkin et al. 2021).
     dtype: of the computation; parameters and statistics are at least float32.
     axis_name: the pmap axis of a global batch, for statistics over it.
   """
 
   image_shape: tuple[int, int, int]
-  likelihood: Literal['gaussian', 'bernoulli'] = 'gaussian'
+  likelihood: likelihoods.Name = 'gaussian'
   sigma: float = 1.0
   learn_sigma: bool = False
   dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'
@@ -59,33 +63,37 @@ class VAE(nn.Module):
         f'most {_SIGMA[1]:g}.'
       )
     if self.learn_sigma:
-      if self.likelihood != 'gaussian':
+      if self.likelihood not in likelihoods.WITH_SIGMA:
         raise ValueError(
-          'learn_sigma is True; only the gaussian likelihood has a sigma, '
-          f'{self.likelihood} has none.'
+          f'learn_sigma is True; {self.likelihood} has no sigma, only '
+          f'{" and ".join(likelihoods.WITH_SIGMA)} have one.'
         )
-      self.log_sigma = self.param(
-        'log_sigma',
-        nn.initializers.constant(math.log(self.sigma)),
-        (),
-        jnp.promote_types(self.dtype, jnp.float32),
-      )
+      initial = nn.initializers.constant(math.log(self.sigma))
+      self.log_sigma = self.param('log_sigma', initial, (), self.param_dtype)
+
+  @property
+  def param_dtype(self) -> Any:
+    """Of parameters: at least float32."""
+    return jnp.promote_types(self.dtype, jnp.float32)
 
   @property
   def latent_shape(self) -> tuple[int, ...]:
     """The shape of z."""
     raise NotImplementedError
 
+  @property
+  def num_outputs(self) -> int:
+    """The number of the decoder's outputs for each pixel."""
+    return likelihoods.num_outputs(self.likelihood, self.image_shape[-1])
+
   def __call__(self, images: jax.Array, train: bool = False) -> Any:
     """p(x|z) of the posterior's mean; makes all parameters."""
+    self.prior()
     return self.decode(self.encode(images, train).mean, train)
 
   def encode(self, images: jax.Array, train: bool = False) -> Any:
     """The posterior q(z|x) over z [batch, *latent_shape]."""
-    mean, logvar = self.encoder(images, train)
-    return distributions.Normal(
-      at_least_float32(mean), at_least_float32(logvar)
-    )
+    raise NotImplementedError
 
   def decode(self, z: jax.Array, train: bool = False) -> Any:
     """The likelihood p(x|z) of images, for z [..., *latent_shape].
@@ -96,18 +104,125 @@ class VAE(nn.Module):
     flat = z.reshape(-1, *self.latent_shape)
     outputs = at_least_float32(self.decoder(flat, train))
     leading = z.shape[: z.ndim - len(self.latent_shape)]
-    outputs = outputs.reshape(*leading, *self.image_shape)
-    if self.likelihood == 'bernoulli':
-      return distributions.Bernoulli(outputs)
+    *size, channels = self.image_shape
+    outputs = outputs.reshape(*leading, *size, self.num_outputs)
     sigma = jnp.exp(self.log_sigma) if self.learn_sigma else self.sigma
-    return distributions.Gaussian(outputs, sigma)
+    return likelihoods.from_outputs(self.likelihood, outputs, channels, sigma)
 
   def prior(self) -> Any:
-    return distributions.StandardNormal(self.latent_shape)
+    """The prior p(z)."""
+    raise NotImplementedError
 
   def latent_mask(self) -> jax.Array | float:
     """1 for the dimensions of the run, 0 for padding (`vae.loading`)."""
     return self.get_variable('padding', 'mask', 1.0)
+
+
+class VAE(Autoencoder):
+  """A variational autoencoder with a latent of real numbers.
+
+  A subclass also makes `encoder`, images to an array for each of `heads`,
+  called with `train`. Heads are layers of their own, so that a population can
+  pad them.
+
+  Attributes:
+    posterior: a diagonal Gaussian; a Gaussian with all covariances; or a
+      diagonal one, transformed by a flow that sees the image (Rezende & Mohamed
+      2015), of coupling layers, whose density is known at any z.
+    latent_prior: N(0, I); a mixture of the posteriors of learned pseudo-inputs
+      (VampPrior; Tomczak & Welling 2018, equation 9); a learned mixture of
+      Gaussians; or N(0, I), transformed by a flow.
+    prior_components: of a mixture, or pseudo-inputs.
+  """
+
+  posterior: Literal['diagonal', 'full', 'flow'] = 'diagonal'
+  latent_prior: Literal['normal', 'vamp', 'mixture', 'flow'] = 'normal'
+  prior_components: int = 500
+
+  def setup(self):
+    super().setup()
+    self._check()
+    if self.posterior == 'flow':
+      self.posterior_flow = self._flow_network()
+    normal, zeros = nn.initializers.normal, nn.initializers.zeros
+    match self.latent_prior:
+      case 'flow':
+        self.prior_flow = self._flow_network()
+      case 'vamp':
+        self.pseudo_inputs = self.param(
+          'pseudo_inputs',
+          # Almost black, as in the paper's code.
+          lambda *args: 0.05 + normal(0.01)(*args),
+          (self.prior_components, *self.image_shape),
+          self.param_dtype,
+        )
+      case 'mixture':
+        shape = self.prior_components, *self.latent_shape
+        self.prior_logits, self.prior_means, self.prior_logvars = (
+          self.param(f'prior_{name}', initial, own_shape, self.param_dtype)
+          for name, initial, own_shape in (
+            ('logits', zeros, shape[:1]),
+            ('means', normal(1.0), shape),
+            ('logvars', zeros, shape),
+          )
+        )
+
+  def _check(self):
+    registry.check_at_least(1, prior_components=self.prior_components)
+    if len(self.latent_shape) > 1:
+      if self.posterior != 'diagonal':
+        raise ValueError(f'posterior is {self.posterior}; z must be a vector.')
+      if self.latent_prior == 'flow':
+        raise ValueError('latent_prior is flow; z must be a vector.')
+    if self.latent_prior == 'vamp' and self.posterior != 'diagonal':
+      raise ValueError(
+        f'posterior is {self.posterior}; latent_prior=vamp needs diagonal.'
+      )
+
+  def _flow_network(self) -> nn.Module:
+    return flows.Coupling(_FLOW_LAYERS, _FLOW_FEATURES, self.param_dtype)
+
+  @property
+  def heads(self) -> dict[str, int]:
+    """The encoder's outputs: names and features, in order."""
+    size = self.latent_shape[-1]
+    heads = {'mean': size, 'logvar': size}
+    if self.posterior == 'full':
+      heads['rows'] = size * (size - 1) // 2
+    elif self.posterior == 'flow':
+      heads['context'] = _FLOW_FEATURES
+    return heads
+
+  def encode(self, images: jax.Array, train: bool = False) -> Any:
+    """The posterior q(z|x) over z [batch, *latent_shape]."""
+    mean, logvar, *others = map(at_least_float32, self.encoder(images, train))
+    if self.posterior == 'full':
+      return distributions.FullNormal.from_rows(mean, logvar, *others)
+    normal = distributions.Normal(mean, logvar)
+    if self.posterior == 'flow':
+      return self._flow(normal, self.posterior_flow, *others)
+    return normal
+
+  def prior(self) -> Any:
+    """The prior p(z)."""
+    standard = distributions.StandardNormal(self.latent_shape)
+    match self.latent_prior:
+      case 'flow':
+        return self._flow(standard, self.prior_flow)
+      case 'vamp':
+        of_inputs = self.encode(jnp.clip(self.pseudo_inputs, 0, 1))
+        logits = jnp.zeros(self.prior_components, of_inputs.mean.dtype)
+        return distributions.Mixture(logits, of_inputs.mean, of_inputs.logvar)
+      case 'mixture':
+        return distributions.Mixture(
+          self.prior_logits, self.prior_means, self.prior_logvars
+        )
+    return standard
+
+  def _flow(self, base, network: nn.Module, context=None) -> Any:
+    if self.is_initializing():
+      network(base.mean, context)
+    return distributions.Flow(base, *network.unbind(), context)
 
 
 def find(name: str) -> type[nn.Module]:
@@ -127,7 +242,12 @@ def from_config(config, axis_name: str | None = None) -> nn.Module:
 
 def check(config) -> None:
   """Raises ValueError if a model cannot take its settings; computes nothing."""
-  _check(from_config(config))
+  model = from_config(config)
+  _check(model)
+  if (
+    getattr(model, 'table', '') == 'gradient' and config.objective.name != 'vq'
+  ):
+    raise ValueError('table is gradient; it needs config.objective.name=vq.')
 
 
 # The points of a sweep share a few models, and tracing one takes half a second.

@@ -46,7 +46,7 @@ class Model(models.VAE):
       hidden_channels=self.hidden_channels,
       decoder_channels=self.decoder_channels,
     )
-    height, width, channels = self.image_shape
+    height, width, _ = self.image_shape
     num_layers = len(self.hidden_channels)
     stride = 2**num_layers
     if height % stride or width % stride:
@@ -62,12 +62,12 @@ class Model(models.VAE):
       )
     slope = _SLOPES[self.activation]
     block = slope, self.dtype, self.convolution, self.axis_name
-    self.encoder = Encoder(self.latent_dim, self.hidden_channels, *block)
+    self.encoder = Encoder(self.heads, self.hidden_channels, *block)
     # The decoder starts with the channels that the encoder ends with; without
     # convolutions its dense layer makes the image itself.
-    start_channels = (channels, *self.hidden_channels)[-1]
+    start_channels = (self.num_outputs, *self.hidden_channels)[-1]
     start = height // stride, width // stride, start_channels
-    self.decoder = Decoder(start, channels, decoder_channels, *block)
+    self.decoder = Decoder(start, self.num_outputs, decoder_channels, *block)
 
   @property
   def latent_shape(self) -> tuple[int, ...]:
@@ -75,9 +75,9 @@ class Model(models.VAE):
 
 
 class Encoder(nn.Module):
-  """Images [batch, height, width, channels] to (mean, logvar)."""
+  """Images [batch, height, width, channels] to an array for each head."""
 
-  latent_dim: int
+  heads: dict[str, int]
   hidden_channels: tuple[int, ...]
   negative_slope: float
   dtype: Any
@@ -96,8 +96,8 @@ class Encoder(nn.Module):
       )(x, bias, train)
     x = x.reshape(len(x), -1)
     return tuple(
-      layers.dense(x, self.latent_dim, self.dtype, name)
-      for name in ('mean', 'logvar')
+      layers.dense(x, features, self.dtype, name)
+      for name, features in self.heads.items()
     )
 
 
@@ -105,7 +105,7 @@ class Decoder(nn.Module):
   """Latents [batch, latent_dim] to the parameters of p(x|z)."""
 
   start_shape: tuple[int, int, int]
-  image_channels: int
+  num_outputs: int
   hidden_channels: tuple[int, ...]
   negative_slope: float
   dtype: Any
@@ -127,7 +127,7 @@ class Decoder(nn.Module):
         self.negative_slope, self.axis_name, name=f'BatchNorm_{index}'
       )(x, bias, train)
     x, bias = layers.Conv(
-      self.image_channels, dtype=self.dtype, method=self.convolution
+      self.num_outputs, dtype=self.dtype, method=self.convolution
     )(x)
     return x + bias.astype(self.dtype)
 

@@ -14,7 +14,7 @@ from vae import distributions, layers, models, registry
 from vae.models import residual
 
 
-class Model(models.VAE):
+class Model(models.Autoencoder):
   """A residual network with a spatial latent of codes.
 
   Attributes:
@@ -34,7 +34,7 @@ class Model(models.VAE):
     heads, size = {'codes': len(self.levels)}, self.latent_shape[:2]
     network = self.channels, self.num_blocks, self.dtype
     self.encoder = residual.Encoder(heads, True, *network)
-    self.decoder = residual.Decoder(size, self.image_shape[-1], *network)
+    self.decoder = residual.Decoder(size, self.num_outputs, *network)
 
   @property
   def latent_shape(self) -> tuple[int, int, int]:

@@ -21,24 +21,25 @@ class Model(models.VAE):
 
   Attributes:
     hidden_sizes: widths of the encoder's layers; empty for a linear model.
+    activation: after each; `gated` multiplies a linear layer by the sigmoid of
+      another (Dauphin et al. 2017), as in the networks of VampPrior.
   """
 
   latent_dim: int = 32
   hidden_sizes: tuple[int, ...] = (512, 256)
-  activation: Literal['relu', 'leaky_relu', 'tanh', 'silu', 'gelu'] = 'relu'
+  activation: Literal['relu', 'leaky_relu', 'tanh', 'silu', 'gelu', 'gated'] = (
+    'relu'
+  )
 
   def setup(self):
     super().setup()
     registry.check_at_least(
       1, latent_dim=self.latent_dim, hidden_sizes=self.hidden_sizes
     )
-    self.encoder = Encoder(
-      self.hidden_sizes, self.latent_dim, self.activation, self.dtype
-    )
-    pixels = math.prod(self.image_shape)
-    self.decoder = Decoder(
-      self.hidden_sizes[::-1], pixels, self.activation, self.dtype
-    )
+    hidden = self.activation, self.dtype
+    self.encoder = Encoder(self.heads, self.hidden_sizes, *hidden)
+    outputs = math.prod(self.image_shape[:2]) * self.num_outputs
+    self.decoder = Decoder(self.hidden_sizes[::-1], outputs, *hidden)
 
   @property
   def latent_shape(self) -> tuple[int, ...]:
@@ -46,10 +47,10 @@ class Model(models.VAE):
 
 
 class Encoder(nn.Module):
-  """Images [batch, height, width, channels] to (mean, logvar)."""
+  """Images [batch, height, width, channels] to an array for each head."""
 
+  heads: dict[str, int]
   hidden_sizes: tuple[int, ...]
-  latent_dim: int
   activation: str
   dtype: Any
 
@@ -58,8 +59,8 @@ class Encoder(nn.Module):
     x = x.reshape(len(x), -1).astype(self.dtype)
     x = _hidden(x, self.hidden_sizes, self.activation, self.dtype)
     return tuple(
-      layers.dense(x, self.latent_dim, self.dtype, name)
-      for name in ('mean', 'logvar')
+      layers.dense(x, features, self.dtype, name)
+      for name, features in self.heads.items()
     )
 
 
@@ -81,5 +82,9 @@ class Decoder(nn.Module):
 def _hidden(x, sizes, activation, dtype):
   """The hidden layers, made in the caller's scope."""
   for size in sizes:
-    x = _ACTIVATIONS[activation](layers.dense(x, size, dtype))
+    linear = layers.dense(x, size, dtype)
+    if activation == 'gated':
+      x = linear * nn.sigmoid(layers.dense(x, size, dtype))
+    else:
+      x = _ACTIVATIONS[activation](linear)
   return x

@@ -28,21 +28,23 @@ class Model(models.VAE):
       resolution, not a vector.
     channels: of each level, from the highest resolution down.
     num_blocks: residual blocks of each level.
+    attention: whether the positions of the lowest resolution attend to each
+      other (Vaswani et al. 2017), as in the autoencoders of latent diffusion.
   """
 
   latent_dim: int = 64
   spatial: bool = False
   channels: tuple[int, ...] = (32, 64, 128)
   num_blocks: int = 1
+  attention: bool = False
 
   def setup(self):
     super().setup()
     registry.check_at_least(1, latent_dim=self.latent_dim)
     size = lowest_resolution(self.image_shape, self.channels, self.num_blocks)
-    heads = {'mean': self.latent_dim, 'logvar': self.latent_dim}
-    network = self.channels, self.num_blocks, self.dtype
-    self.encoder = Encoder(heads, self.spatial, *network)
-    self.decoder = Decoder(size, self.image_shape[-1], *network)
+    network = self.channels, self.num_blocks, self.dtype, self.attention
+    self.encoder = Encoder(self.heads, self.spatial, *network)
+    self.decoder = Decoder(size, self.num_outputs, *network)
 
   @property
   def latent_shape(self) -> tuple[int, ...]:
@@ -79,6 +81,7 @@ class Encoder(nn.Module):
   channels: tuple[int, ...]
   num_blocks: int
   dtype: Any
+  attention: bool = False
 
   @nn.compact
   def __call__(self, x, train):
@@ -87,6 +90,8 @@ class Encoder(nn.Module):
       x = _conv(x, features, self.dtype, stride=2)
       for _ in range(self.num_blocks):
         x = Block(self.dtype)(x)
+    if self.attention:
+      x = _attend(x, self.dtype)
     x = _normalise(x, self.dtype)
     if not self.spatial:
       x = x.reshape(len(x), -1)
@@ -100,10 +105,11 @@ class Decoder(nn.Module):
   """Latents, vectors or maps, to the parameters of p(x|z)."""
 
   start_size: tuple[int, int]
-  image_channels: int
+  num_outputs: int
   channels: tuple[int, ...]
   num_blocks: int
   dtype: Any
+  attention: bool = False
 
   @nn.compact
   def __call__(self, z, train):
@@ -113,12 +119,15 @@ class Decoder(nn.Module):
       features *= math.prod(self.start_size)
     x = layers.dense(z, features, self.dtype)
     x = x.reshape(-1, *self.start_size, self.channels[-1])
+    if self.attention:
+      x = _attend(x, self.dtype)
     for features in (*self.channels[-2::-1], self.channels[0]):
       for _ in range(self.num_blocks):
         x = Block(self.dtype)(x)
-      x, bias = layers.ConvTranspose(features, dtype=self.dtype)(x)
-      x += bias.astype(self.dtype)
-    return _conv(_normalise(x, self.dtype), self.image_channels, self.dtype)
+      # A transposed convolution would leave a grid (Odena et al. 2016).
+      x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+      x = _conv(x, features, self.dtype)
+    return _conv(_normalise(x, self.dtype), self.num_outputs, self.dtype)
 
 
 class Block(nn.Module):
@@ -132,6 +141,17 @@ class Block(nn.Module):
     for _ in range(2):
       y = _conv(_normalise(y, self.dtype), x.shape[-1], self.dtype)
     return x + y
+
+
+def _attend(x: jax.Array, dtype: Any) -> jax.Array:
+  """Self-attention over all positions with a skip, in the caller's scope."""
+  y = _normalise(x, dtype).reshape(len(x), -1, x.shape[-1])
+  attention = nn.MultiHeadDotProductAttention(
+    num_heads=1,
+    dtype=dtype,
+    param_dtype=jnp.promote_types(dtype, jnp.float32),
+  )
+  return x + attention(y).reshape(x.shape)
 
 
 def _conv(x: jax.Array, features: int, dtype: Any, stride: int = 1):

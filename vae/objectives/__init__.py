@@ -5,13 +5,17 @@ of `config.objective`; floats that are pytree nodes may differ between runs that
 share a compiled program, all else is compiled in. It is called with a bound
 model and a `Batch`, on each device, and returns metrics of each example, nats
 per image: `loss`, whose mean over the global batch is minimised, and what else
-is to be logged.
+is to be logged. An `Objective` with a network of its own has a method
+`critic(model)`, which returns a Flax module, and `critic_input(model)`, the
+shape of its input; `model.variables['params']['critic']` are its parameters.
 """
 
 from typing import Any
 
 from flax import struct
 import jax
+from jax import lax
+import jax.numpy as jnp
 
 from vae import registry
 
@@ -41,6 +45,23 @@ class Batch:
   axis_name: str | None = struct.field(pytree_node=False)
 
 
+def mean(batch: Batch, values: jax.Array) -> jax.Array:
+  """The mean over the examples of the global batch, of values [batch, …]."""
+  counts = batch.mask.reshape(-1, *[1] * (values.ndim - 1))
+  sums = jnp.where(counts, values, 0).sum(axis=0), batch.mask.sum()
+  if batch.axis_name is not None:
+    sums = lax.psum(sums, batch.axis_name)
+  total, count = sums
+  return total / count
+
+
+def gather(batch: Batch, values: Any) -> Any:
+  """Those of the global batch, in order, of a tree of arrays [batch, …]."""
+  if batch.axis_name is None:
+    return values
+  return lax.all_gather(values, batch.axis_name, tiled=True)
+
+
 def find(name: str) -> type:
   """The objective class of a name; raises UserError if there is none."""
   return registry.find('vae.objectives', name, 'Objective')
@@ -52,8 +73,25 @@ def from_config(config) -> Any:
   return find(config.objective.name)(**settings)
 
 
+def critic(config, model) -> tuple[Any, tuple[int, ...]] | None:
+  """The objective's own network and the shape of its input, if it has one."""
+  objective = from_config(config)
+  if not hasattr(objective, 'critic'):
+    return None
+  return objective.critic(model), objective.critic_input(model)
+
+
+def check_diagonal(config) -> None:
+  """Raises ValueError unless the posterior is a diagonal Gaussian."""
+  if config.model.get('posterior') != 'diagonal':
+    raise ValueError(
+      f'name is {config.objective.name}; it needs a model with '
+      'posterior=diagonal.'
+    )
+
+
 def check(config) -> None:
   """Raises ValueError if an objective cannot take its settings."""
   objective = from_config(config)
   if hasattr(objective, 'check'):
-    objective.check()
+    objective.check(config)

@@ -7,12 +7,30 @@ the KL and nothing else (Higgins et al. 2017). With β = 0 and no sampling it is
 the plain autoencoder, with noise on the input the denoising one.
 """
 
+from typing import Any, NamedTuple
+
 from flax import struct
 import jax
 import jax.numpy as jnp
 
 from vae import distributions, numerics, registry
 from vae.objectives import Batch
+
+
+class Draws(NamedTuple):
+  """What the objective has drawn and computed for a batch.
+
+  Attributes:
+    posterior: q(z|x).
+    z: its draws, [num_samples, batch, *latent_shape].
+    likelihood: p(x|z) of each.
+    kl: KL(q(z|x) ‖ p(z)), [batch], nats.
+  """
+
+  posterior: Any
+  z: jax.Array
+  likelihood: Any
+  kl: jax.Array
 
 
 @struct.dataclass
@@ -35,8 +53,11 @@ class Objective:
   input_noise: float = struct.field(pytree_node=False, default=0.0)
   kl_warmup_epochs: float = struct.field(pytree_node=False, default=0.0)
 
-  def check(self) -> None:
-    """Raises ValueError for settings that do not go together."""
+  def check(self, config) -> None:
+    """Raises ValueError for settings that do not go together.
+
+    `config` is complete, with those of the model.
+    """
     registry.check_at_least(1, num_samples=self.num_samples)
     registry.check_at_least(
       0,
@@ -67,14 +88,9 @@ class Objective:
       z = posterior.mean[None]
     likelihood = model.decode(z, train=batch.train)
     distortion = -likelihood.log_prob(batch.images).mean(axis=0)
-    kl = distributions.kl(posterior, model.prior())
-    if kl is None:  # No closed form: a Monte-Carlo estimate.
-      ratio = posterior.log_prob(z) - model.prior().log_prob(z)
-      kl = ratio.mean(axis=0)
+    kl = distributions.kl(posterior, model.prior(), z)
     errors = jnp.square(likelihood.mean - batch.images)
-    rate = self.rate(model, batch, posterior, kl)
     values = {
-      'loss': distortion + self.weight(batch) * rate,
       'elbo': -distortion - kl,
       'distortion': distortion,
       'kl': kl,
@@ -82,7 +98,13 @@ class Objective:
     }
     if getattr(model, 'learn_sigma', False):
       values['sigma'] = jnp.full_like(kl, likelihood.sigma)
-    return values
+    draws = Draws(posterior, z, likelihood, kl)
+    rate = self.rate(model, batch, draws)
+    loss = distortion + self.weight(batch) * rate
+    for name, (weight, value) in self.penalties(model, batch, draws).items():
+      loss += weight * value
+      values[name] = value
+    return {'loss': loss, **values}
 
   def weight(self, batch: Batch) -> jax.Array | float:
     """The weight of the rate, by the epoch."""
@@ -90,6 +112,13 @@ class Objective:
       return self.beta * jnp.minimum(batch.epoch / self.kl_warmup_epochs, 1)
     return self.beta
 
-  def rate(self, model, batch: Batch, posterior, kl: jax.Array) -> jax.Array:
-    """The rate that the weight multiplies, [batch], from the KL [batch]."""
-    return kl
+  def rate(self, model, batch: Batch, draws: Draws) -> jax.Array:
+    """The rate that the weight multiplies, [batch]; here the KL."""
+    return draws.kl
+
+  def penalties(self, model, batch: Batch, draws: Draws) -> dict[str, Any]:
+    """What else is added to the loss: pairs of a weight and values [batch].
+
+    The values are logged under their names.
+    """
+    return {}

@@ -12,10 +12,9 @@ from typing import Literal
 
 from flax import struct
 import jax
-from jax import lax
 import jax.numpy as jnp
 
-from vae import distributions, registry
+from vae import distributions, objectives, registry
 from vae.errors import UserError
 from vae.objectives import Batch, elbo
 
@@ -34,26 +33,30 @@ class Objective(elbo.Objective):
     pytree_node=False, default='dimension'
   )
 
-  def check(self) -> None:
+  def check(self, config) -> None:
     """Raises ValueError for settings that do not go together."""
-    super().check()
+    super().check(config)
+    if self.per == 'dimension' and (
+      config.model.get('posterior') == 'flow'
+      or config.model.get('latent_prior', 'normal') != 'normal'
+    ):
+      raise ValueError(
+        'per is dimension, but the KL of this model has no closed form; '
+        'per=image needs none.'
+      )
     registry.check_at_least(0, free_nats=self.free_nats)
 
-  def rate(self, model, batch: Batch, posterior, kl: jax.Array) -> jax.Array:
+  def rate(self, model, batch: Batch, draws: elbo.Draws) -> jax.Array:
     """The KL above the floor, [batch]."""
     if self.per == 'image':
-      return jnp.maximum(self.free_nats, kl)
-    terms = distributions.kl_per_dimension(posterior, model.prior())
+      return jnp.maximum(self.free_nats, draws.kl)
+    terms = distributions.kl_per_dimension(draws.posterior, model.prior())
     if terms is None:
       raise UserError(
         'config.objective.per is dimension, but the KL of this model has no '
         'closed form; per=image needs none.'
       )
-    counts = batch.mask.reshape(-1, *[1] * (terms.ndim - 1))
-    sums = jnp.where(counts, terms, 0).sum(axis=0), batch.mask.sum()
-    if batch.axis_name is not None:
-      sums = lax.psum(sums, batch.axis_name)
-    total, count = sums
     # Padding of z has a KL of 0, and no floor.
     floor = self.free_nats * model.latent_mask()
-    return jnp.full(len(kl), jnp.maximum(floor, total / count).sum())
+    rate = jnp.maximum(floor, objectives.mean(batch, terms)).sum()
+    return jnp.full(len(draws.kl), rate)

@@ -1,0 +1,1 @@
+"""Protocols of published tables; docs/published.md has the results."""
