@@ -69,6 +69,7 @@ _SETTINGS = {
     'latent_prior': 'normal',
     'prior_components': 500,  # Of vamp and mixture.
     'dtype': 'float32',  # float32 | bfloat16 | float64 (JAX_ENABLE_X64=1).
+    'upsampling': 'transposed',  # transposed | nearest.
     'convolution': 'auto',  # auto (by the platform) | native | matmul.
   },
   'objective': {

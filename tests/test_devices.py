@@ -102,6 +102,7 @@ def run_topology(config, num_devices):
       for name in ('loss', 'grad_norm'):
         found[name] += metrics[name].tolist()
   leaves = jax.device_get(jax.tree.leaves(state.collections))
+  leaves = [np.ravel(leaf) for leaf in leaves]
   return found | {'statistics': np.concatenate([[], *leaves]).tolist()}
 
 

@@ -82,6 +82,15 @@ class ConvTranspose(nn.Module):
     return convolutions.conv_transpose(x, kernel, self.method), bias
 
 
+def double(x: jax.Array) -> jax.Array:
+  """Images of twice the height and width, each pixel four times.
+
+  A convolution of them leaves no grid, as transposed convolutions of stride 2
+  do (Odena et al. 2016).
+  """
+  return jnp.repeat(jnp.repeat(x, 2, axis=-3), 2, axis=-2)
+
+
 def _parameters(module: Conv | ConvTranspose, x, kernel_init, fan_in: int):
   """Kernel, of the computation's dtype, and bias, in the module's scope."""
   dtype = jnp.promote_types(module.dtype, jnp.float32)

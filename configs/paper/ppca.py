@@ -18,8 +18,9 @@ def get_config():
     'learn_sigma': True,
     'sigma': 0.3,
   }
-  config.optimizer.learning_rate = 0.003
-  config.optimizer.decay_per_epoch = 0.9
+  config.optimizer.learning_rate = 0.01
+  config.optimizer.decay_per_epoch = 0.98
   config.train.batch_size = 500
-  config.train.num_epochs = 60
+  config.train.num_epochs = 300
+  config.eval.every_epochs = 20
   return config

@@ -29,6 +29,8 @@ class Model(models.VAE):
     decoder_channels: output channels of the decoder's transposed convolutions,
       as many as `hidden_channels`; empty for the mirror image of the encoder
       (`mirrored`).
+    upsampling: by transposed convolutions; or `nearest`, by doubled pixels,
+      which leaves no grid and takes longer.
     convolution: as `method` of `vae.convolutions.conv`.
   """
 
@@ -36,6 +38,7 @@ class Model(models.VAE):
   hidden_channels: tuple[int, ...] = (32, 64, 128, 256, 512)
   decoder_channels: tuple[int, ...] = ()
   activation: Literal['leaky_relu', 'relu'] = 'leaky_relu'
+  upsampling: Literal['transposed', 'nearest'] = 'transposed'
   convolution: Literal['auto', 'native', 'matmul'] = 'auto'
 
   def setup(self):
@@ -67,7 +70,9 @@ class Model(models.VAE):
     # convolutions its dense layer makes the image itself.
     start_channels = (self.num_outputs, *self.hidden_channels)[-1]
     start = height // stride, width // stride, start_channels
-    self.decoder = Decoder(start, self.num_outputs, decoder_channels, *block)
+    self.decoder = Decoder(
+      start, self.num_outputs, decoder_channels, *block, self.upsampling
+    )
 
   @property
   def latent_shape(self) -> tuple[int, ...]:
@@ -111,6 +116,7 @@ class Decoder(nn.Module):
   dtype: Any
   convolution: str
   axis_name: str | None
+  upsampling: str = 'transposed'
 
   @nn.compact
   def __call__(self, z, train):
@@ -120,9 +126,11 @@ class Decoder(nn.Module):
     if not self.hidden_channels:
       return x
     for index, features in enumerate(self.hidden_channels):
-      x, bias = layers.ConvTranspose(
-        features, dtype=self.dtype, method=self.convolution
-      )(x)
+      options = {'dtype': self.dtype, 'method': self.convolution}
+      if self.upsampling == 'nearest':
+        x, bias = layers.Conv(features, **options)(layers.double(x))
+      else:
+        x, bias = layers.ConvTranspose(features, **options)(x)
       x = layers.BatchNormRectify(
         self.negative_slope, self.axis_name, name=f'BatchNorm_{index}'
       )(x, bias, train)

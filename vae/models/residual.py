@@ -124,9 +124,7 @@ class Decoder(nn.Module):
     for features in (*self.channels[-2::-1], self.channels[0]):
       for _ in range(self.num_blocks):
         x = Block(self.dtype)(x)
-      # A transposed convolution would leave a grid (Odena et al. 2016).
-      x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-      x = _conv(x, features, self.dtype)
+      x = _conv(layers.double(x), features, self.dtype)
     return _conv(_normalise(x, self.dtype), self.num_outputs, self.dtype)
 
 
