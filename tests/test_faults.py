@@ -303,13 +303,11 @@ def test_last_checkpoint_damaged_between_two_starts(
     flipped = bytearray(content)
     flipped[middle] ^= 0x10
     for damaged in (None, content[:middle], bytes(flipped)):
-      if tried % 4 == 0:
-        # As it was; the others continue what the one before left.
+      copy = tmp_path / 'run' / name
+      # The last one's run continues, if its files have the same names.
+      if tried % 4 == 0 or not copy.exists():
         shutil.rmtree(tmp_path / 'run', ignore_errors=True)
         shutil.copytree(workdir, tmp_path / 'run')
-      copy = tmp_path / 'run' / name
-      if not copy.exists():
-        continue  # Files of a later checkpoint have other names.
       copy.unlink() if damaged is None else copy.write_bytes(damaged)
       code, out, err = test_main.run(*flags, f'--workdir={tmp_path}/run')
       assert code == 0 and 'Traceback' not in err, err
