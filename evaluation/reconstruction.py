@@ -14,7 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import devices, distributions, likelihoods, numerics, steps
+from vae import devices, discrete, distributions, likelihoods, numerics, steps
 
 # Wang et al. 2004, section III: an 11×11 Gaussian window, and the constants
 # that keep the ratios stable if an image is flat.
@@ -130,7 +130,7 @@ def codes(posterior, prior) -> dict[str, jax.Array]:
   }
   if isinstance(posterior, distributions.Normal):
     values['logvar'] = posterior.logvar
-  elif isinstance(posterior, distributions.Codes):
+  elif isinstance(posterior, discrete.Codes):
     values['certain'] = jnp.ones(len(posterior.mean))
   return {
     name: a.reshape(len(a), -1) for name, a in values.items() if a is not None
@@ -145,9 +145,8 @@ def unit_range(vae, images: jax.Array, start: jax.Array, binarize: bool):
   x = steps.to_unit_range(images, steps.float_dtype(vae))
   if not binarize:
     return x
-  return steps.binarize(
-    x, example_keys(numerics.binary_key(), start, len(images))
-  )
+  keys = example_keys(numerics.binary_key(), start, len(images))
+  return numerics.bernoulli(keys, x)
 
 
 def example_keys(key: jax.Array, start: jax.Array, per_device: int):

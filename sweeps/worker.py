@@ -229,17 +229,14 @@ def measure_run(
   images = config.train.batch_size * np.diff([0, *(r['step'] for r in rows)])
   speed = float(np.median(speeds)) if rows else math.nan
   metrics['images_per_second'] = Metric(speed, 'images/s', '')
-  seconds = float(np.sum(images / speeds))
-  metrics['seconds'] = Metric(seconds, 's of training steps', '')
+  metrics['seconds'] = Metric(sum(images / speeds), 's of training steps', '')
   number = min(_NUM_IMAGES, split.num_examples)
   originals = next(split.batches(np.arange(number), number))
+  z = padded.sample_latents(_NUM_IMAGES)
   if isinstance(padded.prior, distributions.StandardNormal):
     # Models of more dimensions share the first ones.
-    shape = *padded.latent_shape[::-1], _NUM_IMAGES
-    u = np.random.default_rng(0).random(shape)
+    u = np.random.default_rng(0).random((*z.shape[:0:-1], _NUM_IMAGES))
     z = np.asarray(padded.prior.quantile(u.T.astype(np.float32)))
-  else:
-    z = padded.sample_latents(_NUM_IMAGES)
   for name, images in (
     (report.ORIGINALS, originals),
     (report.RECONSTRUCTIONS, padded.reconstruct(originals)),

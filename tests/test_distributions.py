@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from vae import autoregressive, distributions, flows, numerics
+from vae import autoregressive, discrete, distributions, flows, numerics
 
 MEAN = np.array([[0.3, -1.2, 0.0], [2.0, 0.1, -0.4]], np.float32)
 LOGVAR = np.array([[0.5, -2.0, 0.0], [-0.1, 1.0, -6.0]], np.float32)
 POSTERIOR = distributions.Normal(MEAN, LOGVAR)
 PRIOR = distributions.StandardNormal((3,))
 LEVELS = (5, 4, 2)
-CODES = distributions.UniformCodes((2, 3), LEVELS)
+CODES = discrete.UniformCodes((2, 3), LEVELS)
 
 
 def keys(num_keys, seed=0):
@@ -95,7 +95,7 @@ def test_codes_are_the_grid_of_all_levels(levels):
   inner = np.arctanh(np.linspace(-0.99, 0.99, 15))
   axis = np.array([-9, *inner, 9], np.float32)
   z = np.array(list(itertools.product(axis, repeat=len(levels))))
-  codes = np.unique(np.asarray(distributions.quantise(z, levels)), axis=0)
+  codes = np.unique(np.asarray(discrete.quantise(z, levels)), axis=0)
   # L // 2 steps of 1 / (L // 2) below 0, and all others above.
   grid = [(np.arange(n) - n // 2) / (n // 2) for n in levels]
   np.testing.assert_allclose(codes, list(itertools.product(*grid)), atol=1e-6)
@@ -116,7 +116,7 @@ def test_gradient_of_the_rounding_is_straight_through():
     return jax.grad(lambda z: (function(z) * jnp.array([1.0, 2, 3])).sum())(z)
 
   np.testing.assert_allclose(
-    total(lambda z: distributions.quantise(z, LEVELS)),
+    total(lambda z: discrete.quantise(z, LEVELS)),
     total(bounded),
     rtol=1e-4,
     atol=1e-5,
@@ -141,7 +141,7 @@ def test_prior_of_codes_is_uniform():
 
 def test_rate_of_codes_is_the_log_of_their_number():
   code = CODES.sample(keys(4), 1)[0]
-  posterior = distributions.Codes(code)
+  posterior = discrete.Codes(code)
   expected = np.full(4, 2 * np.log(math.prod(LEVELS)))
   np.testing.assert_allclose(
     distributions.kl(posterior, CODES, code[None]), expected, rtol=1e-6
@@ -283,14 +283,14 @@ def test_prior_of_codes_sums_to_one_and_samples_it(is_uniform):
     variables = jax.tree.map(
       lambda a: np.float32(generator.normal(0, 1, a.shape)), variables
     )
-  prior = distributions.CodePrior(table, (2, 1, 2), network, variables)
+  prior = discrete.CodePrior(table, (2, 1, 2), network, variables)
   pairs = np.array(list(itertools.product(range(3), repeat=2)))
   z = table[pairs].reshape(-1, 2, 1, 2)
   probabilities = np.exp(np.asarray(prior.log_prob(z), np.float64))
   assert probabilities.sum() == pytest.approx(1, abs=1e-5)
   assert is_uniform == (np.ptp(probabilities) < 1e-6)
   drawn = np.asarray(prior.sample(keys(4000), 2)).reshape(-1, 2, 2)
-  codes = np.asarray(distributions.nearest(drawn, table))
+  codes = np.asarray(discrete.nearest(drawn, table))
   counts = np.bincount(codes @ [3, 1], minlength=9)
   assert (
     stats.chisquare(counts, 8000 * probabilities / sum(probabilities))[1] > 1e-3

@@ -4,7 +4,7 @@ from PIL import Image
 import pytest
 from scipy import stats
 
-from vae import distributions, figures
+from vae import discrete, distributions, figures
 
 A, B = np.array([3.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
 
@@ -86,7 +86,7 @@ def test_traversal_moves_one_dimension_at_a_time():
 
 
 def test_traversal_of_codes_is_through_their_levels():
-  prior = distributions.UniformCodes((2, 2, 2), levels=(3, 4))
+  prior = discrete.UniformCodes((2, 2, 2), levels=(3, 4))
   values = figures.prior_values(prior, reach=3.0, steps=50)
   assert values.shape == (50, 8)
   for dimension in range(8):

@@ -281,7 +281,7 @@ def test_moving_average_of_the_parameters_is_validated_and_used():
 def test_binarised_images_are_black_and_white_with_the_grey_value_as_mean():
   grey = np.linspace(0, 1, 16, dtype=np.float32).reshape(1, 4, 4, 1)
   keys = numerics.example_keys(KEY, jnp.arange(4000))
-  drawn = np.asarray(steps.binarize(np.repeat(grey, 4000, axis=0), keys))
+  drawn = np.asarray(numerics.bernoulli(keys, np.repeat(grey, 4000, axis=0)))
   assert set(np.unique(drawn)) == {0, 1}
   error = np.sqrt(grey * (1 - grey) / 4000) + 1e-9
   assert np.all(np.abs(drawn.mean(axis=0) - grey[0]) < 4.5 * error[0])

@@ -297,7 +297,7 @@ def binarize(images: np.ndarray) -> np.ndarray:
   """Each pixel black or white, by its position; [n, …], uint8."""
   with numerics.fixed('float32'):
     keys = numerics.example_keys(numerics.binary_key(), jnp.arange(len(images)))
-    drawn = steps.binarize(jnp.asarray(images / np.float32(255)), keys)
+    drawn = numerics.bernoulli(keys, jnp.asarray(images / np.float32(255)))
     return np.where(drawn, 255, 0).astype(np.uint8)
 
 

@@ -120,3 +120,12 @@ def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def uniform(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """A draw of U[0, 1) for each key, [batch, *shape]."""
   return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(keys)
+
+
+def bernoulli(keys: jax.Array, probabilities: jax.Array) -> jax.Array:
+  """A draw of 0 or 1 for each probability [batch, …], by a key for each row.
+
+  Of grey values it makes black and white images (Salakhutdinov & Murray 2008).
+  """
+  draws = uniform(keys, probabilities.shape[1:])
+  return (draws < probabilities).astype(probabilities.dtype)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -75,6 +76,17 @@ def advance_schedule(state, updated) -> optax.OptState:
   """
   clip, (adam, _) = state
   return clip, (adam, updated[1][1])
+
+
+def moved_average(decay: float, average, params, step: jax.Array):
+  """The moving average of the parameters after a step.
+
+  The first parameters are forgotten early: the decay starts at a tenth.
+  """
+  share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+  return jax.tree.map(
+    lambda a, p: a + share.astype(p.dtype) * (p - a), average, params
+  )
 
 
 def from_config(config, steps_per_epoch: int) -> Optimizer:

@@ -117,8 +117,7 @@ def abstract_state(program: Program) -> TrainState:
   with numerics.fixed(float_dtype(program.model)):
     init = _make_init(program.model, program.critic)
     variables = jax.eval_shape(init, numerics.init_key(0))
-    first_state = functools.partial(_first_state, program)
-    return jax.eval_shape(first_state, variables)
+    return jax.eval_shape(functools.partial(_first_state, program), variables)
 
 
 def create_state(program: Program, seed: int) -> TrainState:
@@ -130,9 +129,7 @@ def create_state(program: Program, seed: int) -> TrainState:
 
 
 @functools.lru_cache(maxsize=64)
-def _make_init(
-  model: nn.Module, critic: Any
-) -> Callable[[jax.Array], dict[str, Any]]:
+def _make_init(model: nn.Module, critic: Any) -> Callable[..., Any]:
   def init(key):
     variables = model.init(key, jnp.zeros((1, *model.image_shape)))
     if critic is not None:
@@ -170,15 +167,6 @@ def num_parameters(state: TrainState) -> int:
 def to_unit_range(images: jax.Array, dtype: Any) -> jax.Array:
   """uint8 images as numbers in [0, 1]."""
   return images.astype(dtype) / 255
-
-
-def binarize(images: jax.Array, keys: jax.Array) -> jax.Array:
-  """Draws each pixel black or white, with its grey value as the probability.
-
-  Salakhutdinov & Murray 2008; with a key for each image.
-  """
-  draws = numerics.uniform(keys, images.shape[1:])
-  return (draws < images).astype(images.dtype)
 
 
 def float_dtype(model: nn.Module) -> Any:
@@ -229,7 +217,7 @@ def train_step(
   )
   params = optax.apply_updates(state.params, updates)
   if program.average_decay:
-    collections[AVERAGED] = _moved_average(
+    collections[AVERAGED] = optimizers.moved_average(
       program.average_decay, state.collections[AVERAGED], params, state.step
     )
   new_state = TrainState(state.step + 1, params, collections, opt_state)
@@ -246,14 +234,6 @@ def _cut(array: jax.Array, sizes: jax.Array) -> jax.Array:
   return array
 
 
-def _moved_average(decay: float, average, params, step: jax.Array):
-  # The first parameters are forgotten early.
-  share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
-  return jax.tree.map(
-    lambda a, p: a + share.astype(p.dtype) * (p - a), average, params
-  )
-
-
 def _make_batch(
   program: Program, key, positions, images, *, mask, epoch, train: bool
 ) -> objectives.Batch:
@@ -267,7 +247,7 @@ def _make_batch(
       mirrored[:, None, None, None], images[:, :, ::-1], images
     )
   if program.binarize:
-    images = binarize(images, pixel_keys)
+    images = numerics.bernoulli(pixel_keys, images)
   return objectives.Batch(
     images=images,
     mask=mask,

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from vae import distributions, layers, models, registry
+from vae import discrete, layers, models, registry
 from vae.models import residual
 
 
@@ -47,7 +47,7 @@ class Model(models.Autoencoder):
     """The code of each position, with a straight-through gradient."""
     (z,) = self.encoder(images, train)
     z = layers.at_least_float32(z)
-    return distributions.Codes(distributions.quantise(z, self.levels))
+    return discrete.Codes(discrete.quantise(z, self.levels))
 
-  def prior(self) -> distributions.UniformCodes:
-    return distributions.UniformCodes(self.latent_shape, self.levels)
+  def prior(self) -> discrete.UniformCodes:
+    return discrete.UniformCodes(self.latent_shape, self.levels)

@@ -14,7 +14,13 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from vae import autoregressive, distributions, layers, models, registry
+from vae import (
+  autoregressive,
+  discrete,
+  layers,
+  models,
+  registry,
+)
 from vae.models import residual
 
 # Of the moving averages; and the share of the mean use below which a code
@@ -90,12 +96,12 @@ class Model(models.Autoencoder):
     """The nearest code at each position, with a straight-through gradient."""
     (encoded,) = self.encoder(images, train)
     encoded, table = layers.at_least_float32(encoded), self.codes()
-    chosen = distributions.nearest(encoded, table)
+    chosen = discrete.nearest(encoded, table)
     code = table[chosen]
     if train and self.table == 'averages' and not self.is_initializing():
       self._follow(lax.stop_gradient(encoded), chosen, table)
     mean = encoded + lax.stop_gradient(code - encoded)
-    return distributions.NearestCodes(mean, encoded, code)
+    return discrete.NearestCodes(mean, encoded, code)
 
   def _follow(self, encoded, chosen, table) -> None:
     """Moves the averages towards the encodings of the global batch."""
@@ -118,12 +124,12 @@ class Model(models.Autoencoder):
       'uses': jnp.where(is_dead, uses.mean(), uses),
     }
 
-  def prior(self) -> distributions.CodePrior:
+  def prior(self) -> discrete.CodePrior:
     table = lax.stop_gradient(self.codes())
     if self.latent_prior == 'uniform':
-      return distributions.CodePrior(table, self.latent_shape)
+      return discrete.CodePrior(table, self.latent_shape)
     if self.is_initializing():
       positions = math.prod(self.latent_shape[:2])
       self.prior_network(jnp.zeros((1, positions), jnp.int32))
     network = self.prior_network.unbind()
-    return distributions.CodePrior(table, self.latent_shape, *network)
+    return discrete.CodePrior(table, self.latent_shape, *network)
