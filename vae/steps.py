@@ -25,11 +25,9 @@ from vae.optimizers import Optimizer
 
 Metrics = dict[str, jax.Array]
 
-# In the collection `padding`: the sizes of a member's parameters.
-SIZES = 'sizes'
-
-# The collection of the parameters' moving average.
-AVERAGED = 'averaged'
+# The sizes of a member's parameters, in the collection `padding`; and the
+# collection of the parameters' moving average.
+SIZES, AVERAGED = 'sizes', 'averaged'
 
 
 @struct.dataclass
