@@ -9,7 +9,7 @@ import pytest
 
 from configs import article, celeba
 from vae import models
-from vae.models import conv, fsq, mlp, residual
+from vae.models import conv, fsq, mlp, residual, vq
 
 
 def init(model):
@@ -183,3 +183,68 @@ def test_no_hidden_layers_make_a_linear_model(model):
   np.testing.assert_allclose(
     encode(a) + encode(b), encode(a + b) + encode(0 * a), atol=1e-5
   )
+
+
+def make_vq(**settings):
+  model = vq.Model(
+    (8, 8, 1), num_codes=5, code_dim=2, channels=(4, 8), **settings
+  )
+  images = np.random.default_rng(0).uniform(size=(6, 8, 8, 1)).astype('f')
+  return model, jax.jit(model.init)(jax.random.key(0), images), images
+
+
+def test_table_follows_the_moving_averages_of_what_it_stands_for():
+  model, variables, images = make_vq()
+  posterior, changed = model.apply(
+    variables, images, True, method='encode', mutable=['table']
+  )
+  encoded = np.asarray(posterior.encoded).reshape(-1, 2)
+  before = variables['table']['averages']
+  table = before['sums'] / before['uses'][:, None]
+  distances = np.square(encoded[:, None] - table).sum(axis=-1)
+  chosen = distances.argmin(axis=1)
+  np.testing.assert_allclose(
+    posterior.mean.reshape(-1, 2), table[chosen], atol=1e-6
+  )
+  counts = np.bincount(chosen, minlength=5)
+  sums = np.stack([encoded[chosen == code].sum(axis=0) for code in range(5)])
+  after = changed['table']['averages']
+  np.testing.assert_allclose(
+    after['uses'], 0.99 * before['uses'] + 0.01 * counts, rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    after['sums'], 0.99 * before['sums'] + 0.01 * sums, atol=1e-6
+  )
+
+
+def test_code_without_use_starts_again_at_the_farthest_position():
+  model, variables, images = make_vq()
+  averages = variables['table']['averages']
+  uses = averages['uses'].at[3].set(1e-6)
+  # Far from all, so that nothing chooses it.
+  sums = (averages['sums'] * 0.1).at[3].set(1e-6 * 50.0)
+  variables = variables | {'table': {'averages': {'sums': sums, 'uses': uses}}}
+  posterior, changed = model.apply(
+    variables, images, True, method='encode', mutable=['table']
+  )
+  encoded = np.asarray(posterior.encoded).reshape(-1, 2)
+  codes = np.asarray(posterior.code).reshape(-1, 2)
+  farthest = encoded[np.square(encoded - codes).sum(axis=1).argmax()]
+  after = changed['table']['averages']
+  restarted = after['sums'][3] / after['uses'][3]
+  np.testing.assert_allclose(restarted, farthest, rtol=1e-5)
+  assert after['uses'][3] > 0.1
+
+
+def test_gradient_passes_the_choice_of_a_code_as_if_it_were_not_there():
+  model, variables, images = make_vq(table='gradient')
+
+  def derivative(name):
+    def output(x):
+      return getattr(model.apply(variables, x, method='encode'), name)
+
+    encoded, pull_back = jax.vjp(output, images)
+    return pull_back(jnp.ones_like(encoded))[0]
+
+  np.testing.assert_array_equal(derivative('mean'), derivative('encoded'))
+  assert np.abs(derivative('mean')).max() > 0

@@ -16,7 +16,7 @@ from sklearn import decomposition
 from configs import default
 from vae import devices, numerics, optimizers, splits, steps
 from vae.models import conv, mlp
-from vae.objectives import elbo
+from vae.objectives import elbo, prior_only
 
 KEY = numerics.train_key(0)
 NAN = float('nan')
@@ -304,3 +304,28 @@ def test_gradient_is_clipped_before_the_l2_penalty_is_added(clip_norm, factor):
   # Checkpoints have one shape, clipped or not.
   states = [o.init(PARAMS) for o in (clipped, optimizers.Optimizer()(0.01))]
   assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+
+
+def test_prior_alone_is_fitted_to_a_trained_model():
+  model = conv.Model(
+    (8, 8, 3),
+    latent_dim=3,
+    hidden_channels=(4,),
+    latent_prior='mixture',
+    prior_components=2,
+    axis_name=devices.AXIS,
+  )
+  program = steps.Program(model)
+  state = steps.create_state(program, seed=0)
+  before = jax.device_get(state)
+  settings = steps.Settings(prior_only.Objective(), 0.01)
+  chunk = np.repeat(PIXELS[None, None, :8], 60, axis=1)
+  state, metrics = train(program, state, settings, chunk, num_steps=60)
+  after = jax.device_get(state)
+  for name, leaf in after.params.items():
+    same = jax.tree.map(np.array_equal, leaf, before.params[name])
+    assert all(jax.tree.leaves(same)) != name.startswith('prior_'), name
+  jax.tree.map(
+    np.testing.assert_array_equal, after.collections, before.collections
+  )
+  assert metrics['loss'][-9:].mean() < metrics['loss'][:9].mean()
