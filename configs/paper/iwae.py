@@ -26,6 +26,8 @@ MEMBERS = {
 
 def get_config(objective: str = 'vae'):
   """The protocol, with one of the objectives."""
+  if objective not in MEMBERS:
+    raise ValueError(f'there is no {objective}; there are {", ".join(MEMBERS)}')
   config = mnist.get_config()
   config.data.train, config.data.validation = 'train', 'test'
   config.data.binarize = 'dynamic'
