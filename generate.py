@@ -28,8 +28,8 @@ _NUM_IMAGES = flags.DEFINE_integer(
 )
 _PRIOR = flags.DEFINE_enum(
   'prior',
-  'normal',
-  ['normal', 'mixture'],
+  'model',
+  ['model', 'mixture'],
   "sample: the model's own prior, or a mixture fitted to q(z).",
 )
 _TEMPERATURE = flags.DEFINE_float(
@@ -75,7 +75,7 @@ def main(command: str) -> None:
 def sample(trained: TrainedVAE, folder: epath.Path) -> list[str]:
   """Draws z, decodes it; a grid, and each image as a file."""
   seed, count = run_flags.SEED.value, _NUM_IMAGES.value
-  if _PRIOR.value == 'normal':
+  if _PRIOR.value == 'model':
     try:
       images = trained.sample(count, seed, _TEMPERATURE.value)
     except ValueError as error:

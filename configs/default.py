@@ -1,7 +1,8 @@
-"""Every setting there is, with its default.
+"""The settings of every run, with their defaults.
 
-The other configs start from this one and say what they change. A key that is
-not here does not exist: a config that names one is refused.
+`model` and `objective` show those of `conv` and `elbo`; the settings of another
+one are the fields of its class, in vae/models or vae/objectives. A config that
+names any other key is refused.
 """
 
 import ml_collections
@@ -9,8 +10,8 @@ import ml_collections
 _SETTINGS = {
   # Initial parameters, order of the examples and every random draw.
   'seed': 0,
-  # A workdir, from whose best checkpoint the first parameters are taken, as far
-  # as names and shapes agree. Empty: they are drawn.
+  # Workdir of a run; its best checkpoint gives the first parameters where name
+  # and shape match. Empty: all are drawn.
   'init_from': '',
   'data': {
     # celeba | cartoon_faces | folder | tfds | a module of your own that has
@@ -33,8 +34,8 @@ _SETTINGS = {
     'crop_size': 0,
     'image_size': 64,  # Side that it is resized to.
     'channels': 3,  # 3 (colour) or 1 (grey).
-    # Images of black and white, with grey values as probabilities: none |
-    # dynamic (drawn anew at each epoch) | fixed (drawn once) | threshold (½).
+    # Binarisation: none | dynamic (a Bernoulli draw of each pixel in each
+    # training step) | fixed (drawn once) | threshold (white from 128).
     'binarize': 'none',
     # Where decoded images are kept: none (decoded anew each epoch) | host (in
     # memory) | device (in each accelerator's memory) | auto (the last of these
@@ -61,13 +62,13 @@ _SETTINGS = {
     # gaussian | gaussian_per_pixel | laplace | bernoulli | continuous_bernoulli
     # | logistic | logistic_mixture, of vae/likelihoods.py.
     'likelihood': 'gaussian',
-    # Standard deviation of gaussian and laplace; where it starts if learned.
+    # Standard deviation for gaussian and laplace; its first value if learned.
     'sigma': 1.0,
     'learn_sigma': False,
     'posterior': 'diagonal',  # diagonal | full | flow: of q(z|x).
     # normal | vamp | mixture | flow: p(z).
     'latent_prior': 'normal',
-    'prior_components': 500,  # Of vamp and mixture.
+    'prior_components': 500,  # Components of vamp and mixture.
     'dtype': 'float32',  # float32 | bfloat16 | float64 (JAX_ENABLE_X64=1).
     'upsampling': 'transposed',  # transposed | nearest.
     'convolution': 'auto',  # auto (by the platform) | native | matmul.
@@ -92,16 +93,16 @@ _SETTINGS = {
     'epsilon': 1e-8,  # Adam's.
     # The learning rate is multiplied by this after each epoch.
     'decay_per_epoch': 1.0,
-    # Before these epochs alone, counted from 0. Empty: before each.
+    # Epochs at whose start decay_per_epoch applies, from 1. Empty: each.
     'decay_epochs': (),
     # Weight of the L2 penalty ½‖θ‖² beside a loss in nats per image.
     # PyTorch-VAE has a mean over D pixel values as its loss, so that its
     # `weight_decay` is D/2 times as much here.
     'weight_decay': 0.0,
-    # Of the gradient's norm over all parameters, at most. 0: it is not clipped.
+    # Maximum of the gradient's norm over all parameters. 0: no clipping.
     'clip_norm': 0.0,
-    # Of a moving average of the parameters, with which the model is validated
-    # and used; such as 0.999. 0: none.
+    # Decay of an exponential moving average (EMA) of the parameters, such as
+    # 0.999; validation and vae.load use the EMA. 0: no EMA.
     'average_decay': 0.0,
   },
   'train': {

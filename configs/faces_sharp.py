@@ -1,9 +1,8 @@
 """Sharp samples of the embedded cartoon faces, in half an hour on two cores.
 
-A learned σ makes the code carry what the likelihood can use, about 130 nats; a
-flow learns how such codes are distributed, so that draws from the prior decode
-to faces; and doubled pixels in the place of transposed convolutions leave no
-grid.
+With a learned σ the code carries about 130 nats. A flow prior learns how such
+codes are distributed, so that its samples decode to faces. Nearest-neighbour
+upsampling leaves no grid.
 """
 
 from configs import faces

@@ -1,7 +1,7 @@
 """Members of the family of VAEs, on MNIST: configs/family.py:NAME.
 
-Each is `mnist` but for the settings beside its name; docs/family.md has the
-papers, and what stands for each.
+Each member is `mnist` with the settings below; docs/family.md has the papers
+and tests.
 """
 
 from configs import mnist
@@ -11,9 +11,9 @@ _VECTOR = {
   'model.hidden_sizes': (300, 300),
   'model.likelihood': 'bernoulli',
 }
-_MAP = {'model.channels': (32, 64), 'model.likelihood': 'gaussian'}
+_MAP = {'model.channels': (32, 64), 'model.sigma': 0.1}
 
-# What each changes; without an objective, it is the ELBO.
+# The settings that each changes; the objective is the ELBO by default.
 MEMBERS = {
   # Objectives.
   'warmup': {'objective.kl_warmup_epochs': 5.0},

@@ -22,7 +22,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
 from evaluation.measure import MAX_FITTED, mean_and_error, Null
-from vae import splits
+from vae import discrete, splits
 
 # A dimension is active if its mean's variance over the images exceeds this;
 # Burda et al. 2016, section 5.2.
@@ -114,8 +114,9 @@ def _add_holes(context, results):
   if context.draws_z and not {'logvar', 'certain'} & values.keys():
     results.notes.append('holes: q(z|x) is no diagonal Gaussian.')
     return
-  if getattr(context.trained.prior, 'network', None) is not None:
-    results.notes.append('holes: draws of codes one after another take long.')
+  prior = context.trained.prior
+  if isinstance(prior, discrete.CodePrior) and prior.network is not None:
+    results.notes.append('holes: too many draws for an autoregressive prior.')
     return
   at_most = splits.spread(len(values['mean']), MAX_FITTED)
   values = {k: values[k][at_most] for k in ('mean', 'logvar') if k in values}

@@ -176,7 +176,9 @@ def check_known(name: str, key: str, keys: Iterable[str]) -> None:
   """Raises a UserError, with the closest match, if `key` is not in `keys`."""
   if key not in keys:
     (close,) = difflib.get_close_matches(key, keys, n=1) or [None]
-    hint = f'did you mean {close}?' if close else 'configs/default.py has all.'
+    hint = 'configs/default.py and docs/family.md have all.'
+    if close:
+      hint = f'did you mean {close}?'
     raise UserError(f'{name}: there is no such key; {hint}')
 
 

@@ -157,8 +157,8 @@ def test_run_starts_from_what_fits_of_another(trained_run, tmp_path, capsys):
   trainer.restore([Checkpoints(tmp_path)])
   state, other = jax.device_get(trainer.snapshot()), vae.load(trained_run)
   (line,) = capsys.readouterr().out.splitlines()
-  assert f'From step {other.step}' in line and 'Left there: ' in line
-  assert 'Made anew: ' in line and 'params/encoder' in line
+  assert f'From step {other.step}' in line and 'Not used: ' in line
+  assert 'Newly initialised: ' in line and 'params/encoder' in line
   same = np.testing.assert_array_equal
   own, theirs = state.params, other.variables['params']
   for params in (own, state.variables['params']):

@@ -4,8 +4,8 @@ Each is a small pytree with log_prob(images), [...], nats per image, and mean,
 the image that it describes, [..., height, width, channels]. `is_mass` says
 whether log_prob is that of a probability of 8-bit images, not of a density.
 
-`from_outputs` makes one of a network's outputs, of which it has `num_outputs`
-for each pixel. Sums are over the last three axes.
+`from_outputs` builds one from a network's outputs, `num_outputs` for each
+pixel. Sums are over the last three axes.
 """
 
 import math
@@ -28,12 +28,13 @@ Name = Literal[
 ]
 NAMES = get_args(Name)
 
-# Those of which one σ is set or learned.
+# Those with a single σ, fixed or learned.
 WITH_SIGMA = 'gaussian', 'laplace'
 
 _LOG_2PI = math.log(2 * math.pi)
 
-# A σ of a pixel below the eighth of a grey level has nothing to describe.
+# The smallest scales, about 0.6 and 0.2 of a grey level: images have no finer
+# detail.
 _MIN_LOG_SIGMA = -6.0
 _MIN_LOG_SCALE = -7.0
 

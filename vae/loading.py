@@ -117,7 +117,7 @@ def start_from(workdir: epath.PathLike, state: Any) -> Any:
   left = {'/'.join(path[:2]) for path in found if path not in taken}
   print(
     f'From step {trained.step:,} of {workdir}: {len(taken)} of {len(own)} '
-    f'arrays. Made anew: {", ".join(sorted(new)) or "none"}. Left there: '
+    f'arrays. Newly initialised: {", ".join(sorted(new)) or "none"}. Not used: '
     f'{", ".join(sorted(left)) or "none"}.',
     flush=True,
   )
@@ -157,7 +157,8 @@ class TrainedVAE:
   def encode(self, images: np.ndarray) -> Any:
     """The posterior q(z|x) of each image, a distribution over [n, …].
 
-    A model of images that are drawn black and white sees uint8 images so.
+    With `config.data.binarize=dynamic` uint8 images are binarised by a draw
+    first; for `fixed` and `threshold` they must be black and white already.
     """
     images = self._check_images(images)
     is_grey = self.config.data.get('binarize') == 'dynamic'

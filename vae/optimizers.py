@@ -79,9 +79,9 @@ def advance_schedule(state, updated) -> optax.OptState:
 
 
 def moved_average(decay: float, average, params, step: jax.Array):
-  """The moving average of the parameters after a step.
+  """The exponential moving average of the parameters after a step.
 
-  The first parameters are forgotten early: the decay starts at a tenth.
+  The decay rises as (1 + step) / (10 + step). Statistics are not averaged.
   """
   share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
   return jax.tree.map(

@@ -1,4 +1,4 @@
-"""MNIST, drawn anew at each epoch, with a Gaussian prior or a VampPrior.
+"""Dynamically binarised MNIST with a Gaussian prior or a VampPrior.
 
 Tomczak & Welling 2018; the figures of Norouzi et al. 2020: -log p(x) of test
 images is 84.45 ± 0.12 nats with `:normal`, and 82.43 ± 0.06 with `:vamp`. Gated
@@ -13,6 +13,8 @@ MEMBERS = 'normal', 'vamp'
 
 def get_config(prior: str = 'normal'):
   """The protocol, with a prior `normal` or `vamp`."""
+  if prior not in MEMBERS:
+    raise ValueError(f'there is no {prior}; there are {", ".join(MEMBERS)}')
   config = mnist.get_config()
   config.data.binarize = 'dynamic'
   config.model = {

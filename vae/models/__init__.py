@@ -2,8 +2,8 @@
 
 A module has a Flax module class `Model`. Its dataclass fields, but for
 `image_shape` and `axis_name`, are the settings of `config.model`, and `setup`
-raises ValueError for those that it cannot take. Whoever trains, samples,
-reconstructs or measures calls
+raises ValueError for those that it cannot take. Training, sampling and
+evaluation call
 
   encode(images, train) → a posterior over z,
   decode(z, train) → a likelihood of images,
@@ -244,10 +244,10 @@ def check(config) -> None:
   """Raises ValueError if a model cannot take its settings; computes nothing."""
   model = from_config(config)
   _check(model)
-  if (
-    getattr(model, 'table', '') == 'gradient' and config.objective.name != 'vq'
-  ):
-    raise ValueError('table is gradient; it needs config.objective.name=vq.')
+  if hasattr(model, 'table') and config.objective.name != 'vq':
+    raise ValueError(
+      'name is vq; it needs config.objective.name=vq, which has its losses.'
+    )
 
 
 # The points of a sweep share a few models, and tracing one takes half a second.

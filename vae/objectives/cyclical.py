@@ -28,7 +28,14 @@ class Objective(elbo.Objective):
     """Raises ValueError for settings that do not go together."""
     super().check(config)
     if self.kl_warmup_epochs:
-      raise ValueError('kl_warmup_epochs is set; the cycles are the warm-up.')
+      raise ValueError(
+        f'kl_warmup_epochs is {self.kl_warmup_epochs:g}; it must be 0, as the '
+        'cycles are the warm-up.'
+      )
+    if self.rising_share > 1:
+      raise ValueError(
+        f'rising_share is {self.rising_share:g}; it must be at most 1.'
+      )
     registry.check_at_least(
       1e-6, cycle_epochs=self.cycle_epochs, rising_share=self.rising_share
     )

@@ -46,7 +46,7 @@ class Objective:
       1, num_samples=self.num_samples, num_bounds=self.num_bounds
     )
     if not 0 <= self.elbo_weight <= 1:
-      raise ValueError(f'elbo_weight is {self.elbo_weight}; it is from 0 to 1.')
+      raise ValueError(f'elbo_weight is {self.elbo_weight}; it must be 0 to 1.')
     if self.elbo_weight and self.gradient != 'plain':
       raise ValueError(
         f'elbo_weight is {self.elbo_weight}; it needs gradient=plain.'

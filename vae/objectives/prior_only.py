@@ -3,8 +3,8 @@
   loss = KL(q(z|x) ‖ p(z)), with a gradient in p(z) alone
 
 Encoder and decoder stay as they are, and the model's prior is fitted to the
-aggregate posterior: start it with `--init_from=WORKDIR` of the trained model
-and another `config.model.latent_prior`.
+aggregate posterior: `config.init_from` is the trained run, and
+`config.model.latent_prior` the prior that it gets.
 """
 
 from flax import struct
@@ -30,6 +30,11 @@ class Objective:
       raise ValueError(
         'name is prior_only; it needs config.model.latent_prior=mixture or '
         'flow.'
+      )
+    if not config.init_from:
+      raise ValueError(
+        'name is prior_only, and config.init_from is empty; it must be the '
+        'workdir of a trained run.'
       )
     if config.optimizer.weight_decay:
       raise ValueError(
