@@ -6,6 +6,7 @@ The ELBO bounds log p(x) of an image from below, the importance-weighted bound
 
 from collections.abc import Callable, Iterable
 import functools
+import math
 
 from flax import linen as nn
 import jax
@@ -19,10 +20,10 @@ from vae import devices, likelihoods, numerics
 _NATS, _BITS = 'nats per image', 'bits per dimension'
 _OPTIMAL = 'the optimal σ, which is fitted to the same images'
 
-# Images that each device decodes at a time: the memory of the bound, whatever
-# the number of samples. And between two lines of progress.
-_DECODED_AT_ONCE = 128
-_DECODED_PER_DISPATCH = 20_000
+# Pixel values that each device decodes at a time: the memory of the bound,
+# whatever the number of samples. And between two lines of progress.
+_DECODED_AT_ONCE = 128 * 64 * 64 * 3
+_DECODED_PER_DISPATCH = 20_000 * 64 * 64 * 3
 
 
 def evaluate(context, results) -> None:
@@ -94,7 +95,8 @@ def _add_importance_weighted(results, context, sigma: float) -> None:
   step = make_bound_step(context.trained.model, num_samples, context.binarize)
   key = numerics.bound_key(context.settings.seed)
   # Few images at a time if each takes long, so that progress shows.
-  at_once = max(1, _DECODED_PER_DISPATCH // num_samples)
+  pixels = math.prod(context.split.image_shape)
+  at_once = max(1, _DECODED_PER_DISPATCH // (num_samples * pixels))
   weighted = context.over_split(
     lambda images, start: step(context.variables, key, images, start, sigma),
     f'importance-weighted bound, K = {num_samples:,}',
@@ -175,7 +177,7 @@ def _log_weights(vae, images, keys, num_samples, sigma, x) -> jax.Array:
     log_p = jnp.stack([likelihood.log_prob(x), around.log_prob(y)], axis=-1)
     return log_p + (prior.log_prob(z) - posterior.log_prob(z))[..., None]
 
-  chunk = max(1, _DECODED_AT_ONCE // len(images))
+  chunk = max(1, _DECODED_AT_ONCE // images.size)
   ks = jnp.arange(-(-num_samples // chunk) * chunk).reshape(-1, chunk)
   chunks = lax.map(log_weights, ks).astype(x.dtype)
   return chunks.reshape(-1, len(x), 2)[:num_samples]
