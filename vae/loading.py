@@ -257,18 +257,13 @@ def pad_trained(trained: TrainedVAE, latent_dim: int) -> TrainedVAE:
 
   Models that are padded to the same size share the programs that measure them.
   """
-  model = widened(trained.model, latent_dim)
+  model = trained.model
+  if hasattr(model, 'latent_dim'):
+    model = model.clone(latent_dim=latent_dim)
   wide = steps.abstract_state(steps.Program(model)).variables
   variables = pad(jax.device_get(trained.variables), wide)
   variables |= padding_mask(trained.model, model)
   return TrainedVAE(trained.config, model, variables, trained.step)
-
-
-def widened(model: nn.Module, latent_dim: int) -> nn.Module:
-  """The model with more latent dimensions, if it has a number of them."""
-  if not hasattr(model, 'latent_dim'):
-    return model
-  return model.clone(latent_dim=latent_dim)
 
 
 def padding_mask(narrow: nn.Module, wide: nn.Module) -> dict[str, Any]:

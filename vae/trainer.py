@@ -2,7 +2,6 @@
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -12,15 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import (
-  devices,
-  figures,
-  loading,
-  numerics,
-  objectives,
-  splits,
-  steps,
-)
+from vae import devices, figures, loading, numerics, splits, steps
 from vae.checkpoints import Checkpoints
 from vae.errors import UserError
 
@@ -224,11 +215,11 @@ class Population(Trainer):
     ]
     if latent_dim is None:
       latent_dim = max(c.model.get('latent_dim', 0) for c in configs)
-    model = loading.widened(self._programs[0].model, latent_dim)
-    self._program = dataclasses.replace(
-      self._programs[0],
-      model=model,
-      critic=objectives.critic(configs[0], model),
+    wide = configs[0].copy_and_resolve_references()
+    if 'latent_dim' in wide.model:
+      wide.model.latent_dim = latent_dim
+    self._program = steps.program_from_config(
+      wide, data.train.num_examples, axis_name=None
     )
     settings = [steps.settings_from_config(c) for c in configs]
     self._settings = devices.shard(_stack(settings))
