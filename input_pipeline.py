@@ -111,6 +111,7 @@ class ImageSplit:
       image_files.DECODING, tf.__version__, crop, fingerprint
     )
     self._cached, self._binarize = cached, binarize
+    self._is_binary = binarize in ('fixed', 'threshold')
     self._indices = np.arange(source.num_examples)
     self.image_shape = crop.image_shape
 
@@ -121,7 +122,9 @@ class ImageSplit:
   def batches(self, indices, batch_size):
     if self._cached:
       return splits.ArraySplit(self.images).batches(indices, batch_size)
-    return self._binarized(indices, batch_size)
+    if self._is_binary:
+      return self._stream_binary(indices, batch_size)
+    return self._stream(indices, batch_size)
 
   def labels(self):
     labels = self._source.labels()
@@ -141,12 +144,13 @@ class ImageSplit:
       f'{self._name}: {len(images):,} decoded images in '
       f'{time.monotonic() - start:.1f}s, {images.nbytes / 1e6:,.0f} MB'
     )
-    for start in range(0, len(images), _BATCH_SIZE):
-      part = slice(start, start + _BATCH_SIZE)
-      self._make_binary(images[part], self._indices[part])
+    if self._is_binary:
+      for start in range(0, len(images), _BATCH_SIZE):
+        part = slice(start, start + _BATCH_SIZE)
+        self._make_binary(images[part], self._indices[part])
     return images
 
-  def _binarized(self, indices, batch_size):
+  def _stream_binary(self, indices, batch_size):
     done = 0
     for images in self._stream(indices, batch_size):
       images = np.array(images)
@@ -155,10 +159,10 @@ class ImageSplit:
       yield images
 
   def _make_binary(self, images: np.ndarray, indices: np.ndarray) -> None:
-    """Makes grey values 0 or 255, in place, if the config asks for it."""
+    """Makes grey values 0 or 255, in place."""
     if self._binarize == 'threshold':
       images[...] = np.where(images < 128, 0, 255)
-    elif self._binarize == 'fixed':
+    else:
       # The same in every run: a function of the split and the position.
       for image, index in zip(images, indices, strict=False):
         seed = np.random.SeedSequence([*self._name.encode(), int(index)])

@@ -114,7 +114,7 @@ def main():
 
 @functools.cache
 def results_of(members):
-  """What `main` prints about these members."""
+  """Runs `main` for these members, and returns its output by member."""
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': '--xla_force_host_platform_device_count=4 '

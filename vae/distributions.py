@@ -125,7 +125,7 @@ class Flow:
 
   @property
   def mean(self) -> jax.Array:
-    """Where the mean of the base goes."""
+    """The image of the base's mean under the network."""
     return self._apply(self.base.mean)[0]
 
   def sample(self, keys: jax.Array, num_samples: int = 1) -> jax.Array:

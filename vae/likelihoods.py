@@ -170,7 +170,7 @@ class ContinuousBernoulli:
     return _sum_pixels(entropy + log_normalizer)
 
   def _split(self) -> tuple[jax.Array, jax.Array]:
-    """Where the logit is too small to divide by, and logits that are not."""
+    """Marks logits too small to divide by; returns logits safe to divide by."""
     is_small = jnp.abs(self.logits) < 0.03
     return is_small, jnp.where(is_small, 1.0, self.logits)
 

@@ -73,7 +73,7 @@ class Autoencoder(nn.Module):
 
   @property
   def param_dtype(self) -> Any:
-    """Of parameters: at least float32."""
+    """The dtype of parameters, at least float32."""
     return jnp.promote_types(self.dtype, jnp.float32)
 
   @property

@@ -56,7 +56,7 @@ def mean(batch: Batch, values: jax.Array) -> jax.Array:
 
 
 def gather(batch: Batch, values: Any) -> Any:
-  """Those of the global batch, in order, of a tree of arrays [batch, …]."""
+  """Gathers a tree of arrays [batch, …] over the global batch, in order."""
   if batch.axis_name is None:
     return values
   return lax.all_gather(values, batch.axis_name, tiled=True)

@@ -18,7 +18,7 @@ from vae.objectives import Batch
 
 
 class Draws(NamedTuple):
-  """What the objective has drawn and computed for a batch.
+  """The draws of an objective for a batch, and what follows from them.
 
   Attributes:
     posterior: q(z|x).
@@ -117,7 +117,7 @@ class Objective:
     return draws.kl
 
   def penalties(self, model, batch: Batch, draws: Draws) -> dict[str, Any]:
-    """What else is added to the loss: pairs of a weight and values [batch].
+    """The other terms of the loss: pairs of a weight and values [batch].
 
     The values are logged under their names.
     """

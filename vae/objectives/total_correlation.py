@@ -76,7 +76,7 @@ def total_correlation(
 
 
 def _log_weights(batch: Batch, counts: jax.Array, sampling: str) -> jax.Array:
-  """Of each example of the global batch for each of this device's.
+  """The weight of each example of the global batch for each of this device's.
 
   [batch, global batch]; padding has none.
   """
