@@ -37,6 +37,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # The files that take longest. Workers that share the files, as in `make test`,
 # begin with them, so that none of them is left for the end.
 LONGEST = (
+  'test_family.py',
   'test_sweep.py',
   'test_main.py',
   'test_devices.py',

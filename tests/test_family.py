@@ -122,7 +122,7 @@ def results_of(members):
   }
   command = [sys.executable, '-m', 'tests.test_family', *members]
   output = subprocess.check_output(
-    command, cwd=ROOT, env=environment, text=True
+    command, cwd=ROOT, env=environment, text=True, timeout=900
   )
   lines = [line for line in output.splitlines() if line.startswith('FOUND ')]
   parsed = [json.loads(line.removeprefix('FOUND ')) for line in lines]

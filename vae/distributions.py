@@ -18,9 +18,9 @@ from typing import Any
 
 from flax import struct
 import jax
-from jax import nn
+from jax import lax, nn
 import jax.numpy as jnp
-from jax.scipy import linalg, special
+from jax.scipy import special
 import numpy as np
 
 from vae import numerics
@@ -92,9 +92,7 @@ class FullNormal:
     return self.mean + jnp.einsum('bij,sbj->sbi', self.scale, epsilon)
 
   def log_prob(self, z: jax.Array) -> jax.Array:
-    errors = (z - self.mean)[..., None]
-    scale = jnp.broadcast_to(self.scale, (*errors.shape[:-1], errors.shape[-2]))
-    epsilon = linalg.solve_triangular(scale, errors, lower=True)[..., 0]
+    epsilon = _forward_substitution(self.scale, z - self.mean)
     log_scale = jnp.log(jnp.diagonal(self.scale, axis1=-2, axis2=-1))
     return -_sum_event(0.5 * (jnp.square(epsilon) + _LOG_2PI) + log_scale, 1)
 
@@ -239,6 +237,21 @@ def _normal_log_prob(z, mean, logvar) -> jax.Array:
   """log N(z; mean, σ²) of each dimension."""
   squares = jnp.square(z - mean) * jnp.exp(-logvar)
   return -0.5 * (squares + logvar + _LOG_2PI)
+
+
+def _forward_substitution(lower: jax.Array, b: jax.Array) -> jax.Array:
+  """x of L x = b, [..., size], for lower triangular L [..., size, size].
+
+  LAPACK's routine, which JAX calls on CPUs, waits for ever if several devices
+  share a few threads.
+  """
+
+  def subtract_column(column, x):
+    value = x[..., column] / lower[..., column, column]
+    x -= value[..., None] * jnp.tril(lower, -1)[..., column]
+    return x.at[..., column].set(value)
+
+  return lax.fori_loop(0, b.shape[-1], subtract_column, b)
 
 
 def quantile_of_draws(prior, u: np.ndarray) -> np.ndarray:
