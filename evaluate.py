@@ -16,6 +16,7 @@ import numpy as np
 
 from evaluation import measure, output
 from runs import command_line, run_flags
+from vae import conditioning
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(command_line)
@@ -88,7 +89,8 @@ def main() -> None:
     'device': jax.devices()[0].device_kind,
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
-  originals = next(split.batches(np.arange(min(32, split.num_examples)), 32))
+  first = np.arange(min(32, split.num_examples))
+  originals = next(conditioning.batches(trained, split, first, 32))
   results = measure.Measurements()
   try:
     measure.measure(trained, data, split_name, settings, results)

@@ -11,13 +11,15 @@ the default ones: another call has another folder, and the same call makes its
 pictures again.
 """
 
+from typing import Any
+
 from absl import flags
 from etils import epath
 import numpy as np
 
 from evaluation import measure, plots, posterior, reconstruction
 from runs import command_line, run_flags
-from vae import figures, splits
+from vae import conditioning, figures, splits
 from vae.errors import UserError
 from vae.loading import TrainedVAE
 
@@ -55,6 +57,13 @@ _SIDE = flags.DEFINE_integer('side', 20, 'manifold: images along a side.', 2)
 _LABEL = flags.DEFINE_string(
   'label', None, 'manifold: label that gives the colours; else the first.'
 )
+_CLASS = flags.DEFINE_integer(
+  'class',
+  None,
+  'Class that a conditional model is given; else samples take the classes in '
+  'turn, images of the split have theirs, and other pictures are of class 0.',
+  0,
+)
 
 _NUM_PAIRS = 4  # Of a split, interpolated between if no images are named.
 _REACH = 3.0  # Of traversals, in standard deviations of the prior N(0, I).
@@ -77,7 +86,9 @@ def sample(trained: TrainedVAE, folder: epath.Path) -> list[str]:
   seed, count = run_flags.SEED.value, _NUM_IMAGES.value
   if _PRIOR.value == 'model':
     try:
-      images = trained.sample(count, seed, _TEMPERATURE.value)
+      images = trained.sample(
+        count, seed, _TEMPERATURE.value, _labels(trained, count)
+      )
     except ValueError as error:
       raise UserError(f'--{error}') from error
   else:
@@ -91,15 +102,16 @@ def sample(trained: TrainedVAE, folder: epath.Path) -> list[str]:
       latents = posterior.draw(codes, seed)
     print('fitting the mixture …', flush=True)
     mixture = posterior.fit_mixture(latents, seed)
-    images = _decode(trained, mixture.sample(count)[0])
+    z = mixture.sample(count)[0]
+    images = _decode(trained, z, _labels(trained, count))
   _save_each(images, folder)
   return _save_grid(images, int(np.ceil(np.sqrt(count))), folder, '0000.png')
 
 
 def reconstruct(trained: TrainedVAE, folder: epath.Path) -> list[str]:
   """Originals beside their reconstructions, and each of these as a file."""
-  images = _images(trained, _NUM_IMAGES.value)
-  reconstructions = trained.reconstruct(images)
+  images, labels = _images(trained, _NUM_IMAGES.value)
+  reconstructions = trained.reconstruct(images, labels=labels)
   _save_each(reconstructions, folder)
   pairs = figures.side_by_side(images, reconstructions)
   # An even number of columns keeps each pair together.
@@ -109,16 +121,20 @@ def reconstruct(trained: TrainedVAE, folder: epath.Path) -> list[str]:
 
 def interpolate(trained: TrainedVAE, folder: epath.Path) -> list[str]:
   """From each image to the next: a row by each of `figures.PATHS`."""
-  images = _images(trained, 2 * _NUM_PAIRS)
+  images, labels = _images(trained, 2 * _NUM_PAIRS)
   if len(images) < 2:
     raise UserError('interpolate needs two images; name them with --images.')
-  mean = reconstruction.codes(trained.encode(images), trained.prior)['mean']
+  encoded = trained.encode(images, labels)
+  mean = reconstruction.codes(encoded, trained.prior)['mean']
+  first = range(0, len(mean) - 1, 1 if _IMAGES.value else 2)
   rows = [
     figures.interpolate(mean[i], mean[i + 1], _STEPS.value, path)
-    for i in range(0, len(mean) - 1, 1 if _IMAGES.value else 2)
+    for i in first
     for path in figures.PATHS
   ]
-  images = _decode(trained, np.concatenate(rows))
+  if labels is not None:  # A row has the class of its first image.
+    labels = np.repeat(labels[first], len(figures.PATHS) * _STEPS.value)
+  images = _decode(trained, np.concatenate(rows), labels)
   return _save_grid(images, _STEPS.value, folder)
 
 
@@ -128,7 +144,7 @@ def traverse(trained: TrainedVAE, folder: epath.Path) -> list[str]:
     raise UserError('traverse walks from one image; --images names several.')
   center = np.ravel(trained.prior.mean)
   if _IMAGES.value:
-    center = np.ravel(trained.encode(_images(trained, 1)).mean)
+    center = np.ravel(trained.encode(*_images(trained, 1)).mean)
   codes = measure.encode(trained, _split(trained, run_flags.SPLIT.value))
   carried, unit = posterior.mean_variance(codes['mean']), 'variance'
   if 'kl' in codes and trained.config.objective.get('sample_posterior', True):
@@ -138,7 +154,8 @@ def traverse(trained: TrainedVAE, folder: epath.Path) -> list[str]:
   print(f'from the top: {listed}')
   values = figures.prior_values(trained.prior, _REACH, _STEPS.value)
   z = figures.traverse(center, dimensions, values)
-  images = _decode(trained, z.reshape(-1, len(center)))
+  z = z.reshape(-1, len(center))
+  images = _decode(trained, z, _labels(trained, len(z), 0))
 
   # All dimensions move at once, each in its own image, there and back.
   there = images.reshape(len(dimensions), _STEPS.value, *images.shape[1:])
@@ -171,14 +188,15 @@ def manifold(trained: TrainedVAE, folder: epath.Path) -> list[str]:
     names = labels.class_names(labels.names[column])
   figure = plots.latent_scatter(codes['mean'], colors, names)
   plots.save(figure, folder / 'means.png')
-  images = _decode(trained, figures.manifold(trained.prior, _SIDE.value))
+  z = figures.manifold(trained.prior, _SIDE.value)
+  images = _decode(trained, z, _labels(trained, len(z), 0))
   return _save_grid(images, _SIDE.value, folder, 'means.png')
 
 
 # Flags that pictures depend on, besides the checkpoint.
 _NAMED = (
   *(_NUM_IMAGES, _PRIOR, _TEMPERATURE, run_flags.SEED),
-  *(_STEPS, _DIMENSIONS, _SIDE, _LABEL),
+  *(_STEPS, _DIMENSIONS, _SIDE, _LABEL, _CLASS),
   *(run_flags.SPLIT, run_flags.DATA_DIR, _IMAGES, _CROP_SIZE),
 )
 COMMANDS = {
@@ -190,17 +208,39 @@ COMMANDS = {
 }
 
 
-def _images(trained: TrainedVAE, count: int) -> np.ndarray:
+def _images(trained: TrainedVAE, count: int) -> splits.Examples:
   """The images that the user named, or else the first `count` of the split."""
   if _IMAGES.value:
     from data import image_files  # TensorFlow takes seconds.
 
     shape, size = trained.model.image_shape, _CROP_SIZE.value
     files = [image_files.load(path, shape, size) for path in _IMAGES.value]
-    return np.stack(files)
+    if conditioning.num_classes(trained.model) and _CLASS.value is None:
+      raise UserError('--images: the model sees classes; name one by --class.')
+    return splits.Examples(np.stack(files), _labels(trained, len(files)))
   split = _split(trained, run_flags.SPLIT.value)
   positions = np.arange(min(count, split.num_examples))
-  return next(split.batches(positions, len(positions)))
+  examples = next(
+    conditioning.batches(trained, split, positions, len(positions))
+  )
+  if _CLASS.value is None:
+    return examples
+  return examples._replace(labels=_labels(trained, len(positions)))
+
+
+def _labels(
+  trained: TrainedVAE, count: int, default: int | None = None
+) -> np.ndarray | None:
+  """The class that the user or else `default` gives, [count]."""
+  num_classes = conditioning.num_classes(trained.model)
+  if _CLASS.value is not None and _CLASS.value >= num_classes:
+    raise UserError(
+      f'--class={_CLASS.value}: the model has {num_classes} classes.'
+    )
+  value = default if _CLASS.value is None else _CLASS.value
+  if not num_classes or value is None:
+    return None
+  return np.full(count, value)
 
 
 def _split(trained: TrainedVAE, name: str) -> splits.Split:
@@ -213,9 +253,9 @@ def _split(trained: TrainedVAE, name: str) -> splits.Split:
   return getattr(data, name)
 
 
-def _decode(trained: TrainedVAE, z: np.ndarray) -> np.ndarray:
+def _decode(trained: TrainedVAE, z: np.ndarray, labels: Any) -> np.ndarray:
   """Images of latents [n, latent_dim], with all axes of z in one."""
-  return trained.decode(z.reshape(-1, *trained.latent_shape))
+  return trained.decode(z.reshape(-1, *trained.latent_shape), labels)
 
 
 def _save_each(images: np.ndarray, folder: epath.Path) -> None:

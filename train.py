@@ -25,7 +25,8 @@ from runs.progress import Schedule
 from vae import checkpoints, numerics, optimizers, splits, steps
 from vae.checkpoints import Checkpoints, CheckpointWriter
 from vae.errors import UserError
-from vae.trainer import Population, Trainer
+from vae.population import Population
+from vae.trainer import Trainer
 
 # Images along a side of the grids of samples and reconstructions.
 GRID = 12
@@ -81,7 +82,7 @@ def train_population(
 
   But they draw no pictures. There is at most one for each local device; their
   last checkpoints are of the same step, and their configs the same but for
-  `trainer.FREE_KEYS`. They are padded to `latent_dim`, by default the largest.
+  `population.FREE_KEYS`. They are padded to `latent_dim`, or to the largest.
 
   Returns:
     The error of each run that ended before the others, else None.

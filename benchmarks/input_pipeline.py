@@ -193,7 +193,7 @@ def _contenders(folder: pathlib.Path, workers: int) -> list[rounds.Contender]:
           devices.Topology(),
         ):
           if stored is not None:
-            for batch in chunk.batches[0]:
+            for batch in chunk.batches.images[0]:
               gather(stored, batch).block_until_ready()
 
     return run

@@ -27,7 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 
 from benchmarks import jax_vae, results, rounds
-from vae.trainer import Population
+from vae.population import Population
 
 
 def main() -> None:

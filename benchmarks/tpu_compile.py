@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from benchmarks import jax_vae, results
 from evaluation import bounds
-from vae import loading, numerics, splits, steps, trainer
+from vae import loading, numerics, padding, population, splits, steps
 
 PROGRAMS = ('train', 'eval', 'bound', 'sample', 'population')
 
@@ -234,13 +234,15 @@ def _lower_population(tpus, config, batch_size, num_images):
   """Members of one seed, which share their batches."""
   program = steps.program_from_config(config, num_images, axis_name=None)
   state = steps.abstract_state(program)
-  mask = {'padding': {'mask': _shape((config.model.latent_dim,), 'f4')}}
-  state = state.replace(collections=state.collections | mask)
+  others = padding.collection(program.model, program.model, state.params)
+  state = state.replace(collections=state.collections | others)
   state, settings = jax.tree.map(
     lambda s: _shape((len(tpus), *s.shape), s.dtype),
     (state, _settings(config)),
   )
-  train_steps, _ = trainer._over_members.__wrapped__(program, True, len(tpus))
+  train_steps, _ = population._over_members.__wrapped__(
+    program, True, len(tpus)
+  )
   return train_steps.lower(
     *(state, settings, _key(), _stored(program, num_images)),
     *(_indices(batch_size), _shape((), 'i4')),
@@ -299,10 +301,10 @@ def _stored(program: steps.Program, num_images: int) -> jax.ShapeDtypeStruct:
   return _shape((num_images, *shape), 'u1')
 
 
-def _indices(*batches: int) -> jax.ShapeDtypeStruct:
+def _indices(*batches: int) -> splits.Examples:
   """The images of a dispatch of 100 batches, [..., 100, batch_size]."""
   *leading, batch_size = batches
-  return _shape((*leading, 100, batch_size), 'i4')
+  return splits.Examples(_shape((*leading, 100, batch_size), 'i4'))
 
 
 def describe(compiled: jax.stages.Compiled) -> dict[str, object]:

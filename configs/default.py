@@ -37,6 +37,8 @@ _SETTINGS = {
     # Binarisation: none | dynamic (a Bernoulli draw of each pixel in each
     # training step) | fixed (drawn once) | threshold (white from 128).
     'binarize': 'none',
+    # Label that a model with num_classes is conditioned on. Empty: the first.
+    'label': '',
     # Where decoded images are kept: none (decoded anew each epoch) | host (in
     # memory) | device (in each accelerator's memory) | auto (the last of these
     # in which they take less than half of what is free).
@@ -66,10 +68,14 @@ _SETTINGS = {
     'sigma': 1.0,
     'learn_sigma': False,
     'posterior': 'diagonal',  # diagonal | full | flow: of q(z|x).
-    # normal | vamp | mixture | flow: p(z).
+    # normal | vamp | mixture | flow | two_stage: p(z).
     'latent_prior': 'normal',
     'prior_components': 500,  # Components of vamp and mixture.
+    # Of the label that encoder and decoder see. 0: they see none.
+    'num_classes': 0,
     'dtype': 'float32',  # float32 | bfloat16 | float64 (JAX_ENABLE_X64=1).
+    # Whether the decoder's kernels are divided by their largest singular value.
+    'spectral_norm': False,
     'upsampling': 'transposed',  # transposed | nearest.
     'convolution': 'auto',  # auto (by the platform) | native | matmul.
   },

@@ -39,6 +39,13 @@ MEMBERS = {
     'objective.name': 'rae',
     'objective.regulariser': 'gradient',
   },
+  'rae_spectral': {
+    'objective.name': 'rae',
+    'objective.regulariser_weight': 0.0,
+    'model.spectral_norm': True,
+  },
+  # Conditional on the digit.
+  'conditional': {'model.num_classes': 10},
   # Priors.
   'vamp': {**_VECTOR, 'model.latent_prior': 'vamp'},
   'mixture': {**_VECTOR, 'model.latent_prior': 'mixture'},

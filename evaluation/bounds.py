@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluation import reconstruction
-from vae import devices, likelihoods, numerics
+from vae import conditioning, devices, likelihoods, numerics
 
 _NATS, _BITS = 'nats per image', 'bits per dimension'
 _OPTIMAL = 'the optimal σ, which is fitted to the same images'
@@ -143,10 +143,11 @@ def make_bound_step(
   """
 
   def step(variables, key, images, start, sigma):
-    keys = reconstruction.example_keys(key, start, len(images))
-    x = reconstruction.unit_range(model, images, start, binarize)
+    at = reconstruction.positions(start, len(images))
+    keys = numerics.example_keys(key, at)
+    x = reconstruction.unit_range(model, images, at, binarize)
     log_weights = nn.apply(_log_weights, model)(
-      variables, images, keys, num_samples, sigma, x
+      conditioning.at(variables, at), images, keys, num_samples, sigma, x
     )
     bound, sample_size = weigh(log_weights)
     # One sample alone has no second half.
@@ -169,13 +170,15 @@ def _log_weights(vae, images, keys, num_samples, sigma, x) -> jax.Array:
   y = reconstruction.dequantise(images, keys)
   posterior, prior = vae.encode(x), vae.prior()
   draw = functools.partial(reconstruction.draw_z, posterior, keys)
+  of_prior = lambda z, k: reconstruction.log_prior(prior, z, keys, k)
 
   def log_weights(ks):
     z = jax.vmap(draw)(ks)
+    log_prior = jax.vmap(of_prior)(z, ks)
     likelihood = vae.decode(z)
     around = likelihoods.Gaussian(likelihood.mean, sigma)
     log_p = jnp.stack([likelihood.log_prob(x), around.log_prob(y)], axis=-1)
-    return log_p + (prior.log_prob(z) - posterior.log_prob(z))[..., None]
+    return log_p + (log_prior - posterior.log_prob(z))[..., None]
 
   chunk = max(1, _DECODED_AT_ONCE // images.size)
   ks = jnp.arange(-(-num_samples // chunk) * chunk).reshape(-1, chunk)

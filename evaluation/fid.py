@@ -30,7 +30,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.util import tensor_util
 
-from vae import devices, figures, paths, splits
+from vae import conditioning, devices, figures, paths, splits
 from vae.errors import UserError
 
 URL = (
@@ -75,20 +75,26 @@ def evaluate(context, results) -> None:
       per_device * num_devices,
     )
 
-  def made_of(function, batches):
+  def made_of(batches):
     # The floats of a large split would fill the memory.
-    images = [figures.to_uint8(function(batch)) for batch in batches]
+    images = [figures.to_uint8(batch) for batch in batches]
     return splits.ArraySplit(np.concatenate(images))
 
   real = features('images', split)
   print('decoding samples and reconstructions …', flush=True)
   positions, size = np.arange(split.num_examples), context.settings.batch_size
   z = trained.sample_latents(split.num_examples, seed)
-  z = [z[start : start + size] for start in range(0, len(z), size)]
+  batches = functools.partial(
+    conditioning.batches, trained, split, positions, size
+  )
   made = {
-    'samples': made_of(trained.decode, z),
+    # Classes are as frequent as in the split.
+    'samples': made_of(
+      trained.decode(z[index * size :][:size], labels)
+      for index, (_, labels) in enumerate(batches())
+    ),
     'reconstructions': made_of(
-      trained.reconstruct, split.batches(positions, size)
+      trained.reconstruct(images, labels=labels) for images, labels in batches()
     ),
   }
   for name, images in made.items():

@@ -25,7 +25,7 @@ import numpy as np
 
 from evaluation import reconstruction
 from runs.progress import track
-from vae import devices, numerics, registry, splits, steps
+from vae import conditioning, devices, numerics, registry, splits, steps
 from vae.errors import UserError
 from vae.loading import TrainedVAE
 
@@ -132,7 +132,8 @@ class Context:
     fitted_name: the split that probes are fitted to.
     draws_z: whether z is drawn from q(z|x), or is its mean.
     binarize: whether each image is drawn black and white, once.
-    variables: of the model, on all local devices.
+    labels: of the split, if the model is conditioned on them.
+    variables: of the model, with the labels, on all local devices.
   """
 
   trained: TrainedVAE
@@ -145,7 +146,12 @@ class Context:
     self.fitted_name = 'validation' if self.split_name == 'train' else 'train'
     self.draws_z = self.trained.config.objective.get('sample_posterior', True)
     self.binarize = self.trained.config.data.get('binarize') == 'dynamic'
-    self.variables = devices.replicate(self.trained.variables)
+    self.labels = conditioning.labels_of(
+      self.trained.model, self.trained.config, self.split
+    )
+    self.variables = devices.replicate(
+      conditioning.given(self.trained.variables, self.labels)
+    )
 
   @functools.cached_property
   def images(self) -> dict[str, np.ndarray]:
@@ -211,8 +217,8 @@ def encode(
   positions = splits.spread(split.num_examples, MAX_FITTED)
   parts = []
   with track('encoding', len(positions)) as report:
-    for batch in split.batches(positions, batch_size):
-      encoded = trained.encode(batch)
+    for examples in conditioning.batches(trained, split, positions, batch_size):
+      encoded = trained.encode(*examples)
       parts.append(reconstruction.codes(encoded, trained.prior))
       report(min(len(parts) * batch_size, len(positions)))
   codes = jax.tree.map(lambda *a: np.concatenate(a), *parts)

@@ -10,8 +10,9 @@ import numpy as np
 from evaluation import html_page, plots, posterior
 from evaluation.html_page import number
 from evaluation.measure import Measurements
-from vae import figures, paths
+from vae import conditioning, figures, paths
 from vae.loading import TrainedVAE
+from vae.splits import Examples
 
 METRICS, PARTIAL, PAGE = 'metrics.json', 'metrics.partial.json', 'report.html'
 
@@ -25,7 +26,7 @@ def write(
   facts: dict[str, object],
   results: Measurements,
   trained: TrainedVAE,
-  originals: np.ndarray,
+  originals: Examples,
 ) -> None:
   """Writes everything aside first, so that a failure leaves the old files.
 
@@ -91,7 +92,10 @@ def _draw(folder, seed, results, trained, originals) -> dict[str, str]:
     captions[name] = (
       'KL of each latent dimension, mean over the images. Faint: not active.'
     )
-  pairs = figures.side_by_side(originals, trained.reconstruct(originals))
+  images, labels = originals
+  pairs = figures.side_by_side(
+    images, trained.reconstruct(images, labels=labels)
+  )
   caption = 'Images of the split, each with its reconstruction on its right.'
   save('reconstructions.png', caption, pairs, _SIDE)
   samples = trained.sample(_SIDE**2, seed)
@@ -100,11 +104,16 @@ def _draw(folder, seed, results, trained, originals) -> dict[str, str]:
     order = posterior.most_informative(kl if len(kl) else spread)[:_DIMENSIONS]
     values = figures.prior_values(trained.prior, _REACH, _STEPS)
     z = figures.traverse(np.ravel(trained.prior.mean), order, values)
-    images = trained.decode(z.reshape(-1, *trained.latent_shape))
+    z = z.reshape(-1, *trained.latent_shape)
+    is_conditional = conditioning.in_turn(trained.model, 1) is not None
+    images = trained.decode(
+      z, np.zeros(len(z), int) if is_conditional else None
+    )
     caption = (
       f'The {len(order)} dimensions that carry the most, a row each, from '
       f"{-_REACH:g} to {_REACH:g} of the prior's standard deviations; the "
       f'others are at its mean. From the top: {", ".join(map(str, order))}.'
+      f'{" Of class 0." if is_conditional else ""}'
     )
     save('traversals.png', caption, images, _STEPS)
   return captions

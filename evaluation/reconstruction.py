@@ -14,7 +14,15 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import devices, discrete, distributions, likelihoods, numerics, steps
+from vae import (
+  conditioning,
+  devices,
+  discrete,
+  distributions,
+  likelihoods,
+  numerics,
+  steps,
+)
 
 # Wang et al. 2004, section III: an 11×11 Gaussian window, and the constants
 # that keep the ratios stable if an image is flat.
@@ -51,7 +59,8 @@ def make_step(
   `binarize` draws each image black and white, once.
 
   Returns:
-    A function of variables, a key, images uint8 [devices, per_device_batch,
+    A function of variables, with the labels of the split if it is conditioned
+    on them, a key, images uint8 [devices, per_device_batch,
     height, width, channels], and the position of the first, that returns, each
     [devices, per_device_batch, …],
       mean, logvar, kl: as of `codes`;
@@ -67,16 +76,17 @@ def make_step(
   """
 
   def step(variables, key, images, start):
-    keys = example_keys(key, start, len(images))
+    at = positions(start, len(images))
     return nn.apply(_measure, model)(
-      variables, images, keys, num_draws, start, binarize
+      conditioning.at(variables, at),
+      *(images, numerics.example_keys(key, at), num_draws, at, binarize),
     )
 
   return jax.pmap(step, axis_name=devices.AXIS, in_axes=(None, None, 0, None))
 
 
-def _measure(vae, images, keys, num_draws, start, binarize):
-  x = unit_range(vae, images, start, binarize)
+def _measure(vae, images, keys, num_draws, at, binarize):
+  x = unit_range(vae, images, at, binarize)
   y = dequantise(images, keys)
   posterior, prior = vae.encode(x), vae.prior()
   values = codes(posterior, prior)
@@ -88,7 +98,7 @@ def _measure(vae, images, keys, num_draws, start, binarize):
     z = draw_z(posterior, keys, i) if num_draws else posterior.mean
     likelihood = vae.decode(z)
     return {
-      'rate': posterior.log_prob(z) - prior.log_prob(z),
+      'rate': posterior.log_prob(z) - log_prior(prior, z, keys, i),
       'distortion': -likelihood.log_prob(x),
       'squared_error': squared_error(x, likelihood.mean),
       'dequantised_squared_error': squared_error(y, likelihood.mean),
@@ -137,7 +147,7 @@ def codes(posterior, prior) -> dict[str, jax.Array]:
   }
 
 
-def unit_range(vae, images: jax.Array, start: jax.Array, binarize: bool):
+def unit_range(vae, images: jax.Array, at: jax.Array, binarize: bool):
   """uint8 images in [0, 1], or each pixel drawn black or white.
 
   The draws are the same for all models, by the images' positions.
@@ -145,19 +155,24 @@ def unit_range(vae, images: jax.Array, start: jax.Array, binarize: bool):
   x = steps.to_unit_range(images, steps.float_dtype(vae))
   if not binarize:
     return x
-  keys = example_keys(numerics.binary_key(), start, len(images))
+  keys = numerics.example_keys(numerics.binary_key(), at)
   return numerics.bernoulli(keys, x)
 
 
-def example_keys(key: jax.Array, start: jax.Array, per_device: int):
-  """A key for each image of this device, by its position; [per_device]."""
-  positions = start + numerics.global_positions(devices.AXIS, per_device)
-  return numerics.example_keys(key, positions)
+def positions(start: jax.Array, per_device: int) -> jax.Array:
+  """Of this device's images in their split, [per_device]."""
+  return start + numerics.global_positions(devices.AXIS, per_device)
 
 
 def draw_z(posterior, keys: jax.Array, index: jax.Array) -> jax.Array:
   """Each image's draw of this index, [batch, *event]."""
   return posterior.sample(numerics.fold_in(keys, index + 1), 1)[0]
+
+
+def log_prior(prior, z: jax.Array, keys: jax.Array, index: jax.Array):
+  """log p(z) of `draw_z`, or its estimate; [batch]."""
+  keys = numerics.fold_in(numerics.fold_in(keys, index + 1), 0)
+  return distributions.log_prior(prior, z, keys)
 
 
 def dequantise(images: jax.Array, keys: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import optuna
 import pandas as pd
 
 from runs import schema
-from vae import trainer
+from vae import population
 from vae.errors import UserError
 
 BETA, LATENT_DIM, SEED = 'objective.beta', 'model.latent_dim', 'seed'
@@ -196,7 +196,7 @@ def grid(axes: Axes) -> list[Values]:
 
 def program(values: Values) -> str:
   """Text that is the same for points that can train together."""
-  free = trainer.FREE_KEYS
+  free = population.FREE_KEYS
   return repr({key: v for key, v in values.items() if key not in free})
 
 

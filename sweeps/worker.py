@@ -21,7 +21,7 @@ from sweeps import points, report
 from sweeps.points import Results
 from sweeps.study import NO_ANSWER, one_line, Point, Study
 import train
-from vae import distributions, figures, loading, splits
+from vae import conditioning, distributions, figures, loading, splits
 from vae.checkpoints import Checkpoints
 from vae.errors import UserError, WriteError
 
@@ -231,7 +231,9 @@ def measure_run(
   metrics['images_per_second'] = Metric(speed, 'images/s', '')
   metrics['seconds'] = Metric(sum(images / speeds), 's of training steps', '')
   number = min(_NUM_IMAGES, split.num_examples)
-  originals = next(split.batches(np.arange(number), number))
+  originals, labels = next(
+    conditioning.batches(padded, split, np.arange(number), number)
+  )
   z = padded.sample_latents(_NUM_IMAGES)
   if isinstance(padded.prior, distributions.StandardNormal):
     # Models of more dimensions share the first ones.
@@ -239,7 +241,7 @@ def measure_run(
     z = np.asarray(padded.prior.quantile(u.T.astype(np.float32)))
   for name, images in (
     (report.ORIGINALS, originals),
-    (report.RECONSTRUCTIONS, padded.reconstruct(originals)),
+    (report.RECONSTRUCTIONS, padded.reconstruct(originals, labels=labels)),
     (report.SAMPLES, padded.decode(z)),
   ):
     strip = figures.image_grid(images, columns=len(images))

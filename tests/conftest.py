@@ -175,7 +175,14 @@ def make_data(image_shape=(16, 16, 3)):
   generator = np.random.default_rng(0)
   pixels = generator.integers(0, 256, (sum(SPLIT_SIZES), *image_shape))
   parts = np.split(pixels.astype(np.uint8), np.cumsum(SPLIT_SIZES)[:-1])
-  return splits.DataSet(*map(splits.ArraySplit, parts))
+  return splits.DataSet(
+    *(
+      splits.ArraySplit(
+        part, splits.Labels(('parity',), np.arange(len(part))[:, None] % 2)
+      )
+      for part in parts
+    )
+  )
 
 
 @pytest.fixture(scope='session')

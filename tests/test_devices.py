@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_small_config, ROOT
-from vae import devices, numerics, splits, steps
+from vae import conditioning, devices, numerics, splits, steps
 from vae.errors import UserError
-from vae.trainer import Population, Trainer
+from vae.population import Population
+from vae.trainer import Trainer
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (43, 8, 8, 3), np.uint8)
+LABELS = np.random.default_rng(1).integers(0, 3, (43, 1))
 
 NUM_STEPS = 10
 MODELS = {
@@ -44,6 +46,7 @@ POPULATIONS = {
     ONE_SEED,
   ),
   'map': ('elbo', 'residual', {'spatial': True}, ONE_SEED),
+  'conditional': ('elbo', 'conv', {'num_classes': 3}, TWO_SEEDS),
 }
 
 
@@ -74,12 +77,13 @@ def run_topology(config, num_devices):
   cancels in the training loss alone.
   """
   topology = devices.Topology(num_devices)
-  split = splits.ArraySplit(PIXELS)
+  split = splits.ArraySplit(PIXELS, splits.Labels(('kind',), LABELS))
   if num_devices > 1:
     split = splits.DeviceSplit(split)
   images = splits.stored_images(split)
   images = images if images is None else np.asarray(images)
   program = steps.program_from_config(config, len(PIXELS))
+  labels = conditioning.labels_of(program.model, config, split)
   settings = steps.settings_from_config(config)
   state = jax.device_get(steps.create_state(program, config.seed))
   evaluate = steps.make_eval_steps(program)
@@ -88,13 +92,15 @@ def run_topology(config, num_devices):
       *(state.variables, settings, numerics.eval_key(3), images),
       *(chunk.batches, chunk.num_batches, start, len(PIXELS)),
     )
-    for chunk, start in splits.eval_chunks(split, 24, 3, topology)
+    for chunk, start in splits.eval_chunks(split, 24, 3, topology, labels)
   ]
   found = {'val': [float(sum(s['loss'].sum() for s in sums))]}
   found |= {'loss': [], 'grad_norm': []}
   train = steps.make_train_steps(program)
   for epoch in range(NUM_STEPS // 5):
-    for chunk in splits.train_chunks(split, 3, epoch, 0, 8, 5, topology):
+    for chunk in splits.train_chunks(
+      split, 3, epoch, 0, 8, 5, topology, labels
+    ):
       state, metrics = train(
         *(state, settings, numerics.train_key(3), images),
         *(chunk.batches, chunk.num_batches),
@@ -120,7 +126,7 @@ def train_by(trainer):
 
 def run_population(objective, model, settings, members):
   """The largest relative difference from the runs on all devices."""
-  split = splits.ArraySplit(PIXELS)
+  split = splits.ArraySplit(PIXELS, splits.Labels(('kind',), LABELS))
   data = splits.DataSet(split, split, split)
   configs = []
   for beta, learning_rate, latent_dim, seed in members:

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from vae import autoregressive, discrete, distributions, flows, numerics
+from vae import (
+  autoregressive,
+  discrete,
+  distributions,
+  flows,
+  numerics,
+  second_stage,
+)
 
 MEAN = np.array([[0.3, -1.2, 0.0], [2.0, 0.1, -0.4]], np.float32)
 LOGVAR = np.array([[0.5, -2.0, 0.0], [-0.1, 1.0, -6.0]], np.float32)
@@ -229,6 +236,56 @@ def test_flow_inverts_and_its_log_determinant_is_the_jacobians():
     jacobian = jax.jacfwd(one)(u[sample, index])
     expected = np.linalg.slogdet(jacobian)[1]
     assert log_det[sample, index] == pytest.approx(expected, abs=1e-4)
+
+
+def make_second_stage(sigma=0.5):
+  """A linear second stage with the exact posterior of each u; W and b.
+
+  p(z) = N(b, W² + σ² I) for a diagonal W.
+  """
+  weights, offset = np.array([0.5, 1.5, 0.0]), np.array([1.0, -1.0, 0.5])
+  precision = weights**2 / sigma**2 + 1
+  gain = weights / sigma**2 / precision
+  no_weights = np.zeros((3, 3))
+
+  def dense(kernel, bias):
+    # The features are the input, twice.
+    kernel = np.concatenate([kernel, no_weights])
+    return {'kernel': np.float32(kernel), 'bias': np.float32(bias)}
+
+  params = {
+    'mean': dense(np.diag(gain), -offset * gain),
+    'logvar': dense(no_weights, -np.log(precision)),
+    'image': dense(np.diag(weights), offset),
+    'log_sigma': np.float32(np.log(sigma)),
+  }
+  network = second_stage.SecondStage(3, widths=())
+  prior = distributions.SecondStage(network, {'params': params}, 3)
+  return prior, stats.multivariate_normal(
+    offset, np.diag(weights**2 + sigma**2)
+  )
+
+
+def test_second_stage_is_a_density_by_draws():
+  prior, exact = make_second_stage()
+  z = np.random.default_rng(5).normal(size=(4, 2, 3)).astype(np.float32)
+  found = distributions.log_prior(prior, z, keys(2))
+  # By the exact posterior any draw gives log p(z).
+  np.testing.assert_allclose(found, exact.logpdf(z), rtol=1e-4)
+  params = prior.variables['params']
+  wider = {**params['logvar'], 'bias': params['logvar']['bias'] + 0.5}
+  other = prior.replace(variables={'params': {**params, 'logvar': wider}})
+  draws = distributions.log_prior(
+    other, np.broadcast_to(z[0, :1], (20_000, 3)), keys(20_000)
+  )
+  weights = np.exp(np.asarray(draws, np.float64))
+  assert weights.std() > 0.1 * weights.mean()
+  error = weights.std() / np.sqrt(len(weights))
+  assert abs(weights.mean() - exact.pdf(z[0, 0])) < 4 * error
+  samples = np.asarray(prior.sample(keys(100), 100)).reshape(-1, 3)
+  error = np.abs(np.cov(samples.T) - exact.cov)
+  assert error.max() < 0.05 * exact.cov.max()
+  np.testing.assert_allclose(samples.mean(axis=0), exact.mean, atol=0.05)
 
 
 @pytest.mark.parametrize('kind', ['flow', 'mixture'])

@@ -146,3 +146,41 @@ def test_batch_norm_of_bfloat16_has_float32_statistics():
   mean, var = (updates['batch_stats'][name] for name in ('mean', 'var'))
   np.testing.assert_allclose(mean, 0.15, rtol=1e-6)
   np.testing.assert_allclose(var, 0.9 + 0.1 * 0.25 * 4096 / 4095, rtol=1e-6)
+
+
+def test_spectral_norm_is_the_largest_singular_value():
+  generator = np.random.default_rng(0)
+  # Of two values far apart the power method has all digits.
+  spread = generator.normal(size=(3, 3, 4, 5))
+  spread += 3 * np.multiply.outer(np.ones((3, 3, 4)), np.arange(5))
+  params = {
+    'conv': {'kernel': spread, 'bias': np.full(5, 7.0)},
+    'dense': {'kernel': generator.normal(size=(30, 20))},
+  }
+  params = jax.tree.map(np.float32, params)
+  found = layers.spectrally_normalised(params)
+  np.testing.assert_array_equal(found['conv']['bias'], params['conv']['bias'])
+  largest = np.linalg.norm(spread.reshape(-1, 5), 2)
+  np.testing.assert_allclose(
+    found['conv']['kernel'], spread / largest, rtol=1e-4, atol=1e-6
+  )
+  norm = np.linalg.norm(found['dense']['kernel'], 2)
+  assert 1 - 1e-6 < norm < 1.05
+
+
+def test_gradient_through_the_spectral_norm():
+  """d σ / d W = u vᵀ, so that the gradient along W is 0."""
+  generator = np.random.default_rng(1)
+  kernel, weights = generator.normal(size=(2, 6, 4))
+  kernel += 2
+
+  def loss(kernel):
+    normalised = layers.spectrally_normalised({'kernel': kernel})['kernel']
+    return jnp.sum(weights * normalised)
+
+  grad = jax.grad(loss)(jnp.asarray(kernel, jnp.float32))
+  left, values, right = np.linalg.svd(kernel)
+  direct = weights / values[0]
+  of_norm = np.sum(weights * kernel) / values[0] ** 2
+  expected = direct - of_norm * np.outer(left[:, 0], right[0])
+  np.testing.assert_allclose(grad, expected, atol=1e-4)

@@ -120,7 +120,7 @@ def test_drawn_reconstructions_scatter_as_the_posterior_does(
   model, images, monkeypatch
 ):
   # Through a decoder that is the identity, the draws themselves.
-  monkeypatch.setattr(loading.TrainedVAE, 'decode', lambda self, z: z)
+  monkeypatch.setattr(loading.TrainedVAE, 'decode', lambda self, z, labels: z)
   draws = model.reconstruct(np.tile(images[:1], (2000, 1, 1, 1)), seed=0)
   posterior = model.encode(images[:1])
   deviation = np.exp(0.5 * posterior.logvar[0])

@@ -11,7 +11,7 @@ from evaluation.measure import Settings
 import input_pipeline
 from tests.conftest import make_small_config
 import vae
-from vae import models
+from vae import models, splits
 from vae.loading import TrainedVAE
 from vae.models import fsq
 
@@ -149,7 +149,7 @@ def test_codes_without_a_gaussian_posterior_are_measured(
   assert 'mutual_information_lower_bound' not in results.metrics
   assert any('no diagonal Gaussian' in note for note in results.notes)
   assert {'prior_in_holes', 'psnr'} < set(results.metrics)
-  originals = next(data.validation.batches(np.arange(4), 4))
+  originals = splits.Examples(data.validation.images[:4])
   facts = dict(workdir='run', step=0, split='validation', num_images=11, seed=0)
   output.write(epath.Path(tmp_path), facts, results, trained, originals)
   assert {'traversals.png', 'samples.png', 'report.html'} < {

@@ -1,5 +1,7 @@
 """Models: sizes by hand, the article's listing, and what each promises."""
 
+import functools
+
 from flax import linen as nn
 from flax import traverse_util
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import article, celeba
-from vae import models
+from vae import layers, models
 from vae.models import conv, fsq, mlp, residual, vq
 
 
@@ -248,3 +250,23 @@ def test_gradient_passes_the_choice_of_a_code_as_if_it_were_not_there():
 
   np.testing.assert_array_equal(derivative('mean'), derivative('encoded'))
   assert np.abs(derivative('mean')).max() > 0
+
+
+def test_decoder_of_spectral_norm_one_is_that_of_smaller_kernels():
+  plain = conv.Model((8, 8, 3), latent_dim=2, hidden_channels=(4, 4))
+  model = plain.clone(spectral_norm=True)
+  variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  own = jax.tree.map(jnp.copy, dict(variables))
+  own['params']['decoder'] = layers.spectrally_normalised(
+    own['params']['decoder']
+  )
+  z = jax.random.normal(jax.random.key(1), (5, 2))
+
+  def decode(model, variables):
+    likelihood, updates = model.apply(
+      variables, z, True, method='decode', mutable='batch_stats'
+    )
+    return likelihood.mean, updates
+
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  jax.tree.map(close, decode(model, variables), decode(plain, own))

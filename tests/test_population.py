@@ -13,7 +13,8 @@ from tests.test_devices import make_config
 import train
 import vae
 from vae import loading, numerics
-from vae.trainer import Population, Trainer
+from vae.population import Population
+from vae.trainer import Trainer
 
 
 @pytest.fixture

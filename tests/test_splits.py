@@ -9,6 +9,8 @@ from vae import devices, splits
 
 COUNT = 43
 BATCH_SIZE = 8
+# The index of an example.
+LABELS = np.arange(COUNT, dtype=np.int32)
 
 
 def numbered():
@@ -23,19 +25,23 @@ def stored():
 
 def indices_in(chunk, split):
   """Indices of the examples in a chunk, [num_batches, batch_size]."""
-  batches = chunk.batches
+  batches = chunk.batches.images
   if splits.stored_images(split) is not None:
     assert batches.dtype == np.int32
     batches = np.asarray(split.tiles)[batches]
   indices = batches.reshape(*batches.shape[:3], -1)[..., 0]
-  indices = indices[:, : chunk.num_batches].swapaxes(0, 1)
+  indices = indices[:, : chunk.num_batches]
+  if chunk.batches.labels is not None:
+    labels = chunk.batches.labels[:, : chunk.num_batches]
+    np.testing.assert_array_equal(labels, indices)
+  indices = indices.swapaxes(0, 1)
   return indices.reshape(chunk.num_batches, -1)
 
 
 def train_indices(split, first_step=0, max_steps=3, num_devices=1):
   chunks = splits.train_chunks(
     *(split, 0, 2, first_step, BATCH_SIZE, max_steps),
-    devices.Topology(num_devices),
+    *(devices.Topology(num_devices), LABELS),
   )
   return np.concatenate([indices_in(chunk, split) for chunk in chunks])
 
@@ -96,10 +102,13 @@ def test_processes_share_the_batches_out():
 
   def read(*topology):
     topology = devices.Topology(*topology)
-    chunks = splits.train_chunks(numbered(), 0, 2, 1, BATCH_SIZE, 3, topology)
-    evaluated = list(splits.eval_chunks(numbered(), 10, 3, topology))
+    chunks = splits.train_chunks(
+      *(numbered(), 0, 2, 1, BATCH_SIZE, 3, topology, LABELS)
+    )
+    evaluated = list(splits.eval_chunks(numbered(), 10, 3, topology, LABELS))
     batches = list(splits.eval_batches(numbered(), 10, topology))
-    arrays = [chunk.batches for chunk in (*chunks, *(c for c, _ in evaluated))]
+    chunks = (*chunks, *(chunk for chunk, _ in evaluated))
+    arrays = [array for chunk in chunks for array in chunk.batches]
     arrays += [images for images, _ in batches]
     return arrays, [start for _, start in evaluated + batches]
 

@@ -52,6 +52,7 @@ def make_settings(learning_rate=0.01, **objective):
 
 def train(program, state, settings, chunk, num_steps=1, key=KEY, stored=None):
   run = steps.make_train_steps(program)
+  chunk = splits.Examples(chunk)
   return run(state, settings, key, stored, chunk, num_steps)
 
 
@@ -306,25 +307,29 @@ def test_gradient_is_clipped_before_the_l2_penalty_is_added(clip_norm, factor):
   assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
 
 
-def test_prior_alone_is_fitted_to_a_trained_model():
+@pytest.mark.parametrize('prior', prior_only.PRIORS)
+def test_prior_alone_is_fitted_to_a_trained_model(prior):
   model = conv.Model(
     (8, 8, 3),
     latent_dim=3,
     hidden_channels=(4,),
-    latent_prior='mixture',
+    latent_prior=prior,
     prior_components=2,
     axis_name=devices.AXIS,
   )
   program = steps.Program(model)
   state = steps.create_state(program, seed=0)
+  state.params['encoder']['mean']['bias'] += 2  # Far from the first prior.
   before = jax.device_get(state)
-  settings = steps.Settings(prior_only.Objective(), 0.01)
+  settings = steps.Settings(prior_only.Objective(), 0.001)
   chunk = np.repeat(PIXELS[None, None, :8], 60, axis=1)
   state, metrics = train(program, state, settings, chunk, num_steps=60)
   after = jax.device_get(state)
   for name, leaf in after.params.items():
     same = jax.tree.map(np.array_equal, leaf, before.params[name])
-    assert all(jax.tree.leaves(same)) != name.startswith('prior_'), name
+    assert all(jax.tree.leaves(same)) != (
+      name.startswith(('prior_', 'second_stage'))
+    ), name
   jax.tree.map(
     np.testing.assert_array_equal, after.collections, before.collections
   )

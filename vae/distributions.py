@@ -199,6 +199,63 @@ class Mixture:
     return quantile_of_draws(self, u)
 
 
+@struct.dataclass
+class SecondStage:
+  """A prior of vectors that is a VAE by itself: p(z) = ∫ p(z|u) N(u; 0, I) du.
+
+  Attributes:
+    network: a Flax module (`vae.second_stage`).
+    variables: of the network.
+    size: of z.
+  """
+
+  network: Any = struct.field(pytree_node=False)
+  variables: Any
+  size: int = struct.field(pytree_node=False)
+
+  @property
+  def mean(self) -> jax.Array:
+    """The mean of p(z|u) at the mean of u."""
+    return self._apply('decode', jnp.zeros(self.size))[0]
+
+  def sample(self, keys: jax.Array, num_samples: int = 1) -> jax.Array:
+    of_u, of_noise = jnp.moveaxis(numerics.split(keys, 2), 1, 0)
+    u, noise = (
+      _standard_normal(own, (self.size,), num_samples)
+      for own in (of_u, of_noise)
+    )
+    mean, logvar = self._apply('decode', u)
+    return mean + jnp.exp(0.5 * logvar) * noise
+
+  def log_prob_by_draw(self, z: jax.Array, keys: jax.Array) -> jax.Array:
+    """log p(z|u) p(u) / q(u|z) by a draw of u; its exp is p(z) in mean."""
+    draws = _standard_normal(
+      keys, (self.size,), z.size // keys.size // self.size
+    )
+    mean, logvar = self._apply('encode', z)
+    u = mean + jnp.exp(0.5 * logvar) * draws.reshape(z.shape)
+    of_z, of_u = Normal(*self._apply('decode', u)), Normal(mean, logvar)
+    terms = of_z.log_prob_per_dimension(z) - of_u.log_prob_per_dimension(u)
+    return _sum_event(terms + _normal_log_prob(u, 0.0, 0.0), 1)
+
+  def quantile(self, u: np.ndarray) -> np.ndarray:
+    return quantile_of_draws(self, u)
+
+  def _apply(self, method, x):
+    return self.network.apply(self.variables, x, method=method)
+
+
+def log_prior(prior, z: jax.Array, keys: jax.Array) -> jax.Array:
+  """log p(z), [..., batch], or an estimate by draws of keys [batch].
+
+  Where there is only an estimate, its exp has the mean p(z), so that bounds
+  with it are bounds.
+  """
+  if isinstance(prior, SecondStage):
+    return prior.log_prob_by_draw(z, keys)
+  return prior.log_prob(z)
+
+
 def kl(posterior, prior, z: jax.Array) -> jax.Array:
   """KL(q(z|x) ‖ p(z)), [batch], nats.
 

@@ -15,11 +15,14 @@ import numpy as np
 
 from vae import (
   checkpoints,
+  conditioning,
   distributions,
   models,
   numerics,
   objectives,
+  padding,
   paths,
+  splits,
   steps,
 )
 from vae.errors import UserError
@@ -139,6 +142,9 @@ class TrainedVAE:
   it is cut into batches of one size, so that each method is compiled once.
   Arrays of another shape or range raise ValueError.
 
+  A model with `num_classes` needs the class of each image, `labels` [n]; decode
+  and sample take the classes in turn by default.
+
   `variables` are the collections of `model`, a Flax module; `step` is that of
   the checkpoint; `prior` is p(z), a distribution (`vae.distributions`).
   """
@@ -154,7 +160,7 @@ class TrainedVAE:
       prior: Any = model.apply(self.variables, method='prior')
       self.prior, self.latent_shape = prior, prior.mean.shape
 
-  def encode(self, images: np.ndarray) -> Any:
+  def encode(self, images: np.ndarray, labels: Any = None) -> Any:
     """The posterior q(z|x) of each image, a distribution over [n, …].
 
     With `config.data.binarize=dynamic` uint8 images are binarised by a draw
@@ -164,9 +170,11 @@ class TrainedVAE:
     is_grey = self.config.data.get('binarize') == 'dynamic'
     if is_grey and images.dtype == np.uint8:
       images = binarize(images)
-    return self._in_batches(_encode, images)
+    if labels is None and conditioning.num_classes(self.model):
+      raise ValueError('the model is conditioned on labels; give labels.')
+    return self._in_batches(_encode, images, labels)
 
-  def decode(self, z: np.ndarray) -> np.ndarray:
+  def decode(self, z: np.ndarray, labels: Any = None) -> np.ndarray:
     """The mean images E[x|z] of latents, cut to [0, 1]."""
     z = np.asarray(z, np.float32)
     if z.shape[1:] != self.latent_shape or z.ndim == 1:
@@ -174,10 +182,16 @@ class TrainedVAE:
         f'z has the shape {z.shape}; it must be '
         f'[n, {", ".join(map(str, self.latent_shape))}].'
       )
-    return np.clip(self._in_batches(_decode, z), 0, 1)
+    if labels is None:
+      labels = conditioning.in_turn(self.model, len(z))
+    return np.clip(self._in_batches(_decode, z, labels), 0, 1)
 
   def sample(
-    self, num_images: int, seed: int = 0, temperature: float = 1.0
+    self,
+    num_images: int,
+    seed: int = 0,
+    temperature: float = 1.0,
+    labels: Any = None,
   ) -> np.ndarray:
     """Mean images of draws of z from the prior.
 
@@ -190,7 +204,8 @@ class TrainedVAE:
       raise ValueError(
         f'temperature is {temperature}; only the prior N(0, I) has one.'
       )
-    return self.decode(temperature * self.sample_latents(num_images, seed))
+    z = temperature * self.sample_latents(num_images, seed)
+    return self.decode(z, labels)
 
   def sample_latents(self, num_latents: int, seed: int = 0) -> np.ndarray:
     """Draws of z from the prior, [num_latents, *latent_shape]."""
@@ -199,18 +214,21 @@ class TrainedVAE:
     )
 
   def reconstruct(
-    self, images: np.ndarray, seed: int | None = None
+    self,
+    images: np.ndarray,
+    seed: int | None = None,
+    labels: Any = None,
   ) -> np.ndarray:
     """Images through the model, by the posterior's mean or a draw of `seed`."""
-    posterior = self.encode(images)
+    posterior = self.encode(images, labels)
     if seed is None:
-      return self.decode(posterior.mean)
+      return self.decode(posterior.mean, labels)
     with numerics.fixed('float32'):
       keys = numerics.example_keys(
         numerics.measure_key(seed), jnp.arange(len(images))
       )
       z = np.asarray(posterior.sample(keys)[0])
-    return self.decode(z)
+    return self.decode(z, labels)
 
   def _check_images(self, images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
@@ -233,15 +251,33 @@ class TrainedVAE:
       )
     return images.astype(np.float32)
 
-  def _in_batches(self, function: Callable[..., Any], rows: np.ndarray):
+  def _check_labels(self, labels: np.ndarray, count: int) -> np.ndarray:
+    num_classes = conditioning.num_classes(self.model)
+    if not num_classes:
+      raise ValueError('labels are given; the model is not conditioned on any.')
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+      raise ValueError(
+        f'the labels are {labels.dtype} {list(labels.shape)}; they must be '
+        f'integers [{count}].'
+      )
+    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+      raise ValueError(
+        f'the labels go from {labels.min()} to {labels.max()}; the model has '
+        f'the classes 0 to {num_classes - 1}.'
+      )
+    return labels.astype(np.int32)
+
+  def _in_batches(self, function: Callable[..., Any], rows, labels):
     """Applies a function of the model to rows, padded to full batches."""
+    if labels is not None:
+      labels = self._check_labels(np.asarray(labels), len(rows))
     results = []
     for start in range(0, max(len(rows), 1), _BATCH_SIZE):
-      batch = rows[start : start + _BATCH_SIZE]
-      missing = _BATCH_SIZE - len(batch)
-      padded = np.pad(batch, ((0, missing), *((0, 0),) * (rows.ndim - 1)))
+      batch = splits.Examples(rows, labels)
+      padded = jax.tree.map(functools.partial(_padded_batch, start), batch)
+      variables = conditioning.given(self.variables, padded.labels)
       with numerics.precise(steps.float_dtype(self.model)):
-        results.append(function(self.model, self.variables, padded))
+        results.append(function(self.model, variables, padded.images))
 
     def join(path, *parts):
       # A network in a posterior (`distributions.Flow`) is one for all rows.
@@ -250,6 +286,12 @@ class TrainedVAE:
       return np.concatenate(parts)[: len(rows)]
 
     return jax.tree_util.tree_map_with_path(join, *results)
+
+
+def _padded_batch(start: int, rows: np.ndarray) -> np.ndarray:
+  batch = rows[start : start + _BATCH_SIZE]
+  missing = _BATCH_SIZE - len(batch)
+  return np.pad(batch, ((0, missing), *((0, 0),) * (rows.ndim - 1)))
 
 
 def pad_trained(trained: TrainedVAE, latent_dim: int) -> TrainedVAE:
@@ -261,32 +303,9 @@ def pad_trained(trained: TrainedVAE, latent_dim: int) -> TrainedVAE:
   if hasattr(model, 'latent_dim'):
     model = model.clone(latent_dim=latent_dim)
   wide = steps.abstract_state(steps.Program(model)).variables
-  variables = pad(jax.device_get(trained.variables), wide)
-  variables |= padding_mask(trained.model, model)
+  variables = padding.pad(jax.device_get(trained.variables), wide)
+  variables |= padding.collection(trained.model, model)
   return TrainedVAE(trained.config, model, variables, trained.step)
-
-
-def padding_mask(narrow: nn.Module, wide: nn.Module) -> dict[str, Any]:
-  """The collection that masks the padding of z, even if there is none.
-
-  So populations of any latent dimensions share a program.
-  """
-  if not hasattr(narrow, 'latent_dim'):
-    return {}
-  mask = np.arange(wide.latent_dim) < narrow.latent_dim
-  return {'padding': {'mask': mask.astype(np.float32)}}
-
-
-def pad(tree: Any, target: Any) -> Any:
-  """Zeros behind the arrays of a tree, up to the shapes of `target`."""
-
-  def pad(array, wanted):
-    if array.shape == wanted.shape:
-      return array
-    missing = np.subtract(wanted.shape, array.shape)
-    return np.pad(array, [(0, more) for more in missing])
-
-  return jax.tree.map(pad, tree, target)
 
 
 def binarize(images: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -168,18 +168,30 @@ def spread(num_examples: int, at_most: int) -> np.ndarray:
   return np.linspace(0, num_examples - 1, count).astype(int)
 
 
+class Examples(NamedTuple):
+  """What the devices are sent of examples.
+
+  Attributes:
+    images: uint8 […, height, width, channels], or int32 indices […] of stored
+      ones.
+    labels: int32 […], if the model is conditioned on them.
+  """
+
+  images: Any
+  labels: Any = None
+
+
 @dataclasses.dataclass
 class Chunk:
   """Several batches that go to the devices together.
 
   Attributes:
-    batches: this process's part of each batch: images, uint8 [local_devices,
-      max_batches, per_device_batch_size, height, width, channels], or indices
-      of stored ones, int32 [local_devices, max_batches, per_device_batch_size].
+    batches: this process's part of each, [local_devices, max_batches,
+      per_device_batch_size, …].
     num_batches: number of batches; zeros follow them.
   """
 
-  batches: np.ndarray
+  batches: Examples
   num_batches: int
 
 
@@ -191,26 +203,32 @@ def train_chunks(
   batch_size: int,
   max_steps: int,
   topology: Topology,
+  labels: np.ndarray | None = None,
 ) -> Iterator[Chunk]:
   """An epoch's batches from `first_step` on, `max_steps` at a time.
 
   The epoch and the first step within it count from 0. `batch_size` is global, a
   multiple of the number of devices. A last partial batch is dropped. Each
-  process reads only its part of a batch.
+  process reads only its part of a batch. `labels` are those of the split.
   """
   steps = split.num_examples // batch_size
   order = epoch_order(seed, epoch, split.num_examples)
   order = order[: steps * batch_size].reshape(steps, batch_size)
-  return _chunks(split, order[first_step:], min(max_steps, steps), topology)
+  order, max_steps = order[first_step:], min(max_steps, steps)
+  return _chunks(split, order, max_steps, topology, labels)
 
 
 def eval_chunks(
-  split: Split, batch_size: int, max_batches: int, topology: Topology
+  split: Split,
+  batch_size: int,
+  max_batches: int,
+  topology: Topology,
+  labels: np.ndarray | None = None,
 ) -> Iterator[tuple[Chunk, int]]:
   """`eval_batches`, several at a time, with the position of each chunk."""
   order = _eval_order(split.num_examples, batch_size, topology)
   max_batches = min(max_batches, len(order))
-  chunks = _chunks(split, order, max_batches, topology)
+  chunks = _chunks(split, order, max_batches, topology, labels)
   for index, chunk in enumerate(chunks):
     yield chunk, index * max_batches * order.shape[1]
 
@@ -237,27 +255,34 @@ def eval_batches(
 
 
 def _chunks(
-  split: Split, order: np.ndarray, max_batches: int, topology: Topology
+  split: Split,
+  order: np.ndarray,
+  max_batches: int,
+  topology: Topology,
+  labels: np.ndarray | None,
 ) -> Iterator[Chunk]:
   """Chunks of the global batches in `order`, [n, batch_size]."""
   order = topology.local_part(order)
   local_batch_size = order.shape[1]
-  order, size = order.ravel(), max_batches * local_batch_size
-  read: Iterator[np.ndarray]
-  if isinstance(split, DeviceSplit):
-    order = order.astype(np.int32)
-    read = (order[i : i + size] for i in range(0, len(order), size))
-  else:
-    read = split.batches(order, size)
-  for batches in read:
-    num_batches = len(batches) // local_batch_size
-    batches = batches.reshape(
-      num_batches, topology.local_devices, -1, *batches.shape[1:]
-    ).swapaxes(0, 1)
-    if missing := max_batches - num_batches:
-      others = ((0, 0),) * (batches.ndim - 2)
-      batches = np.pad(batches, ((0, 0), (0, missing), *others))
-    yield Chunk(batches, num_batches)
+  order = order.ravel().astype(np.int32)
+  size = max_batches * local_batch_size
+  parts = [order[i : i + size] for i in range(0, len(order), size)]
+  is_stored = isinstance(split, DeviceSplit)
+  read = iter(parts) if is_stored else split.batches(order, size)
+  for part, images in zip(parts, read, strict=True):
+    num_batches = len(part) // local_batch_size
+
+    def lay_out(rows, num_batches=num_batches):
+      rows = rows.reshape(
+        num_batches, topology.local_devices, -1, *rows.shape[1:]
+      ).swapaxes(0, 1)
+      if missing := max_batches - num_batches:
+        others = ((0, 0),) * (rows.ndim - 2)
+        rows = np.pad(rows, ((0, 0), (0, missing), *others))
+      return rows
+
+    examples = Examples(images, None if labels is None else labels[part])
+    yield Chunk(jax.tree.map(lay_out, examples), num_batches)
 
 
 def _eval_order(

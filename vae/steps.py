@@ -20,14 +20,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vae import devices, models, numerics, objectives, optimizers, splits
+from vae import (
+  conditioning,
+  devices,
+  models,
+  numerics,
+  objectives,
+  optimizers,
+  padding,
+  splits,
+)
 from vae.optimizers import Optimizer
 
 Metrics = dict[str, jax.Array]
 
-# The sizes of a member's parameters, in the collection `padding`; and the
-# collection of the parameters' moving average.
-SIZES, AVERAGED = 'sizes', 'averaged'
+# The collection of the parameters' moving average.
+AVERAGED = 'averaged'
 
 
 @struct.dataclass
@@ -136,11 +144,10 @@ def _make_init(model: nn.Module, critic: Any) -> Callable[..., Any]:
       variables['params']['critic'] = own['params']
     return variables
 
-  options = {}
-  if jax.default_backend() == 'cpu':
-    # Optimising what runs once takes seconds.
-    options['xla_backend_optimization_level'] = 0
-  return jax.jit(init, compiler_options=options)
+  # Optimising what runs once takes seconds.
+  on_cpu = {'xla_backend_optimization_level': 0}
+  is_cpu = jax.default_backend() == 'cpu'
+  return jax.jit(init, compiler_options=on_cpu if is_cpu else {})
 
 
 def _first_state(program: Program, variables) -> TrainState:
@@ -177,12 +184,13 @@ def train_step(
   state: TrainState,
   settings: Settings,
   key: jax.Array,
-  images: jax.Array,
+  examples: splits.Examples,
 ) -> tuple[TrainState, Metrics]:
   """One update, on one device of the pmap axis `model.axis_name`.
 
-  The arguments are the same on every device, but for `images`, its part of the
-  global batch, uint8 [per_device_batch, height, width, channels].
+  The arguments are the same on every device, but for `examples`, its part of
+  the global batch: images, uint8 [per_device_batch, height, width, channels],
+  and their labels, if the model is conditioned on them.
 
   Returns:
     The new state and the metrics, means over the global batch, with the norm
@@ -190,6 +198,7 @@ def train_step(
     `skip_nonfinite` also whether the step was `skipped`, 0 or 1.
   """
   model, optimizer = program.model, program.optimizer
+  images, labels = examples
   positions = numerics.global_positions(model.axis_name, len(images))
   batch = _make_batch(
     *(program, jax.random.fold_in(key, state.step), positions, images),
@@ -201,14 +210,14 @@ def train_step(
   def loss_fn(params):
     mutable = [name for name in state.collections if name != AVERAGED]
     apply = nn.apply(settings.objective.__call__, model, mutable=mutable)
-    values, collections = apply({**state.variables, 'params': params}, batch)
+    given = conditioning.given({**state.variables, 'params': params}, labels)
+    values, collections = apply(given, batch)
     means = jax.tree.map(jnp.mean, values)
     return means['loss'], (means, collections)
 
   grads, (metrics, collections) = jax.grad(loss_fn, has_aux=True)(state.params)
   grads, metrics = devices.mean_over((grads, metrics), model.axis_name)
-  if SIZES in state.collections.get('padding', ()):
-    grads = jax.tree.map(_cut, grads, state.collections['padding'][SIZES])
+  grads = padding.cut(grads, state.collections)
   metrics['grad_norm'] = optax.tree.norm(grads)
   updates, opt_state = optimizer(settings.learning_rate).update(
     grads, state.opt_state, state.params
@@ -222,14 +231,6 @@ def train_step(
   if program.skip_nonfinite:
     new_state = _skip_nonfinite(state, new_state, metrics)
   return new_state, metrics
-
-
-def _cut(array: jax.Array, sizes: jax.Array) -> jax.Array:
-  """The array with zeros beyond the sizes of its axes."""
-  for axis in range(array.ndim):
-    index = lax.broadcasted_iota(jnp.int32, array.shape, axis)
-    array = jnp.where(index < sizes[axis], array, 0)
-  return array
 
 
 def _make_batch(
@@ -279,12 +280,12 @@ def train_loop(
   settings: Settings,
   key: jax.Array,
   stored: jax.Array | None,
-  batches: jax.Array,
+  batches: splits.Examples,
   num_steps: jax.Array,
 ) -> tuple[TrainState, Metrics]:
   """The updates of a chunk of batches, as `train_step` makes them.
 
-  `batches` [max_steps, per_device_batch, …] are images or, with `stored`
+  `batches` [max_steps, per_device_batch, …] have images or, with `stored`
   images [num_examples, 8·k, 128] (`vae.splits`), their indices.
 
   Returns:
@@ -293,10 +294,10 @@ def train_loop(
   """
 
   def step(state, index):
-    images = _images(program.model, stored, batches, index)
-    return train_step(program, state, settings, key, images)
+    examples = _examples(program.model, stored, batches, index)
+    return train_step(program, state, settings, key, examples)
 
-  return _loop(step, state, len(batches), num_steps)
+  return _loop(step, state, len(batches.images), num_steps)
 
 
 @functools.lru_cache(maxsize=8)
@@ -323,7 +324,7 @@ def eval_loop(
   settings: Settings,
   key: jax.Array,
   stored: jax.Array | None,
-  batches: jax.Array,
+  batches: splits.Examples,
   num_steps: jax.Array,
   start: jax.Array,
   num_examples: jax.Array,
@@ -336,20 +337,21 @@ def eval_loop(
   examples, [max_steps]; zero beyond `num_steps`.
   """
   model = program.model
-  batch_size = batches.shape[1] * devices.axis_size(model.axis_name)
+  batch_size = batches.images.shape[1] * devices.axis_size(model.axis_name)
 
   def step(_, index):
-    images = _images(model, stored, batches, index)
+    images, labels = _examples(model, stored, batches, index)
     positions = start + index * batch_size
     positions += numerics.global_positions(model.axis_name, len(images))
     mask = positions < num_examples
     batch = _make_batch(
       program, key, positions, images, mask=mask, epoch=jnp.inf, train=False
     )
-    values = nn.apply(settings.objective.__call__, model)(variables, batch)
+    apply = nn.apply(settings.objective.__call__, model)
+    values = apply(conditioning.given(variables, labels), batch)
     return None, jax.tree.map(lambda v: jnp.sum(jnp.where(mask, v, 0)), values)
 
-  _, sums = _loop(step, None, len(batches), num_steps)
+  _, sums = _loop(step, None, len(batches.images), num_steps)
   return sums if model.axis_name is None else lax.psum(sums, model.axis_name)
 
 
@@ -384,13 +386,14 @@ def _loop(step: Callable, state: Any, max_steps: int, num_steps: jax.Array):
   return lax.fori_loop(0, num_steps, body, (state, buffers))
 
 
-def _images(model: nn.Module, stored, batches, index) -> jax.Array:
-  """A batch of a chunk, or the stored images that it names."""
-  batch = lax.dynamic_index_in_dim(batches, index, keepdims=False)
+def _examples(model: nn.Module, stored, batches, index) -> splits.Examples:
+  """A batch of a chunk, with the stored images that it names."""
+  pick = lambda rows: lax.dynamic_index_in_dim(rows, index, keepdims=False)
+  batch = jax.tree.map(pick, batches)
   if stored is None:
     return batch
-  named = stored.at[batch].get(mode='promise_in_bounds')
-  return splits.unpack_tiles(named, model.image_shape)
+  named = stored.at[batch.images].get(mode='promise_in_bounds')
+  return batch._replace(images=splits.unpack_tiles(named, model.image_shape))
 
 
 @jax.jit

@@ -21,8 +21,16 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vae import distributions, flows, likelihoods, registry
-from vae.layers import at_least_float32
+from vae import (
+  conditioning,
+  distributions,
+  flows,
+  likelihoods,
+  padding,
+  registry,
+  second_stage,
+)
+from vae.layers import at_least_float32, spectrally_normalised
 
 # Gradients have 1/σ², and Adam squares them, in float32.
 _SIGMA = 1e-6, 1e6
@@ -47,6 +55,11 @@ class Autoencoder(nn.Module):
     learn_sigma: whether one shared σ is learned (Rybkin et al. 2021).
     dtype: of the computation; parameters and statistics are at least float32.
     axis_name: the pmap axis of a global batch, for statistics over it.
+    num_classes: of the label that encoder and decoder see (Sohn et al. 2015;
+      `vae.conditioning`): an embedding as one more channel of the image, and a
+      one-hot vector before z. 0: none; p(z) is the same for all classes.
+    spectral_norm: whether each kernel of the decoder is divided by its largest
+      singular value (Miyato et al. 2018; Ghosh et al. 2020, section 3.2).
   """
 
   image_shape: tuple[int, int, int]
@@ -55,8 +68,16 @@ class Autoencoder(nn.Module):
   learn_sigma: bool = False
   dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'
   axis_name: str | None = None
+  num_classes: int = 0
+  spectral_norm: bool = False
 
   def setup(self):
+    registry.check_at_least(0, num_classes=self.num_classes)
+    if self.num_classes:
+      features = self.image_shape[0] * self.image_shape[1]
+      self.label_embedding = nn.Embed(
+        self.num_classes, features, param_dtype=self.param_dtype
+      )
     if not _SIGMA[0] <= self.sigma <= _SIGMA[1]:
       raise ValueError(
         f'sigma is {self.sigma:g}; it must be at least {_SIGMA[0]:g} and at '
@@ -101,9 +122,16 @@ class Autoencoder(nn.Module):
     BatchNorm takes its statistics over all of z's leading axes.
     """
     z = z * self.latent_mask()
-    flat = z.reshape(-1, *self.latent_shape)
-    outputs = at_least_float32(self.decoder(flat, train))
     leading = z.shape[: z.ndim - len(self.latent_shape)]
+    flat = z.reshape(-1, *self.latent_shape)
+    if self.num_classes:
+      labels = jnp.broadcast_to(self._labels(leading[-1]), leading)
+      given = nn.one_hot(labels, self.num_classes, dtype=flat.dtype)
+      given = given.reshape(len(flat), *[1] * (flat.ndim - 2), -1)
+      given = jnp.broadcast_to(given, (*flat.shape[:-1], self.num_classes))
+      # Padding of z is behind it (`vae.padding`).
+      flat = jnp.concatenate([given, flat], axis=-1)
+    outputs = at_least_float32(self._decoded(flat, train))
     *size, channels = self.image_shape
     outputs = outputs.reshape(*leading, *size, self.num_outputs)
     sigma = jnp.exp(self.log_sigma) if self.learn_sigma else self.sigma
@@ -113,9 +141,37 @@ class Autoencoder(nn.Module):
     """The prior p(z)."""
     raise NotImplementedError
 
+  def encoded(self, images: jax.Array, train: bool) -> tuple[jax.Array, ...]:
+    """The encoder's outputs for images and, if it sees them, labels."""
+    if self.num_classes:
+      given = self.label_embedding(self._labels(len(images)))
+      given = given.reshape(*images.shape[:-1], 1)
+      images = jnp.concatenate([images, given.astype(images.dtype)], axis=-1)
+    return tuple(map(at_least_float32, self.encoder(images, train)))
+
+  def _decoded(self, z: jax.Array, train: bool) -> jax.Array:
+    if not self.spectral_norm:
+      return self.decoder(z, train)
+    apply = nn.map_variables(
+      lambda decoder: decoder(z, train),
+      'params',
+      spectrally_normalised,
+      init=self.is_initializing(),
+    )
+    return apply(self.decoder)
+
+  def _labels(self, batch_size: int) -> jax.Array:
+    """The classes of the batch, [batch_size]."""
+    if self.is_initializing():
+      return jnp.zeros(batch_size, jnp.int32)
+    labels: Any = self.get_variable(conditioning.COLLECTION, 'labels')
+    if labels is None:
+      raise ValueError('the model is conditioned on labels; give it some.')
+    return labels
+
   def latent_mask(self) -> jax.Array | float:
-    """1 for the dimensions of the run, 0 for padding (`vae.loading`)."""
-    return self.get_variable('padding', 'mask', 1.0)
+    """1 for the dimensions of the run, 0 for padding (`vae.padding`)."""
+    return self.get_variable(padding.COLLECTION, 'mask', 1.0)
 
 
 class VAE(Autoencoder):
@@ -131,12 +187,15 @@ class VAE(Autoencoder):
       2015), of coupling layers, whose density is known at any z.
     latent_prior: N(0, I); a mixture of the posteriors of learned pseudo-inputs
       (VampPrior; Tomczak & Welling 2018, equation 9); a learned mixture of
-      Gaussians; or N(0, I), transformed by a flow.
+      Gaussians; N(0, I), transformed by a flow; or a VAE of z (Dai & Wipf
+      2019), which objective `prior_only` trains after the rest.
     prior_components: of a mixture, or pseudo-inputs.
   """
 
   posterior: Literal['diagonal', 'full', 'flow'] = 'diagonal'
-  latent_prior: Literal['normal', 'vamp', 'mixture', 'flow'] = 'normal'
+  latent_prior: Literal['normal', 'vamp', 'mixture', 'flow', 'two_stage'] = (
+    'normal'
+  )
   prior_components: int = 500
 
   def setup(self):
@@ -148,6 +207,10 @@ class VAE(Autoencoder):
     match self.latent_prior:
       case 'flow':
         self.prior_flow = self._flow_network()
+      case 'two_stage':
+        self.second_stage = second_stage.SecondStage(
+          self.latent_shape[-1], self.param_dtype
+        )
       case 'vamp':
         self.pseudo_inputs = self.param(
           'pseudo_inputs',
@@ -172,11 +235,18 @@ class VAE(Autoencoder):
     if len(self.latent_shape) > 1:
       if self.posterior != 'diagonal':
         raise ValueError(f'posterior is {self.posterior}; z must be a vector.')
-      if self.latent_prior == 'flow':
-        raise ValueError('latent_prior is flow; z must be a vector.')
+      if self.latent_prior in ('flow', 'two_stage'):
+        raise ValueError(
+          f'latent_prior is {self.latent_prior}; z must be a vector.'
+        )
     if self.latent_prior == 'vamp' and self.posterior != 'diagonal':
       raise ValueError(
         f'posterior is {self.posterior}; latent_prior=vamp needs diagonal.'
+      )
+    if self.latent_prior == 'vamp' and self.num_classes:
+      raise ValueError(
+        f'num_classes is {self.num_classes}; with latent_prior=vamp it must be '
+        '0, as pseudo-inputs have no labels.'
       )
 
   def _flow_network(self) -> nn.Module:
@@ -195,7 +265,7 @@ class VAE(Autoencoder):
 
   def encode(self, images: jax.Array, train: bool = False) -> Any:
     """The posterior q(z|x) over z [batch, *latent_shape]."""
-    mean, logvar, *others = map(at_least_float32, self.encoder(images, train))
+    mean, logvar, *others = self.encoded(images, train)
     if self.posterior == 'full':
       return distributions.FullNormal.from_rows(mean, logvar, *others)
     normal = distributions.Normal(mean, logvar)
@@ -209,6 +279,11 @@ class VAE(Autoencoder):
     match self.latent_prior:
       case 'flow':
         return self._flow(standard, self.prior_flow)
+      case 'two_stage':
+        if self.is_initializing():
+          self.second_stage(standard.mean)
+        network = self.second_stage.unbind()
+        return distributions.SecondStage(*network, self.latent_shape[-1])
       case 'vamp':
         of_inputs = self.encode(jnp.clip(self.pseudo_inputs, 0, 1))
         logits = jnp.zeros(self.prior_components, of_inputs.mean.dtype)
@@ -244,6 +319,18 @@ def check(config) -> None:
   """Raises ValueError if a model cannot take its settings; computes nothing."""
   model = from_config(config)
   _check(model)
+  if config.model.get('latent_prior') == 'two_stage' and (
+    config.objective.name != 'prior_only'
+  ):
+    raise ValueError(
+      'latent_prior is two_stage; it needs config.objective.name=prior_only '
+      'and a trained run in config.init_from.'
+    )
+  if config.data.label and not config.model.get('num_classes'):
+    raise ValueError(
+      f'num_classes is 0; config.data.label={config.data.label} needs as many '
+      'as that label has.'
+    )
   if hasattr(model, 'table') and config.objective.name != 'vq':
     raise ValueError(
       'name is vq; it needs config.objective.name=vq, which has its losses.'

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from vae import discrete, layers, models, registry
+from vae import discrete, models, registry
 from vae.models import residual
 
 
@@ -45,8 +45,7 @@ class Model(models.Autoencoder):
 
   def encode(self, images: jax.Array, train: bool = False) -> Any:
     """The code of each position, with a straight-through gradient."""
-    (z,) = self.encoder(images, train)
-    z = layers.at_least_float32(z)
+    (z,) = self.encoded(images, train)
     return discrete.Codes(discrete.quantise(z, self.levels))
 
   def prior(self) -> discrete.UniformCodes:

@@ -14,13 +14,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from vae import (
-  autoregressive,
-  discrete,
-  layers,
-  models,
-  registry,
-)
+from vae import autoregressive, discrete, models, registry
 from vae.models import residual
 
 # Of the moving averages; and the share of the mean use below which a code
@@ -94,8 +88,8 @@ class Model(models.Autoencoder):
 
   def encode(self, images: jax.Array, train: bool = False) -> Any:
     """The nearest code at each position, with a straight-through gradient."""
-    (encoded,) = self.encoder(images, train)
-    encoded, table = layers.at_least_float32(encoded), self.codes()
+    (encoded,) = self.encoded(images, train)
+    table = self.codes()
     chosen = discrete.nearest(encoded, table)
     code = table[chosen]
     if train and self.table == 'averages' and not self.is_initializing():

@@ -4,14 +4,19 @@
 
 Encoder and decoder stay as they are, and the model's prior is fitted to the
 aggregate posterior: `config.init_from` is the trained run, and
-`config.model.latent_prior` the prior that it gets.
+`config.model.latent_prior` the prior that it gets. With `two_stage` it is the
+second stage of Dai & Wipf 2019, whose ELBO stands for log p(z).
 """
 
 from flax import struct
 import jax
 from jax import lax
 
+from vae import distributions, numerics
 from vae.objectives import Batch
+
+# Priors that can be learned without the rest of the model.
+PRIORS = 'mixture', 'flow', 'two_stage'
 
 
 @struct.dataclass
@@ -26,10 +31,10 @@ class Objective:
 
   def check(self, config) -> None:
     """Raises ValueError for settings that do not go together."""
-    if config.model.get('latent_prior') not in ('mixture', 'flow'):
+    if config.model.get('latent_prior') not in PRIORS:
       raise ValueError(
-        'name is prior_only; it needs config.model.latent_prior=mixture or '
-        'flow.'
+        'name is prior_only; it needs config.model.latent_prior='
+        f'{" or ".join(PRIORS)}.'
       )
     if not config.init_from:
       raise ValueError(
@@ -50,8 +55,10 @@ class Objective:
     if self.sample_posterior:
       z = posterior.sample(batch.keys, 1)
     likelihood = jax.tree.map(frozen, model.decode(frozen(z), train=False))
+    keys = numerics.fold_in(batch.keys, 1)  # Other draws than those of z.
+    log_prior = distributions.log_prior(model.prior(), frozen(z), keys)
     # The posterior's part has no gradient, and cancels that of padding.
-    kl = (posterior.log_prob(z) - model.prior().log_prob(frozen(z)))[0]
+    kl = (posterior.log_prob(z) - log_prior)[0]
     distortion = -likelihood.log_prob(batch.images)[0]
     return {
       'loss': kl,
