@@ -105,12 +105,13 @@ def _add_importance_weighted(results, context, sigma: float) -> None:
     ),
   )
   dimensions = int(np.prod(context.split.image_shape))
-  for i, (name, unit, about) in enumerate(
-    (
-      ('iw_bound', _NATS, 'log p(x) ≥ L_K'),
-      ('bits_per_dim_iw', _BITS, f'dequantised, L_K at {_OPTIMAL}'),
-    )
-  ):
+  bounded = [('iw_bound', _NATS, 'log p(x) ≥ L_K')]
+  if context.binarize:
+    results.notes.append('bits_per_dim_iw: the images are black and white.')
+  else:
+    about = f'dequantised, L_K at {_OPTIMAL}'
+    bounded.append(('bits_per_dim_iw', _BITS, about))
+  for i, (name, unit, about) in enumerate(bounded):
     bound, halves, sizes = (
       weighted[key][:, i].astype(np.float64)
       for key in ('bound', 'half_bounds', 'sample_size')
@@ -136,18 +137,20 @@ def make_bound_step(
 
   Returns:
     A function as of `reconstruction.make_step`, and of σ of a Gaussian around
-    the mean images. Under the model's own likelihood of the image, and under
-    that Gaussian of the dequantised image, it returns L_K as `bound`, nats,
-    [devices, per_device_batch, 2], the `sample_size` that its weights are worth
-    likewise, and L_K/2 of either half of the draws as `half_bounds`, […, 2, 2].
+    the mean images. Under the model's own likelihood of the image and, unless
+    it is binarised, under that Gaussian of the dequantised image, it returns
+    L_K as `bound`, nats, [devices, per_device_batch, 2 or 1], the `sample_size`
+    that its weights are worth likewise, and L_K/2 of either half of the draws
+    as `half_bounds`, […, 2].
   """
 
   def step(variables, key, images, start, sigma):
     at = reconstruction.positions(start, len(images))
     keys = numerics.example_keys(key, at)
     x = reconstruction.unit_range(model, images, at, binarize)
+    y = None if binarize else reconstruction.dequantise(images, keys)
     log_weights = nn.apply(_log_weights, model)(
-      conditioning.at(variables, at), images, keys, num_samples, sigma, x
+      conditioning.at(variables, at), x, y, keys, num_samples, sigma
     )
     bound, sample_size = weigh(log_weights)
     # One sample alone has no second half.
@@ -165,9 +168,8 @@ def make_bound_step(
   )
 
 
-def _log_weights(vae, images, keys, num_samples, sigma, x) -> jax.Array:
-  """log p(x|z) p(z) / q(z|x) under both likelihoods, [K, batch, 2]."""
-  y = reconstruction.dequantise(images, keys)
+def _log_weights(vae, x, y, keys, num_samples, sigma) -> jax.Array:
+  """log p(x|z) p(z) / q(z|x), also with y in the place of x; [K, batch, …]."""
   posterior, prior = vae.encode(x), vae.prior()
   draw = functools.partial(reconstruction.draw_z, posterior, keys)
   of_prior = lambda z, k: reconstruction.log_prior(prior, z, keys, k)
@@ -176,14 +178,16 @@ def _log_weights(vae, images, keys, num_samples, sigma, x) -> jax.Array:
     z = jax.vmap(draw)(ks)
     log_prior = jax.vmap(of_prior)(z, ks)
     likelihood = vae.decode(z)
-    around = likelihoods.Gaussian(likelihood.mean, sigma)
-    log_p = jnp.stack([likelihood.log_prob(x), around.log_prob(y)], axis=-1)
-    return log_p + (log_prior - posterior.log_prob(z))[..., None]
+    log_p = [likelihood.log_prob(x)]
+    if y is not None:
+      log_p.append(likelihoods.Gaussian(likelihood.mean, sigma).log_prob(y))
+    log_ratio = log_prior - posterior.log_prob(z)
+    return jnp.stack(log_p, axis=-1) + log_ratio[..., None]
 
-  chunk = max(1, _DECODED_AT_ONCE // images.size)
+  chunk = max(1, _DECODED_AT_ONCE // x.size)
   ks = jnp.arange(-(-num_samples // chunk) * chunk).reshape(-1, chunk)
   chunks = lax.map(log_weights, ks).astype(x.dtype)
-  return chunks.reshape(-1, len(x), 2)[:num_samples]
+  return chunks.reshape(-1, *chunks.shape[2:])[:num_samples]
 
 
 def weigh(log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:

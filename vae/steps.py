@@ -34,8 +34,7 @@ from vae.optimizers import Optimizer
 
 Metrics = dict[str, jax.Array]
 
-# The collection of the parameters' moving average.
-AVERAGED = 'averaged'
+AVERAGED = 'averaged'  # The collection of the parameters' moving average.
 
 
 @struct.dataclass
@@ -189,8 +188,7 @@ def train_step(
   """One update, on one device of the pmap axis `model.axis_name`.
 
   The arguments are the same on every device, but for `examples`, its part of
-  the global batch: images, uint8 [per_device_batch, height, width, channels],
-  and their labels, if the model is conditioned on them.
+  the global batch, uint8 [per_device_batch, height, width, channels].
 
   Returns:
     The new state and the metrics, means over the global batch, with the norm
