@@ -1,10 +1,12 @@
 """Distributions against SciPy, integrals, and their definitions."""
 
+import functools
 import itertools
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.stats import norm
 import numpy as np
 import pytest
 from scipy import integrate, stats
@@ -286,6 +288,35 @@ def test_second_stage_is_a_density_by_draws():
   error = np.abs(np.cov(samples.T) - exact.cov)
   assert error.max() < 0.05 * exact.cov.max()
   np.testing.assert_allclose(samples.mean(axis=0), exact.mean, atol=0.05)
+
+
+def test_gradient_of_a_mixture_is_that_of_its_densities():
+  generator = np.random.default_rng(6)
+  # Components as narrow as the posteriors of a VampPrior.
+  means, logvars = generator.normal(size=(2, 5, 2, 3))
+  means, logvars = 2 * means, logvars - 5
+  logits = generator.normal(size=5)
+  z = means[generator.integers(5, size=(4, 6))]
+  z += np.exp(-2.5) * generator.normal(size=z.shape)
+  with numerics.fixed('float64'):
+    args = jax.tree.map(jnp.asarray, (z, logits, means, logvars))
+
+    def directly(z, logits, means, logvars):
+      each = norm.logpdf(z[:, :, None], means, jnp.exp(0.5 * logvars))
+      each = each.sum(axis=(-2, -1)) + jax.nn.log_softmax(logits)
+      return jax.nn.logsumexp(each, axis=-1)
+
+    def value(z, *mixture):
+      return distributions.Mixture(*mixture).log_prob(z)
+
+    weights = generator.normal(size=(4, 6))
+    results = [
+      jax.vjp(function, *args)[1](jnp.asarray(weights))
+      for function in (value, directly)
+    ]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-8)
+    jax.tree.map(close, *results)
+    close(value(*args), directly(*args))
 
 
 @pytest.mark.parametrize('kind', ['flow', 'mixture'])
