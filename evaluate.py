@@ -66,7 +66,7 @@ def main() -> None:
     trained.config.data.cache = 'host'
   split_name = run_flags.SPLIT.value
   data = input_pipeline.load(trained.config, (split_name,))
-  run_flags.check_data(data)
+  run_flags.check_data(trained.config, data)
   split = getattr(data, split_name)
   print(
     f'Measuring {run_flags.workdir()}, checkpoint {trained.step:,}, on the '
@@ -90,7 +90,7 @@ def main() -> None:
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
   first = np.arange(min(32, split.num_examples))
-  originals = next(conditioning.batches(trained, split, first, 32))
+  originals = next(conditioning.batches(trained.config, split, first, 32))
   results = measure.Measurements()
   try:
     measure.measure(trained, data, split_name, settings, results)

@@ -61,7 +61,8 @@ _CLASS = flags.DEFINE_integer(
   'class',
   None,
   'Class that a conditional model is given; else samples take the classes in '
-  'turn, images of the split have theirs, and other pictures are of class 0.',
+  'turn, images of the split have theirs (a row of interpolate that of its '
+  'first image), and other pictures are of class 0.',
   0,
 )
 
@@ -73,6 +74,11 @@ _FRAME_DURATION = 80  # Milliseconds.
 def main(command: str) -> None:
   """Makes the pictures of a command."""
   trained = run_flags.restore()
+  num_classes = conditioning.num_classes(trained.model)
+  if _CLASS.value is not None and _CLASS.value >= num_classes:
+    raise UserError(
+      f'--class={_CLASS.value}: the model has {num_classes} classes.'
+    )
   # In the name, so that no call overwrites another's pictures.
   changed = [flag for flag in _NAMED if flag.value != flag.default]
   name = [command, str(trained.step), *map(run_flags.in_name, changed)]
@@ -103,7 +109,10 @@ def sample(trained: TrainedVAE, folder: epath.Path) -> list[str]:
     print('fitting the mixture …', flush=True)
     mixture = posterior.fit_mixture(latents, seed)
     z = mixture.sample(count)[0]
-    images = _decode(trained, z, _labels(trained, count))
+    labels = _labels(trained, count)
+    if labels is None:
+      labels = conditioning.in_turn(trained.model, count)
+    images = _decode(trained, z, labels)
   _save_each(images, folder)
   return _save_grid(images, int(np.ceil(np.sqrt(count))), folder, '0000.png')
 
@@ -221,7 +230,7 @@ def _images(trained: TrainedVAE, count: int) -> splits.Examples:
   split = _split(trained, run_flags.SPLIT.value)
   positions = np.arange(min(count, split.num_examples))
   examples = next(
-    conditioning.batches(trained, split, positions, len(positions))
+    conditioning.batches(trained.config, split, positions, len(positions))
   )
   if _CLASS.value is None:
     return examples
@@ -233,10 +242,6 @@ def _labels(
 ) -> np.ndarray | None:
   """The class that the user or else `default` gives, [count]."""
   num_classes = conditioning.num_classes(trained.model)
-  if _CLASS.value is not None and _CLASS.value >= num_classes:
-    raise UserError(
-      f'--class={_CLASS.value}: the model has {num_classes} classes.'
-    )
   value = default if _CLASS.value is None else _CLASS.value
   if not num_classes or value is None:
     return None
@@ -249,7 +254,7 @@ def _split(trained: TrainedVAE, name: str) -> splits.Split:
   # Few images of a split are needed, not all in memory.
   trained.config.data.cache = 'none'
   data = input_pipeline.load(trained.config)
-  run_flags.check_data(data)
+  run_flags.check_data(trained.config, data)
   return getattr(data, name)
 
 

@@ -26,7 +26,7 @@ import tensorflow as tf
 from data import image_files
 from data.image_files import Crop
 from runs import processes, progress, schema
-from vae import devices, splits
+from vae import conditioning, devices, splits
 from vae.errors import UserError
 
 # The accelerators are JAX's alone.
@@ -66,6 +66,8 @@ def load(
     if settings.skip_corrupt:
       loaded[name].skip_corrupt()
   _check_sizes(config, loaded)
+  for split in loaded.values():
+    conditioning.labels_of(config, split)  # A mistake, before the decoding.
   for name in decode if cache != 'none' else ():
     _ = loaded[name].images
   if cache == 'device':
@@ -126,8 +128,12 @@ class ImageSplit:
       return self._stream_binary(indices, batch_size)
     return self._stream(indices, batch_size)
 
+  @functools.cached_property
+  def _labels(self) -> splits.Labels | None:
+    return self._source.labels()
+
   def labels(self):
-    labels = self._source.labels()
+    labels = self._labels
     if labels is None:
       return None
     return dataclasses.replace(labels, values=labels.values[self._indices])

@@ -22,7 +22,14 @@ from runs import processes, schema, workdirs
 from runs import progress as progress_lib
 from runs.divergence import Divergence, is_finite
 from runs.progress import Schedule
-from vae import checkpoints, numerics, optimizers, splits, steps
+from vae import (
+  checkpoints,
+  conditioning,
+  numerics,
+  optimizers,
+  splits,
+  steps,
+)
 from vae.checkpoints import Checkpoints, CheckpointWriter
 from vae.errors import UserError
 from vae.population import Population
@@ -322,7 +329,8 @@ def _claim_workdirs(
   runs: Sequence[Run], data: splits.DataSet, step: int, validate_first: bool
 ) -> None:
   """Records each run's config and data in its workdir."""
-  identity = data.identity()
+  # Of a population all runs see the same label.
+  identity = data.identity() | conditioning.identity(runs[0].config, data)
   processes.check_same(identity, f'images (here {identity})')
   for run in runs:
     if jax.process_index() == 0:

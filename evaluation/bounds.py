@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from evaluation import reconstruction
-from vae import conditioning, devices, likelihoods, numerics
+from vae import (
+  conditioning,
+  devices,
+  distributions,
+  likelihoods,
+  numerics,
+)
 
 _NATS, _BITS = 'nats per image', 'bits per dimension'
 _OPTIMAL = 'the optimal σ, which is fitted to the same images'
@@ -53,7 +59,10 @@ def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
     values[name].astype(np.float64) for name in names
   )
   results.mean('elbo', -distortion - rate, _NATS, '-distortion - rate')
-  results.mean('rate', rate, _NATS, 'KL(q(z|x) ‖ p(z))')
+  about = 'KL(q(z|x) ‖ p(z))'
+  if isinstance(context.trained.prior, distributions.SecondStage):
+    about += ', at most: log p(z) is bounded by draws'
+  results.mean('rate', rate, _NATS, about)
   results.mean('distortion', distortion, _NATS, 'E_q[-log p(x|z)]')
   if values['is_mass'].all():
     bits = (distortion + rate) / (dimensions * np.log(2))
@@ -92,7 +101,9 @@ def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
 
 def _add_importance_weighted(results, context, sigma: float) -> None:
   num_samples = context.settings.num_importance_samples
-  step = make_bound_step(context.trained.model, num_samples, context.binarize)
+  step = make_bound_step(
+    context.trained.model, num_samples, context.binarize, context.is_binary
+  )
   key = numerics.bound_key(context.settings.seed)
   # Few images at a time if each takes long, so that progress shows.
   pixels = math.prod(context.split.image_shape)
@@ -106,7 +117,7 @@ def _add_importance_weighted(results, context, sigma: float) -> None:
   )
   dimensions = int(np.prod(context.split.image_shape))
   bounded = [('iw_bound', _NATS, 'log p(x) ≥ L_K')]
-  if context.binarize:
+  if context.is_binary:
     results.notes.append('bits_per_dim_iw: the images are black and white.')
   else:
     about = f'dequantised, L_K at {_OPTIMAL}'
@@ -131,24 +142,27 @@ def _add_importance_weighted(results, context, sigma: float) -> None:
 
 @functools.lru_cache(maxsize=8)
 def make_bound_step(
-  model: nn.Module, num_samples: int, binarize: bool = False
+  model: nn.Module,
+  num_samples: int,
+  binarize: bool = False,
+  is_binary: bool = False,
 ) -> Callable[..., dict[str, jax.Array]]:
   """Compiles the importance-weighted bounds of a batch.
 
   Returns:
     A function as of `reconstruction.make_step`, and of σ of a Gaussian around
     the mean images. Under the model's own likelihood of the image and, unless
-    it is binarised, under that Gaussian of the dequantised image, it returns
-    L_K as `bound`, nats, [devices, per_device_batch, 2 or 1], the `sample_size`
-    that its weights are worth likewise, and L_K/2 of either half of the draws
-    as `half_bounds`, […, 2].
+    the images are binary, under that Gaussian of the dequantised image, it
+    returns L_K as `bound`, nats, [devices, per_device_batch, 2 or 1], the
+    `sample_size` that its weights are worth likewise, and L_K/2 of either half
+    of the draws as `half_bounds`, […, 2 or 1, 2].
   """
 
   def step(variables, key, images, start, sigma):
     at = reconstruction.positions(start, len(images))
     keys = numerics.example_keys(key, at)
     x = reconstruction.unit_range(model, images, at, binarize)
-    y = None if binarize else reconstruction.dequantise(images, keys)
+    y = None if is_binary else reconstruction.dequantise(images, keys)
     log_weights = nn.apply(_log_weights, model)(
       conditioning.at(variables, at), x, y, keys, num_samples, sigma
     )

@@ -30,7 +30,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.util import tensor_util
 
-from vae import conditioning, devices, figures, paths, splits
+from vae import devices, figures, paths, splits
 from vae.errors import UserError
 
 URL = (
@@ -82,19 +82,16 @@ def evaluate(context, results) -> None:
 
   real = features('images', split)
   print('decoding samples and reconstructions …', flush=True)
-  positions, size = np.arange(split.num_examples), context.settings.batch_size
-  z = trained.sample_latents(split.num_examples, seed)
-  batches = functools.partial(
-    conditioning.batches, trained, split, positions, size
-  )
+  z, size = trained.sample_latents(len(real), seed), context.settings.batch_size
   made = {
     # Classes are as frequent as in the split.
     'samples': made_of(
       trained.decode(z[index * size :][:size], labels)
-      for index, (_, labels) in enumerate(batches())
+      for index, (_, labels) in enumerate(context.batches())
     ),
     'reconstructions': made_of(
-      trained.reconstruct(images, labels=labels) for images, labels in batches()
+      trained.reconstruct(images, labels=labels)
+      for images, labels in context.batches()
     ),
   }
   for name, images in made.items():

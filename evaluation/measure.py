@@ -13,7 +13,7 @@ a reason if the group cannot be measured. `GROUPS` are modules of this package;
 any other name is a module on `sys.path`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -132,6 +132,7 @@ class Context:
     fitted_name: the split that probes are fitted to.
     draws_z: whether z is drawn from q(z|x), or is its mean.
     binarize: whether each image is drawn black and white, once.
+    is_binary: whether the images are black and white, drawn or read.
     labels: of the split, if the model is conditioned on them.
     variables: of the model, with the labels, on all local devices.
   """
@@ -145,10 +146,9 @@ class Context:
     self.split = getattr(self.data, self.split_name)
     self.fitted_name = 'validation' if self.split_name == 'train' else 'train'
     self.draws_z = self.trained.config.objective.get('sample_posterior', True)
-    self.binarize = self.trained.config.data.get('binarize') == 'dynamic'
-    self.labels = conditioning.labels_of(
-      self.trained.model, self.trained.config, self.split
-    )
+    binarize = self.trained.config.data.get('binarize', 'none')
+    self.binarize, self.is_binary = binarize == 'dynamic', binarize != 'none'
+    self.labels = conditioning.labels_of(self.trained.config, self.split)
     self.variables = devices.replicate(
       conditioning.given(self.trained.variables, self.labels)
     )
@@ -174,6 +174,13 @@ class Context:
     """`encode` of another split than the measured."""
     split = getattr(self.data, self.fitted_name)
     return encode(self.trained, split, self.settings.batch_size)
+
+  def batches(self) -> Iterator[splits.Examples]:
+    """Images of the split in order, with labels if the model sees any."""
+    positions = np.arange(self.split.num_examples)
+    return conditioning.batches(
+      self.trained.config, self.split, positions, self.settings.batch_size
+    )
 
   def over_split(
     self,
@@ -217,7 +224,9 @@ def encode(
   positions = splits.spread(split.num_examples, MAX_FITTED)
   parts = []
   with track('encoding', len(positions)) as report:
-    for examples in conditioning.batches(trained, split, positions, batch_size):
+    for examples in conditioning.batches(
+      trained.config, split, positions, batch_size
+    ):
       encoded = trained.encode(*examples)
       parts.append(reconstruction.codes(encoded, trained.prior))
       report(min(len(parts) * batch_size, len(positions)))

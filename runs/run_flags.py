@@ -7,7 +7,7 @@ from absl import flags
 from etils import epath
 
 from runs import command_line, schema, workdirs
-from vae import devices, loading, paths, splits
+from vae import conditioning, devices, loading, paths, splits
 from vae.errors import UserError
 from vae.loading import TrainedVAE
 
@@ -40,10 +40,11 @@ def restore() -> TrainedVAE:
   return loading.restore(config, workdir(), CHECKPOINT.value)
 
 
-def check_data(data: splits.DataSet) -> None:
+def check_data(config, data: splits.DataSet) -> None:
   """Raises a UserError if the run's data changed; notes if it is another's."""
   try:
-    workdirs.check_data(workdir(), data.identity())
+    identity = data.identity() | conditioning.identity(config, data)
+    workdirs.check_data(workdir(), identity)
   except UserError as error:
     if DATA_DIR.value is None:
       raise

@@ -52,8 +52,7 @@ class Worker:
   settings: measure.Settings
   stop: StopSignals
 
-  def __post_init__(self):
-    # Models are padded to the largest, so that they share programs.
+  def __post_init__(self):  # Padding to the largest shares programs.
     dims = self.study.axes.get(points.LATENT_DIM)
     if isinstance(dims, points.Range):
       dims = [dims.high]
@@ -230,11 +229,10 @@ def measure_run(
   speed = float(np.median(speeds)) if rows else math.nan
   metrics['images_per_second'] = Metric(speed, 'images/s', '')
   metrics['seconds'] = Metric(sum(images / speeds), 's of training steps', '')
-  number = min(_NUM_IMAGES, split.num_examples)
-  originals, labels = next(
-    conditioning.batches(padded, split, np.arange(number), number)
-  )
+  first = np.arange(min(_NUM_IMAGES, split.num_examples))
+  originals, labels = next(conditioning.batches(config, split, first, 99))
   z = padded.sample_latents(_NUM_IMAGES)
+  in_turn = conditioning.in_turn(padded.model, _NUM_IMAGES)
   if isinstance(padded.prior, distributions.StandardNormal):
     # Models of more dimensions share the first ones.
     u = np.random.default_rng(0).random((*z.shape[:0:-1], _NUM_IMAGES))
@@ -242,7 +240,7 @@ def measure_run(
   for name, images in (
     (report.ORIGINALS, originals),
     (report.RECONSTRUCTIONS, padded.reconstruct(originals, labels=labels)),
-    (report.SAMPLES, padded.decode(z)),
+    (report.SAMPLES, padded.decode(z, in_turn)),
   ):
     strip = figures.image_grid(images, columns=len(images))
     figures.save_png(strip, workdir / name)

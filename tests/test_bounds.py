@@ -1,9 +1,8 @@
 """Bounds against closed forms, above all those of a linear model."""
 
-import types
-
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from scipy import integrate, special, stats
@@ -49,7 +48,7 @@ def make_linear(encoder=None, weights=None, variance=None, dtype='float32'):
   model = conv.Model(
     (4, 4, 3), latent_dim=4, hidden_channels=(), sigma=SIGMA, dtype=dtype
   )
-  config = types.SimpleNamespace(objective={}, data={})
+  config = ml_collections.ConfigDict({'objective': {}, 'data': {}, 'model': {}})
   trained = TrainedVAE(config, model, {'params': params}, step=0)
   split = splits.ArraySplit(pixels.reshape(COUNT, 4, 4, 3))
   data = splits.DataSet(split, split, split)
@@ -96,6 +95,19 @@ def test_dequantised_bound_has_its_own_sigma(linear):
   bound = bound_of(context, 2000, sigma=0.15)['bound'][:, 1]
   # The noise of the dequantisation is small against σ, but not nothing.
   assert bound.mean() == pytest.approx(exact.mean(), abs=0.2)
+
+
+def test_binary_images_have_no_dequantised_bound(linear):
+  context, _ = linear
+  step = bounds.make_bound_step(context.trained.model, 9, False, True)
+  key = numerics.bound_key(0)
+  found = context.over_split(
+    lambda x, start: step(context.variables, key, x, start, SIGMA)
+  )
+  assert found['half_bounds'].shape == (COUNT, 1, 2)
+  np.testing.assert_allclose(
+    found['bound'][:, 0], bound_of(context, 9)['bound'][:, 0], rtol=1e-5
+  )
 
 
 def test_halves_are_bounds_of_half_the_draws(linear):

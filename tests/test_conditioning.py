@@ -1,19 +1,21 @@
 """A model that sees the class of each image."""
 
-import types
-
 from absl import flags
 from absl.testing import flagsaver
+from etils import epath
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+from PIL import Image
 import pytest
 from scipy import stats
 
 from evaluation import measure
 import generate
 import input_pipeline
-from runs import schema
+from runs import schema, workdirs
+from sweeps import worker
 from tests.conftest import make_small_config, Rows
 import train
 import vae
@@ -60,8 +62,8 @@ def make_linear():
   model = mlp.Model(
     (4, 4, 1), latent_dim=2, hidden_sizes=(), sigma=SIGMA, num_classes=CLASSES
   )
-  config = types.SimpleNamespace(
-    objective={}, data=types.SimpleNamespace(label='', get=lambda key: None)
+  config = ml_collections.ConfigDict(
+    {'objective': {}, 'data': {}, 'model': {'num_classes': CLASSES}}
   )
   trained = TrainedVAE(config, model, {'params': params}, step=0)
   split = splits.ArraySplit(
@@ -97,6 +99,7 @@ def test_library_takes_the_class_of_each_image():
   np.testing.assert_array_equal(in_turn, given)
   for call, message in (
     (lambda: trained.encode(images), 'give labels'),
+    (lambda: trained.decode(np.zeros((2, 2))), 'give labels'),
     (lambda: trained.encode(images, labels[:3]), r'int32 \[3\]'),
     (lambda: trained.encode(images, labels + 0.0), 'float64'),
     (lambda: trained.encode(images, labels + 1), 'from 1 to 3'),
@@ -136,6 +139,25 @@ def test_a_label_of_no_weight_leaves_the_loss():
   )
 
 
+def test_a_run_learns_what_the_class_says(tmp_path):
+  """Dark and bright images, by their class alone."""
+  labels = np.random.default_rng(0).integers(0, 2, 40)
+  images = np.where(labels, 200, 50).astype(np.uint8)[:, None, None, None]
+  split = splits.ArraySplit(
+    np.broadcast_to(images, (40, 16, 16, 3)).copy(),
+    splits.Labels(('kind',), labels[:, None]),
+  )
+  config = make_small_config('')
+  config.model.num_classes, config.optimizer.learning_rate = 2, 0.01
+  config.train.num_epochs, config.eval.every_epochs = 40, 40
+  schema.complete(config)
+  data = splits.DataSet(split, split, split)
+  train.train_and_evaluate(config, tmp_path, data, Rows())
+  z = np.zeros((2, config.model.latent_dim))
+  dark, bright = vae.load(tmp_path).decode(z, [0, 1]).mean(axis=(1, 2, 3))
+  assert dark < 0.35 and bright > 0.65
+
+
 @pytest.fixture(scope='module')
 def conditional_run(celeba_dir, tmp_path_factory):
   """A run on faces that smile or not."""
@@ -145,54 +167,112 @@ def conditional_run(celeba_dir, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('conditional')
   data = input_pipeline.load(config)
   train.train_and_evaluate(config, workdir, data, Rows())
-  return workdir, data
+  return config, workdir, data
 
 
-def test_a_run_learns_samples_and_is_measured(conditional_run, tmp_path):
-  workdir, data = conditional_run
-  assert (workdir / 'samples' / 'epoch_0003.png').exists()
-  trained = vae.load(workdir)
-  smiles = np.array([0, 1])
-  images = trained.decode(np.zeros((2, 3)), smiles)
-  assert np.abs(images[0] - images[1]).max() > 1e-3
-  settings = measure.Settings(('bounds', 'posterior', 'labels'), 4)
-  results = measure.measure(trained, data, 'validation', settings)
-  assert np.isfinite(results.metrics['elbo'].value)
+@pytest.fixture
+def make(conditional_run, tmp_path):
+  """Runs a command of `generate.py` into a folder of its own."""
   if not flags.FLAGS.is_parsed():
     flags.FLAGS(['generate'])
-  for command in ('sample', 'reconstruct', 'interpolate', 'traverse'):
-    for of_class in (None, 1):
-      folder = tmp_path / f'{command}_{of_class}'
-      settings = {'class': of_class, 'output': str(folder)}
-      with flagsaver.flagsaver(
-        workdir=str(workdir), split='validation', **settings
-      ):
-        generate.main(command)
-      assert (folder / 'grid.png').exists()
-  with (
-    pytest.raises(UserError, match='2 classes'),
-    flagsaver.flagsaver(
-      workdir=str(workdir), output=str(tmp_path / 'no'), **{'class': 2}
-    ),
-  ):
-    generate.main('sample')
+
+  def make(command, workdir=conditional_run[1], **settings):
+    folder = tmp_path / f'{command}_{settings.get("class")}'
+    with flagsaver.flagsaver(
+      workdir=str(workdir), output=str(folder), split='validation', **settings
+    ):
+      generate.main(command)
+    return folder
+
+  return make
+
+
+def test_a_run_is_measured_and_swept(conditional_run, inception_file):
+  config, workdir, data = conditional_run
+  assert (workdir / 'samples' / 'epoch_0003.png').exists()
+  settings = measure.Settings(
+    ('bounds', 'posterior', 'labels', 'fid'),
+    4,
+    inception_weights=str(inception_file),
+  )
+  results = measure.measure(vae.load(workdir), data, 'validation', settings)
+  for name in ('elbo', 'iw_bound', 'fid_samples', 'fid_reconstructions'):
+    assert np.isfinite(results.metrics[name].value)
+  row, _ = worker.measure_run(
+    *(config, epath.Path(workdir), 'validation', measure.Settings(())),
+    latent_dim=5,
+  )
+  assert row['rate'] == pytest.approx(results.metrics['rate'].value, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+  'command', ['sample', 'reconstruct', 'interpolate', 'traverse']
+)
+@pytest.mark.parametrize('of_class', [None, 1])
+def test_pictures_of_a_class(make, command, of_class):
+  assert (make(command, **{'class': of_class}) / 'grid.png').exists()
+
+
+def test_classes_that_cannot_be(make, trained_run, tmp_path):
+  with pytest.raises(UserError, match='--class=2: the model has 2 classes'):
+    make('sample', **{'class': 2})
+  with pytest.raises(UserError, match='--class=0: the model has 0 classes'):
+    make('sample', workdir=trained_run, **{'class': 0})
+  Image.new('RGB', (16, 16)).save(tmp_path / 'mine.png')
+  with pytest.raises(UserError, match='name one by --class'):
+    make('reconstruct', images=[str(tmp_path / 'mine.png')])
+
+
+def test_other_classes_are_other_data(conditional_run):
+  config, workdir, data = conditional_run
+  identity = conditioning.identity(config, data)
+  assert identity['classes'] == 'Smiling 0, Smiling 1'
+  config = config.copy_and_resolve_references()
+  config.data.label = 'Eyeglasses'
+  changed = conditioning.identity(config, data)
+  assert changed['train_labels'] != identity['train_labels']
+  with pytest.raises(UserError, match='train_labels was'):
+    workdirs.check_data(epath.Path(workdir), data.identity() | changed)
+
+
+def test_second_stage_of_a_run(conditional_run, tmp_path):
+  config, workdir, data = conditional_run
+  config = config.copy_and_resolve_references()
+  config.objective = {'name': 'prior_only'}
+  config.model.latent_prior, config.init_from = 'two_stage', str(workdir)
+  config.train.num_epochs = 1
+  schema.validate(config)
+  train.train_and_evaluate(config, tmp_path, data, Rows())
+  config.train.num_epochs = 2
+  train.train_and_evaluate(config, tmp_path, data, Rows())
+  trained, first = vae.load(tmp_path), vae.load(workdir)
+  z = first.sample_latents(4)
+  np.testing.assert_array_equal(
+    trained.decode(z, [0, 1, 0, 1]), first.decode(z, [0, 1, 0, 1])
+  )
+  assert not np.allclose(trained.sample_latents(4), z)
+  settings = measure.Settings(('bounds', 'posterior'), 4)
+  results = measure.measure(trained, data, 'validation', settings)
+  assert 'at most' in results.metrics['rate'].about
+  assert np.isfinite(results.metrics['iw_bound'].value)
+  config.model.latent_dim = 4
+  with pytest.raises(UserError, match='latent_dim was 3 and is now 4'):
+    train.train_and_evaluate(config, tmp_path / 'other', data, Rows())
 
 
 @pytest.mark.parametrize(
   ('num_classes', 'label', 'message'),
   [
     (2, 'Happy', "label is 'Happy'.*Bald, Eyeglasses"),
-    (1, 'Smiling', 'num_classes is 1; the classes of Smiling go from 0 to 1'),
+    (2, '', "label is ''.*one of the labels"),
+    (1, 'Smiling', 'num_classes is 1; Smiling has 2 classes'),
   ],
 )
-def test_labels_that_are_missing(
-  celeba_dir, tmp_path, num_classes, label, message
-):
+def test_labels_that_are_missing(celeba_dir, num_classes, label, message):
   config = make_small_config(celeba_dir)
   config.model.num_classes, config.data.label = num_classes, label
-  data = input_pipeline.load(config)
   with pytest.raises(UserError, match=message):
-    train.train_and_evaluate(config, tmp_path, data, Rows())
+    input_pipeline.load(config)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +283,7 @@ def test_labels_that_are_missing(
       {'model.num_classes': 2, 'model.latent_prior': 'vamp'},
       'pseudo-inputs have no labels',
     ),
+    ({'model.latent_prior': 'two_stage'}, 'needs config.objective.name=prior'),
   ],
 )
 def test_configs_that_do_not_go_together(settings, message):

@@ -83,7 +83,7 @@ def run_topology(config, num_devices):
   images = splits.stored_images(split)
   images = images if images is None else np.asarray(images)
   program = steps.program_from_config(config, len(PIXELS))
-  labels = conditioning.labels_of(program.model, config, split)
+  labels = conditioning.labels_of(config, split)
   settings = steps.settings_from_config(config)
   state = jax.device_get(steps.create_state(program, config.seed))
   evaluate = steps.make_eval_steps(program)

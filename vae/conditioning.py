@@ -7,12 +7,13 @@ parameters, so that objectives and evaluators handle images alone.
 
 from collections.abc import Iterator
 from typing import Any
+import zlib
 
 import jax
 import numpy as np
 
 from vae.errors import UserError
-from vae.splits import Examples, Split
+from vae.splits import DataSet, Examples, Labels, Split
 
 COLLECTION = 'given'
 
@@ -22,37 +23,54 @@ def num_classes(model: Any) -> int:
   return getattr(model, 'num_classes', 0)
 
 
-def labels_of(model: Any, config, split: Split) -> np.ndarray | None:
+def labels_of(config, split: Split) -> np.ndarray | None:
   """The class index of each example, int32 [num_examples].
 
-  None if the model sees no labels. Raises UserError if the split has no such
-  label, or more classes than the model.
+  None if the model of the config sees no labels. Raises UserError if the split
+  has no such label, or other classes than the model.
   """
-  count = num_classes(model)
-  if not count:
-    return None
-  labels, name = split.labels(), config.data.label
+  count = config.model.get('num_classes', 0)
+  return None if not count else _read(config, count, split)[0]
+
+
+def _read(config, count: int, split: Split) -> tuple[np.ndarray, list[str]]:
+  """Class indices, and the names of the classes."""
+  labels: Labels | None = split.labels()
   known = labels.names if labels else ()
-  if labels is None or (name or known[0]) not in known:
+  name = config.data.get('label', '')
+  if not name and len(known) == 1:
+    (name,) = known
+  if labels is None or name not in known:
+    shown = ', '.join(known) or 'none'
     raise UserError(
       f'config.data.label is {name!r}, and config.model.num_classes={count} '
-      'needs a label; the data set has '
-      f'{", ".join(known) or "none"}.'
+      f'needs one of the labels of the data set: {shown}.'
     )
-  values = labels.values[:, known.index(name or known[0])]
-  if not 0 <= values.min() <= values.max() < count:
+  values, names = labels.values[:, known.index(name)], labels.class_names(name)
+  if len(names) > count or name in labels.classes and len(names) < count:
     raise UserError(
-      f'config.model.num_classes is {count}; the classes of '
-      f'{name or known[0]} go from {values.min()} to {values.max()}.'
+      f'config.model.num_classes is {count}; {name} has {len(names)} classes.'
     )
-  return values.astype(np.int32)
+  return values.astype(np.int32), names
+
+
+def identity(config, data: DataSet) -> dict[str, int | str]:
+  """What a run must have in common with its data, besides the images."""
+  count = config.model.get('num_classes', 0)
+  if not count:
+    return {}
+  values, names = _read(config, count, data.train)
+  return {
+    'classes': ', '.join(names),
+    'train_labels': f'{zlib.crc32(values.tobytes()):08x}',
+  }
 
 
 def batches(
-  trained: Any, split: Split, positions: np.ndarray, batch_size: int
+  config, split: Split, positions: np.ndarray, batch_size: int
 ) -> Iterator[Examples]:
-  """Images at some positions of a split, with their labels for a model."""
-  labels = labels_of(trained.model, trained.config, split)
+  """Images at some positions of a split, with labels if the model sees any."""
+  labels = labels_of(config, split)
   for index, images in enumerate(split.batches(positions, batch_size)):
     at = positions[index * batch_size :][:batch_size]
     yield Examples(images, None if labels is None else labels[at])

@@ -340,10 +340,11 @@ def _forward_substitution(lower: jax.Array, b: jax.Array) -> jax.Array:
   LAPACK's routine, which JAX calls on CPUs, waits for ever if several devices
   share a few threads.
   """
+  below = jnp.tril(lower, -1)
 
   def subtract_column(column, x):
     value = x[..., column] / lower[..., column, column]
-    x -= value[..., None] * jnp.tril(lower, -1)[..., column]
+    x -= value[..., None] * below[..., column]
     return x.at[..., column].set(value)
 
   return lax.fori_loop(0, b.shape[-1], subtract_column, b)

@@ -22,6 +22,7 @@ from vae import (
   objectives,
   padding,
   paths,
+  registry,
   splits,
   steps,
 )
@@ -89,13 +90,17 @@ def restore(
   return TrainedVAE(config, model, variables, int(state.step))
 
 
-def start_from(workdir: epath.PathLike, state: Any) -> Any:
-  """A first state with the arrays of another run's best checkpoint that fit.
+def start_from(config, state: Any) -> Any:
+  """A first state with the arrays of `config.init_from` that fit.
 
-  Those of the same name and shape are taken; a line says which are not. Raises
-  UserError if the workdir holds no run, or none of its arrays fits.
+  It is a run, whose best checkpoint counts. Arrays of the same name and shape
+  are taken; a line says which are not. Raises UserError if the workdir holds no
+  run, none of its arrays fits, or the model must be the same and is not.
   """
+  workdir = config.init_from
   trained = load(workdir)
+  if config.objective.name == 'prior_only':
+    _check_same_model(config, trained)
   own, found = (
     traverse_util.flatten_dict(jax.device_get(tree))
     for tree in (
@@ -133,6 +138,27 @@ def start_from(workdir: epath.PathLike, state: Any) -> Any:
   return state.replace(params=params, collections=collections)
 
 
+def _check_same_model(config, trained: 'TrainedVAE') -> None:
+  """Raises UserError unless two models are the same, but for their priors."""
+  settings = registry.settings(config.model)
+  settings['data.label'] = config.data.label
+  others = registry.fields(type(trained.model))
+  others = {name: default for name, (_, default) in others.items()}
+  others |= registry.settings(trained.config.model)
+  others['data.label'] = trained.config.data.get('label', '')
+  changed = [
+    f'{name} was {others[name]} and is now {settings[name]}'
+    for name in settings
+    if name not in ('latent_prior', 'prior_components')
+    and settings[name] != others.get(name)
+  ]
+  if changed:
+    raise UserError(
+      f'config.init_from is {config.init_from}, and the objective prior_only '
+      f'leaves its model as it is: {"; ".join(changed)}.'
+    )
+
+
 class TrainedVAE:
   """A model with its parameters, for use on NumPy arrays.
 
@@ -142,8 +168,8 @@ class TrainedVAE:
   it is cut into batches of one size, so that each method is compiled once.
   Arrays of another shape or range raise ValueError.
 
-  A model with `num_classes` needs the class of each image, `labels` [n]; decode
-  and sample take the classes in turn by default.
+  A model with `num_classes` needs the class of each image, `labels` [n]; by
+  default `sample` takes the classes in turn.
 
   `variables` are the collections of `model`, a Flax module; `step` is that of
   the checkpoint; `prior` is p(z), a distribution (`vae.distributions`).
@@ -170,8 +196,6 @@ class TrainedVAE:
     is_grey = self.config.data.get('binarize') == 'dynamic'
     if is_grey and images.dtype == np.uint8:
       images = binarize(images)
-    if labels is None and conditioning.num_classes(self.model):
-      raise ValueError('the model is conditioned on labels; give labels.')
     return self._in_batches(_encode, images, labels)
 
   def decode(self, z: np.ndarray, labels: Any = None) -> np.ndarray:
@@ -182,8 +206,6 @@ class TrainedVAE:
         f'z has the shape {z.shape}; it must be '
         f'[n, {", ".join(map(str, self.latent_shape))}].'
       )
-    if labels is None:
-      labels = conditioning.in_turn(self.model, len(z))
     return np.clip(self._in_batches(_decode, z, labels), 0, 1)
 
   def sample(
@@ -205,6 +227,8 @@ class TrainedVAE:
         f'temperature is {temperature}; only the prior N(0, I) has one.'
       )
     z = temperature * self.sample_latents(num_images, seed)
+    if labels is None:
+      labels = conditioning.in_turn(self.model, num_images)
     return self.decode(z, labels)
 
   def sample_latents(self, num_latents: int, seed: int = 0) -> np.ndarray:
@@ -251,10 +275,17 @@ class TrainedVAE:
       )
     return images.astype(np.float32)
 
-  def _check_labels(self, labels: np.ndarray, count: int) -> np.ndarray:
+  def _check_labels(self, labels: Any, count: int) -> np.ndarray | None:
     num_classes = conditioning.num_classes(self.model)
-    if not num_classes:
-      raise ValueError('labels are given; the model is not conditioned on any.')
+    if labels is None and not num_classes:
+      return None
+    if labels is None or not num_classes:
+      raise ValueError(
+        'the model is conditioned on labels; give labels.'
+        if num_classes
+        else 'labels are given; the model is not conditioned on any.'
+      )
+    labels = np.asarray(labels)
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
       raise ValueError(
         f'the labels are {labels.dtype} {list(labels.shape)}; they must be '
@@ -269,8 +300,7 @@ class TrainedVAE:
 
   def _in_batches(self, function: Callable[..., Any], rows, labels):
     """Applies a function of the model to rows, padded to full batches."""
-    if labels is not None:
-      labels = self._check_labels(np.asarray(labels), len(rows))
+    labels = self._check_labels(labels, len(rows))
     results = []
     for start in range(0, max(len(rows), 1), _BATCH_SIZE):
       batch = splits.Examples(rows, labels)

@@ -108,8 +108,8 @@ class Population(Trainer):
       self.is_validated = all(r.metrics for r in restored)
     elif self._config.init_from:
       self._place(
-        loading.start_from(self._config.init_from, state)
-        for state in self._first_states
+        loading.start_from(c, state)
+        for c, state in zip(self._configs, self._first_states, strict=True)
       )
     del self._first_states
 

@@ -53,7 +53,7 @@ class Trainer:
     self.step, self.is_validated = 0, False
 
   def _read_labels(self) -> None:
-    read = functools.partial(conditioning.labels_of, self._model, self._config)
+    read = functools.partial(conditioning.labels_of, self._config)
     self._labels, self._validation_labels = map(
       read, (self._data.train, self._data.validation)
     )
@@ -70,7 +70,7 @@ class Trainer:
       if restored is not None:
         state, is_validated = restored.state, bool(restored.metrics)
       elif self._config.init_from:
-        state = loading.start_from(self._config.init_from, state)
+        state = loading.start_from(self._config, state)
     state, is_validated = devices.as_first_process(
       (jax.device_get(state), np.array(is_validated))
     )

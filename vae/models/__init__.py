@@ -76,7 +76,11 @@ class Autoencoder(nn.Module):
     if self.num_classes:
       features = self.image_shape[0] * self.image_shape[1]
       self.label_embedding = nn.Embed(
-        self.num_classes, features, param_dtype=self.param_dtype
+        self.num_classes,
+        features,
+        param_dtype=self.param_dtype,
+        # As different as images are.
+        embedding_init=nn.initializers.normal(0.3),
       )
     if not _SIGMA[0] <= self.sigma <= _SIGMA[1]:
       raise ValueError(
