@@ -80,8 +80,21 @@ def _soft_floor(x: jax.Array, floor: float) -> jax.Array:
   return floor + nn.softplus(x - floor)
 
 
-def _sum_pixels(x: jax.Array) -> jax.Array:
-  return x.sum(axis=(-3, -2, -1))
+def _flat(x: jax.Array) -> jax.Array:
+  """The axes of an image in one, [..., pixels].
+
+  On a CPU XLA computes sums over short last axes number by number.
+  """
+  return x.reshape(*x.shape[:-3], -1)
+
+
+@jax.custom_jvp
+def _softplus(x: jax.Array) -> jax.Array:
+  """log(1 + e^x), which vectorises, unlike `nn.softplus` on a CPU."""
+  return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+_softplus.defjvps(lambda tangent, value, x: tangent * nn.sigmoid(x))
 
 
 @struct.dataclass
@@ -94,13 +107,14 @@ class Gaussian:
 
   def log_prob(self, images: jax.Array) -> jax.Array:
     """log N(images; mean, σ²), constant included."""
-    squares = jnp.square(images - self.mean)
+    squares = jnp.square(_flat(images) - _flat(self.mean))
     if jnp.ndim(self.sigma):
-      squares = squares / jnp.square(self.sigma)
-      return -0.5 * _sum_pixels(squares + 2 * jnp.log(self.sigma) + _LOG_2PI)
+      sigma = _flat(self.sigma)
+      terms = squares / jnp.square(sigma) + 2 * jnp.log(sigma) + _LOG_2PI
+      return -0.5 * terms.sum(axis=-1)
     dimensions = math.prod(images.shape[-3:])
     log_normalizer = dimensions * (jnp.log(self.sigma) + 0.5 * _LOG_2PI)
-    return -0.5 * _sum_pixels(squares) / jnp.square(self.sigma) - log_normalizer
+    return -0.5 * squares.sum(axis=-1) / jnp.square(self.sigma) - log_normalizer
 
 
 @struct.dataclass
@@ -115,7 +129,7 @@ class Laplace:
     """-√2 |x - mean| / σ - log(√2 σ), summed."""
     scale = self.sigma / math.sqrt(2)
     dimensions = math.prod(images.shape[-3:])
-    errors = _sum_pixels(jnp.abs(images - self.mean))
+    errors = jnp.abs(_flat(images) - _flat(self.mean)).sum(axis=-1)
     return -errors / scale - dimensions * jnp.log(2 * scale)
 
 
@@ -137,7 +151,8 @@ class Bernoulli:
     density of a distribution: it has no normaliser (Loaiza-Ganem & Cunningham
     2019).
     """
-    return _sum_pixels(images * self.logits - nn.softplus(self.logits))
+    logits = _flat(self.logits)
+    return (_flat(images) * logits - _softplus(logits)).sum(axis=-1)
 
 
 @struct.dataclass
@@ -166,8 +181,8 @@ class ContinuousBernoulli:
     exact = jnp.log(logit / jnp.tanh(logit / 2))
     taylor = math.log(2) + jnp.square(self.logits) / 12
     log_normalizer = jnp.where(is_small, taylor, exact)
-    entropy = images * self.logits - nn.softplus(self.logits)
-    return _sum_pixels(entropy + log_normalizer)
+    entropy = Bernoulli(self.logits).log_prob(images)
+    return entropy + _flat(log_normalizer).sum(axis=-1)
 
   def _split(self) -> tuple[jax.Array, jax.Array]:
     """Marks logits too small to divide by; returns logits safe to divide by."""
@@ -188,7 +203,8 @@ class Logistic:
   is_mass = True
 
   def log_prob(self, images: jax.Array) -> jax.Array:
-    return _sum_pixels(_log_bin(images, self.mean, self.log_scale))
+    arrays = map(_flat, (images, self.mean, self.log_scale))
+    return _log_bin(*arrays).sum(axis=-1)
 
 
 def _log_bin(images, mean, log_scale) -> jax.Array:
