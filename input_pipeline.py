@@ -17,21 +17,14 @@ import tempfile
 import time
 import zlib
 
-import data
-
-# isort: split
 import numpy as np
-import tensorflow as tf
 
-from data import image_files
+import data
+from data import image_files, tf
 from data.image_files import Crop
 from runs import processes, progress, schema
 from vae import conditioning, devices, splits
 from vae.errors import UserError
-
-# The accelerators are JAX's alone.
-tf.config.set_visible_devices([], 'GPU')
-tf.config.set_visible_devices([], 'TPU')
 
 # Images of a batch when a whole split is decoded.
 _BATCH_SIZE = 256
@@ -110,7 +103,7 @@ class ImageSplit:
     self._folder = os.path.expanduser(decoded_dir) if fingerprint else None
     self._name, self._source, self._crop = name, source, crop
     self._key = data.digest(
-      image_files.DECODING, tf.__version__, crop, fingerprint
+      image_files.DECODING, tf.version(), crop, fingerprint
     )
     self._cached, self._binarize = cached, binarize
     self._is_binary = binarize in ('fixed', 'threshold')

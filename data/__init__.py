@@ -5,9 +5,8 @@ returns an `EncodedSplit` for each of 'train', 'validation' and 'test': images
 before they are decoded, in files or in memory.
 """
 
-import runs  # noqa: F401 (Sets the environment of TensorFlow.)
+from __future__ import annotations  # Those of TensorFlow would import it.
 
-# isort: split
 from collections.abc import Callable, Iterable, Sequence
 import hashlib
 import os
@@ -17,8 +16,8 @@ from etils import epath
 import fsspec
 import ml_collections
 import numpy as np
-import tensorflow as tf
 
+from data import tf
 from vae import paths, registry
 from vae.errors import shown, UserError
 from vae.splits import Labels
@@ -31,12 +30,8 @@ _SYSTEM_NAMES = ('__MACOSX', '@eaDir')
 # Objects of a bucket that are fetched at a time.
 _FETCHED_AT_ONCE = 64
 
-# Many images at a time use the cores; sharing one image's pixels out costs a
-# quarter of the time.
-tf.config.threading.set_intra_op_parallelism_threads(1)
 
-
-def find(data: ml_collections.ConfigDict) -> dict[str, 'EncodedSplit']:
+def find(data: ml_collections.ConfigDict) -> dict[str, EncodedSplit]:
   """Finds the train, validation and test split that `config.data` describes.
 
   Raises:

@@ -11,7 +11,7 @@ from etils import epath
 import numpy as np
 import pandas as pd
 
-from data import EncodedSplit, FileSplit, is_hidden, some, SPLITS, tfds
+from data import EncodedSplit, FileSplit, is_hidden, some, SPLITS
 from data.folder import existing_folder
 from runs import progress
 from vae.errors import shown, UserError
@@ -39,6 +39,8 @@ def find(data) -> dict[str, EncodedSplit]:
     for images in (folder / place for place in _IMAGES):
       if images.is_dir():
         return _find_files(folder, images)
+  from data import tfds  # Takes half a second.
+
   try:
     return tfds.make_splits(tfds.prepare('celeb_a', data.dir))
   except UserError as error:

@@ -1,13 +1,15 @@
 """Image files to pixels: decoded, cut to a central square and resized."""
 
+from __future__ import annotations  # Those of TensorFlow would import it.
+
 import dataclasses
 import io
 
 from etils import epath
 import numpy as np
 from PIL import Image, ImageOps
-import tensorflow as tf
 
+from data import tf
 from vae.errors import shown, UserError
 
 # Version of `Crop.decode`: raised when it makes other pixels, so that decoded

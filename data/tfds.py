@@ -7,7 +7,6 @@ import urllib.request
 
 from etils import epath
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data import (
@@ -17,6 +16,7 @@ from data import (
   is_hidden,
   MemorySplit,
   SPLITS,
+  tf,
 )
 from runs import progress
 from vae import paths

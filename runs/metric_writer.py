@@ -6,11 +6,8 @@ import contextlib
 import json
 import os
 import time
+from typing import Any
 
-import runs  # noqa: F401 (Sets the environment of TensorFlow.)
-
-# isort: split
-from clu import metric_writers
 from etils import epath
 import numpy as np
 
@@ -62,8 +59,9 @@ class MetricWriter(progress.Writer):
     # TensorBoard's files are written by a thread.
     self._logdir = str(folder / 'tensorboard')
     self._thread = futures.ThreadPoolExecutor(1, 'tensorboard')
-    self._events: metric_writers.SummaryWriter | None = None
+    self._events: Any = None  # A `clu.metric_writers.SummaryWriter`.
     self._begun, self._is_failing = 0.0, False
+    self._hparams: dict[str, Any] | None = None
 
   def rewind(self, step: int, validated: bool) -> None:
     """See `progress.Writer`; raises UserError if the file cannot be written.
@@ -112,11 +110,11 @@ class MetricWriter(progress.Writer):
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes one JSON object on a line of its own, and points of curves."""
     self._write_line(json.dumps({'step': step, **scalars}) + '\n')
-    self._thread.submit(self._write_events, 'write_scalars', step, scalars)
+    self._submit('write_scalars', step, scalars)
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes pictures, uint8 [height, width, channels]."""
-    self._thread.submit(self._write_events, 'write_images', step, images)
+    self._submit('write_images', step, images)
     if self._mirror is not None:
       # A bucket gets small files, as one is copied whenever it has grown.
       self._thread.submit(self._end_file, _SECONDS_OF_PIECE)
@@ -127,10 +125,21 @@ class MetricWriter(progress.Writer):
       key: value if isinstance(value, (bool, int, float, str)) else str(value)
       for key, value in hparams.items()
     }
-    self._thread.submit(self._write_events, 'write_hparams', plain)
+    self._hparams = plain
+
+  def _submit(self, *call: Any) -> None:
+    self._submit_hparams()
+    self._thread.submit(self._write_events, *call)
+
+  def _submit_hparams(self) -> None:
+    # With the first row: TensorFlow's import would delay the first step.
+    hparams, self._hparams = self._hparams, None
+    if hparams is not None:
+      self._thread.submit(self._write_events, 'write_hparams', hparams)
 
   def close(self) -> None:
     """Waits until everything is written that can be."""
+    self._submit_hparams()
     self._thread.submit(self._end_file)
     self._thread.shutdown()
     if self._waiting:
@@ -174,6 +183,9 @@ class MetricWriter(progress.Writer):
     Its buffer is lost then, and its file may end in the middle of a record,
     behind which nothing would be read.
     """
+    # Imports TensorFlow, which takes seconds; this is its own thread.
+    from clu import metric_writers
+
     try:
       if self._events is None:
         self._begun = time.time()

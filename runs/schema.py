@@ -170,6 +170,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
       package.check(config)
     except ValueError as error:
       raise UserError(f'config.{group}.{error}') from error
+  try:  # The trace is kept for the first state.
+    steps.abstract_state(
+      steps.program_from_config(config, config.train.batch_size)
+    )
+  except ValueError as error:
+    raise UserError(f'config.model.{error}') from error
 
 
 def check_known(name: str, key: str, keys: Iterable[str]) -> None:

@@ -109,7 +109,7 @@ class Gaussian:
     """log N(images; mean, σ²), constant included."""
     squares = jnp.square(_flat(images) - _flat(self.mean))
     if jnp.ndim(self.sigma):
-      sigma = _flat(self.sigma)
+      sigma = _flat(jnp.asarray(self.sigma))
       terms = squares / jnp.square(sigma) + 2 * jnp.log(sigma) + _LOG_2PI
       return -0.5 * terms.sum(axis=-1)
     dimensions = math.prod(images.shape[-3:])
