@@ -21,7 +21,7 @@ from tests import test_devices
 from tests.conftest import make_data, ROOT
 import train
 import vae
-from vae import numerics
+from vae import conditioning, numerics
 
 # Small sizes, as far as a member's classes have them.
 SMALL = {
@@ -84,7 +84,10 @@ def whole_life(member):
     state = train.train_and_evaluate(config, workdir, data, writer)
     trained = vae.load(workdir)
     samples = trained.sample(4)
-    reconstructions = trained.reconstruct(data.test.images, seed=1)
+    first = next(conditioning.batches(config, data.test, np.arange(5), 5))
+    reconstructions = trained.reconstruct(
+      first.images, seed=1, labels=first.labels
+    )
     settings = measure.Settings(
       ('bounds', 'reconstruction', 'posterior'), num_importance_samples=4
     )
