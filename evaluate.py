@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from evaluation import measure, output
+import input_pipeline
 from runs import command_line, run_flags
 from vae import conditioning
 
@@ -58,8 +59,6 @@ def main() -> None:
     measure.find(name)
   trained = run_flags.restore()
   folder = run_flags.output('evaluation', _folder_name(trained.step))
-
-  import input_pipeline  # TensorFlow takes seconds; after the checks above.
 
   if trained.config.data.cache == 'device':
     # The device may be another's, and each image goes to it once.

@@ -17,7 +17,9 @@ from absl import flags
 from etils import epath
 import numpy as np
 
+from data import image_files
 from evaluation import measure, plots, posterior, reconstruction
+import input_pipeline
 from runs import command_line, run_flags
 from vae import conditioning, figures, splits
 from vae.errors import UserError
@@ -220,8 +222,6 @@ COMMANDS = {
 def _images(trained: TrainedVAE, count: int) -> splits.Examples:
   """The images that the user named, or else the first `count` of the split."""
   if _IMAGES.value:
-    from data import image_files  # TensorFlow takes seconds.
-
     shape, size = trained.model.image_shape, _CROP_SIZE.value
     files = [image_files.load(path, shape, size) for path in _IMAGES.value]
     if conditioning.num_classes(trained.model) and _CLASS.value is None:
@@ -249,8 +249,6 @@ def _labels(
 
 
 def _split(trained: TrainedVAE, name: str) -> splits.Split:
-  import input_pipeline  # TensorFlow takes seconds, and is not always needed.
-
   # Few images of a split are needed, not all in memory.
   trained.config.data.cache = 'none'
   data = input_pipeline.load(trained.config)

@@ -20,9 +20,9 @@ import zlib
 import numpy as np
 
 import data
-from data import image_files, tf
+from data import image_files
 from data.image_files import Crop
-from runs import processes, progress, schema
+from runs import processes, progress, schema, tf
 from vae import conditioning, devices, splits
 from vae.errors import UserError
 

@@ -15,7 +15,16 @@ from etils import epath
 import jax
 import ml_collections
 
-from runs import command_line, processes, schema, workdirs
+import input_pipeline
+from runs import (
+  command_line,
+  metric_writer,
+  processes,
+  progress,
+  schema,
+  workdirs,
+)
+import train
 from vae import devices, loading, paths
 from vae.checkpoints import Checkpoints
 from vae.errors import UserError
@@ -81,11 +90,6 @@ def _train(
   workdir: epath.Path,
   stop: processes.StopSignals,
 ) -> None:
-  # TensorFlow takes seconds to load, and is not needed to report a mistake.
-  import input_pipeline
-  from runs import metric_writer, progress
-  import train
-
   # A library may have swallowed the exception of a signal.
   stop.raise_if_received()
   data = input_pipeline.load(config)

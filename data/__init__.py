@@ -17,7 +17,7 @@ import fsspec
 import ml_collections
 import numpy as np
 
-from data import tf
+from runs import tf
 from vae import paths, registry
 from vae.errors import shown, UserError
 from vae.splits import Labels

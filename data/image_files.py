@@ -9,7 +9,7 @@ from etils import epath
 import numpy as np
 from PIL import Image, ImageOps
 
-from data import tf
+from runs import tf
 from vae.errors import shown, UserError
 
 # Version of `Crop.decode`: raised when it makes other pixels, so that decoded

@@ -16,9 +16,8 @@ from data import (
   is_hidden,
   MemorySplit,
   SPLITS,
-  tf,
 )
-from runs import progress
+from runs import progress, tf
 from vae import paths
 from vae.errors import shown, UserError
 from vae.splits import Labels

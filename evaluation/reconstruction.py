@@ -160,7 +160,7 @@ def unit_range(vae, images: jax.Array, at: jax.Array, binarize: bool):
 
 
 def positions(start: jax.Array, per_device: int) -> jax.Array:
-  """Of this device's images in their split, [per_device]."""
+  """The positions of this device's images in their split, [per_device]."""
   return start + numerics.global_positions(devices.AXIS, per_device)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from runs import progress
+from runs import progress, tf
 from vae import paths
 from vae.errors import UserError
 
@@ -183,7 +183,8 @@ class MetricWriter(progress.Writer):
     Its buffer is lost then, and its file may end in the middle of a record,
     behind which nothing would be read.
     """
-    # Imports TensorFlow, which takes seconds; this is its own thread.
+    # In this thread, as it imports TensorFlow, which takes seconds.
+    tf.load()
     from clu import metric_writers
 
     try:

@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 from vae.errors import UserError
-from vae.splits import DataSet, Examples, Labels, Split
+from vae.splits import DataSet, Examples, Split
 
 COLLECTION = 'given'
 
 
 def num_classes(model: Any) -> int:
-  """Of the label that a model sees; 0 if it sees none."""
+  """The number of classes of the label that a model sees, or 0."""
   return getattr(model, 'num_classes', 0)
 
 
@@ -35,7 +35,7 @@ def labels_of(config, split: Split) -> np.ndarray | None:
 
 def _read(config, count: int, split: Split) -> tuple[np.ndarray, list[str]]:
   """Class indices, and the names of the classes."""
-  labels: Labels | None = split.labels()
+  labels = split.labels()
   known = labels.names if labels else ()
   name = config.data.get('label', '')
   if not name and len(known) == 1:
@@ -55,7 +55,7 @@ def _read(config, count: int, split: Split) -> tuple[np.ndarray, list[str]]:
 
 
 def identity(config, data: DataSet) -> dict[str, int | str]:
-  """What a run must have in common with its data, besides the images."""
+  """The classes and labels that a run must share with its data."""
   count = config.model.get('num_classes', 0)
   if not count:
     return {}

@@ -169,7 +169,7 @@ def spread(num_examples: int, at_most: int) -> np.ndarray:
 
 
 class Examples(NamedTuple):
-  """What the devices are sent of examples.
+  """Examples as the devices are sent them.
 
   Attributes:
     images: uint8 […, height, width, channels], or int32 indices […] of stored

@@ -3,9 +3,6 @@
 A run whose decoded images are on disk reads them without it.
 """
 
-import runs  # noqa: F401 (Sets the environment of TensorFlow.)
-
-# isort: split
 import functools
 import importlib.metadata
 import types
@@ -21,14 +18,14 @@ def version() -> str:
 
 
 @functools.cache
-def _module() -> types.ModuleType:
+def load() -> types.ModuleType:
+  """Imports it, and leaves the accelerators to JAX alone."""
   import tensorflow
 
-  # The accelerators are JAX's alone.
   tensorflow.config.set_visible_devices([], 'GPU')
   tensorflow.config.set_visible_devices([], 'TPU')
   return tensorflow
 
 
 def __getattr__(name: str) -> Any:
-  return getattr(_module(), name)
+  return getattr(load(), name)
