@@ -52,6 +52,18 @@ def test_values_and_gradients_are_flax_layers(layer, flax_layer, size):
   assert_same_as_flax(layer, flax_layer, random(4, *size, 3))
 
 
+def test_gradients_insert_no_zeros():
+  # cuDNN has gradients of a convolution, which need none. As a convolution of
+  # images with zeros between the pixels the kernel's would be slow.
+  layer, x = layers.ConvTranspose(4, method='native'), random(2, 8, 8, 3)
+  params = layer.init(jax.random.key(0), x)
+  loss = lambda params, x: jnp.sum(layer.apply(params, x)[0])
+  program = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, x))
+  assert program.count('conv_general_dilated[') == 3
+  # Only that of the forward pass, which XLA knows as such a gradient.
+  assert program.count('lhs_dilation=(2, 2)') == 1
+
+
 def test_parts_of_the_batch_are_the_whole(monkeypatch):
   monkeypatch.setattr(convolutions, '_BYTES_AT_A_TIME', 1)
   assert_same_as_flax(*CONVOLUTIONS[2], random(4, 6, 8, 3))

@@ -55,17 +55,44 @@ def conv_transpose(
   y[2i] = w0·x[i-1] + w2·x[i] and y[2i+1] = w1·x[i]: the transpose of the
   stride-2 convolution with the taps in reverse. No inserted zero is multiplied.
   """
-  if not _use_matmul(method):
-    return lax.conv_transpose(
-      x, kernel, (2, 2), 'SAME', dimension_numbers=_DIMENSIONS
-    )
-  return _transposed_conv(x, kernel[::-1, ::-1].swapaxes(2, 3))
+  kernel = kernel[::-1, ::-1].swapaxes(2, 3)
+  if _use_matmul(method):
+    return _transposed_conv(x, kernel)
+  return _native_transposed_conv(x, kernel)
 
 
 def _use_matmul(method: str) -> bool:
   if method == 'auto':
     return jax.default_backend() == 'cpu'
   return method == 'matmul'
+
+
+# The transposed convolution as the gradient of the stride-2 convolution, whose
+# kernel it is given. XLA has cuDNN's functions for the gradients of a
+# convolution, but not for those of its transpose: the kernel's would be a
+# convolution with a window as large as the image.
+@jax.custom_vjp
+def _native_transposed_conv(x, kernel):
+  # The reversal would cancel another, and hide the gradient from XLA.
+  kernel = lax.optimization_barrier(kernel)
+  batch, height, width, _ = x.shape
+  shape = batch, 2 * height, 2 * width, kernel.shape[2]
+  y = jax.ShapeDtypeStruct(shape, x.dtype)
+  (y,) = jax.linear_transpose(lambda y: conv(y, kernel, 2, 'native'), y)(x)
+  return y
+
+
+def _native_transposed_conv_backward(residuals, dy):
+  x, kernel = residuals
+  strided_conv = lambda kernel: conv(dy, kernel, 2, 'native')
+  dx, kernel_gradient = jax.vjp(strided_conv, kernel)
+  return dx, *kernel_gradient(x)
+
+
+_native_transposed_conv.defvjp(
+  lambda x, k: (_native_transposed_conv(x, k), (x, k)),
+  _native_transposed_conv_backward,
+)
 
 
 # The stride-2 convolution of images with even sides, and its transpose. Each
