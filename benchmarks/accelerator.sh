@@ -94,7 +94,7 @@ variants=(--torch_variants='eager,TF32 channels-last compiled graph,bf16 channel
 [ ${#quick[@]} = 0 ] || variants=()
 
 measure checks 150 accelerator_checks
-measure train_step 180 train_step --batch_sizes=64,1024,4096 --without_plain \
+measure train_step 180 train_step --batch_sizes=64,1024 --without_plain \
   --rounds=5 --seconds=0.7 "${variants[@]}"
 measure end_to_end 90 end_to_end --loop_only
 measure command_buffers 75 command_buffers

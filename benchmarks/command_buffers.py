@@ -88,7 +88,7 @@ def _measure(
           args.batch_size,
           args.dtype,
           flags,
-          {'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {flag}'},
+          {'XLA_FLAGS': results.xla_flags(flag)},
         )
       )
       try:

@@ -17,7 +17,6 @@ of its step: 1 is as fast as a run by itself.
 
 import argparse
 import contextlib
-import os
 import pathlib
 import sys
 import time
@@ -145,15 +144,14 @@ def _together(args: argparse.Namespace, count: int) -> rounds.Contender:
 def _virtual(
   args: argparse.Namespace, count: int
 ) -> contextlib.AbstractContextManager[rounds.Contender]:
-  flags = os.environ.get('XLA_FLAGS', '')
-  flags += f' --xla_force_host_platform_device_count={count}'
+  flag = f'--xla_force_host_platform_device_count={count}'
   batch_size = jax_vae.make_config(args.quick).train.batch_size
   return rounds.in_process(
     f'{count} devices',
     count * batch_size,
     args.dtype,
     ['--quick'] * args.quick + [f'--dtype={args.dtype}'],
-    {'XLA_FLAGS': flags},
+    {'XLA_FLAGS': results.xla_flags(flag)},
   )
 
 

@@ -51,10 +51,14 @@ def parse(parser: argparse.ArgumentParser, **quick) -> argparse.Namespace:
   args = parser.parse_args()
   if args.quick:
     print('A try: these numbers mean nothing.')
-    flags = os.environ.get('XLA_FLAGS', '')
-    os.environ['XLA_FLAGS'] = f'{flags} --xla_backend_optimization_level=0'
+    os.environ['XLA_FLAGS'] = xla_flags('--xla_backend_optimization_level=0')
     vars(args).update(quick)
   return args
+
+
+def xla_flags(*flags: str) -> str:
+  """XLA_FLAGS of this process, with others; XLA ends at one of blanks alone."""
+  return ' '.join([os.environ.get('XLA_FLAGS', ''), *flags]).strip()
 
 
 def numbers(text: str) -> list[int]:

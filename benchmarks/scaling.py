@@ -11,7 +11,6 @@ not the gain of more devices.
 
 import argparse
 import contextlib
-import os
 import pathlib
 import sys
 
@@ -55,15 +54,14 @@ def main() -> None:
     measure(title, config[section][name], values, changed)
 
   def on_devices(stack, count):
-    flags = os.environ.get('XLA_FLAGS', '')
-    flags += f' --xla_force_host_platform_device_count={count}'
+    flag = f'--xla_force_host_platform_device_count={count}'
     return stack.enter_context(
       rounds.in_process(
         str(count),
         config.train.batch_size,
         'float32',
         ['--quick'] * args.quick,
-        {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
+        {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': results.xla_flags(flag)},
       )
     )
 

@@ -6,10 +6,23 @@ import re
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
-from benchmarks import jax_vae, rounds, same_network, tpu_compile
+from benchmarks import (
+  jax_vae,
+  published,
+  results,
+  rounds,
+  same_network,
+  tpu_compile,
+)
+from configs.paper import iwae
+from runs import progress, schema
 from tests.conftest import ROOT
+import train
+from vae import splits
 
 # A part of each script's output.
 SCRIPTS = {
@@ -22,6 +35,7 @@ SCRIPTS = {
   'accelerator_checks': 'same bits',
   'command_buffers': 'with the loop',
   'profile_step': 'ms per step',
+  'published': '-log p(x), nats',
 }
 if tpu_compile.has_libtpu():
   SCRIPTS['tpu_compile'] = 'images a chip'
@@ -61,6 +75,37 @@ def test_speedup_is_the_median_of_the_ratios_of_the_rounds():
   )
   assert rounds.speedup(ours, other) == pytest.approx(2 * 2)
   assert ours.images_per_second == pytest.approx(80)
+
+
+def test_xla_gets_no_flags_of_blanks_alone(monkeypatch):
+  monkeypatch.delenv('XLA_FLAGS')
+  assert results.xla_flags('') == ''
+  assert results.xla_flags('--a') == '--a'
+  monkeypatch.setenv('XLA_FLAGS', '--a')
+  assert results.xla_flags('', '--b').split() == ['--a', '--b']
+
+
+def test_seeds_that_train_together_are_runs_by_themselves(tmp_path):
+  config = iwae.get_config('iwae5')
+  config.data.image_size = config.data.channels = 1
+  config.model.latent_dim, config.model.hidden_sizes = 2, (5,)
+  config.train.num_epochs = 2
+  config.optimizer.average_decay = 0.9
+  schema.validate(config)
+  pixels = np.random.default_rng(0).integers(0, 256, (70, 1, 1, 1), np.uint8)
+  split = splits.ArraySplit(pixels)
+  data = splits.DataSet(split, split, split)
+  together = published.train(config, data, [0, 5])
+  for seed, state in zip([0, 5], together, strict=True):
+    config.seed = seed
+    alone = train.train_and_evaluate(
+      config, tmp_path / str(seed), data, progress.Writer()
+    )
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
+      (state.params, state.collections),
+      (alone.params, alone.collections),
+    )
 
 
 # Stands in for Python in accelerator.sh.
