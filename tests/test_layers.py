@@ -52,18 +52,6 @@ def test_values_and_gradients_are_flax_layers(layer, flax_layer, size):
   assert_same_as_flax(layer, flax_layer, random(4, *size, 3))
 
 
-def test_gradients_insert_no_zeros():
-  # cuDNN has gradients of a convolution, which need none. As a convolution of
-  # images with zeros between the pixels the kernel's would be slow.
-  layer, x = layers.ConvTranspose(4, method='native'), random(2, 8, 8, 3)
-  params = layer.init(jax.random.key(0), x)
-  loss = lambda params, x: jnp.sum(layer.apply(params, x)[0])
-  program = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, x))
-  assert program.count('conv_general_dilated[') == 3
-  # Only that of the forward pass, which XLA knows as such a gradient.
-  assert program.count('lhs_dilation=(2, 2)') == 1
-
-
 def test_parts_of_the_batch_are_the_whole(monkeypatch):
   monkeypatch.setattr(convolutions, '_BYTES_AT_A_TIME', 1)
   assert_same_as_flax(*CONVOLUTIONS[2], random(4, 6, 8, 3))
@@ -96,6 +84,14 @@ def test_parameters_start_as_in_pytorch(layer, fan_in):
   # The standard deviation of a uniform distribution.
   kernel = params['params']['kernel']
   assert np.std(kernel) == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize('rows', [2047, 2049, 4096, 8200])
+def test_sums_in_parts_are_sums(rows, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  x = random(rows, 1, 1, 3).astype(np.float64)
+  with jax.enable_x64(True):
+    np.testing.assert_allclose(layers._channel_sum(x), x.sum((0, 1, 2)))
 
 
 class FlaxNorm(nn.Module):

@@ -4,6 +4,7 @@ Convolutions and dense layers have PyTorch's initial values, as in the article.
 """
 
 import functools
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -27,6 +28,9 @@ _MOMENTUM = 0.9
 _EPSILON = 1e-5
 
 _POWER_ITERATIONS = 20
+
+# On a GPU the sums of so many numbers are made in so many parts first.
+_ROWS_OF_ONE, _PARTS = range(2048, 8193), 64
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -194,10 +198,10 @@ def _normalise_and_rectify(x, scale, shift, negative_slope, axis_name):
 
 
 def _forward(x, scale, shift, negative_slope, axis_name):
-  wide = at_least_float32(x)
-  axes = tuple(range(x.ndim - 1))
+  wide, count = at_least_float32(x), x.size // x.shape[-1]
   mean, mean_square = devices.mean_over(
-    (wide.mean(axes), jnp.square(wide).mean(axes)), axis_name
+    (_channel_sum(wide) / count, _channel_sum(jnp.square(wide)) / count),
+    axis_name,
   )
   # Rounding can make it negative.
   var = jnp.maximum(mean_square - jnp.square(mean), 0)
@@ -211,11 +215,10 @@ def _forward(x, scale, shift, negative_slope, axis_name):
 def _backward(negative_slope, axis_name, residuals, cotangents):
   x, mean, inverse, factor, offset = residuals
   wide, dy = at_least_float32(x), at_least_float32(cotangents[0])
-  axes = tuple(range(x.ndim - 1))
   dy = jnp.where(wide * factor + offset >= 0, dy, negative_slope * dy)
-  dshift = dy.sum(axes)
+  dshift = _channel_sum(dy)
   # Of the normalised input, (x - mean) · inverse.
-  dscale = inverse * ((dy * wide).sum(axes) - mean * dshift)
+  dscale = inverse * (_channel_sum(dy * wide) - mean * dshift)
   count = x.size // x.shape[-1]
   mean_dy, mean_dy_x = devices.mean_over(
     (dshift / count, dscale / count), axis_name
@@ -227,6 +230,16 @@ def _backward(negative_slope, axis_name, residuals, cotangents):
 
 
 _normalise_and_rectify.defvjp(_forward, _backward)
+
+
+def _channel_sum(x: jax.Array) -> jax.Array:
+  """The sum over all axes but the last, [channels]."""
+  rows = x.size // x.shape[-1]
+  if rows in _ROWS_OF_ONE and jax.default_backend() == 'gpu':
+    # XLA would have all of a channel made by one of the GPU's multiprocessors.
+    parts = math.gcd(rows, _PARTS)
+    x = lax.optimization_barrier(x.reshape(parts, -1, x.shape[-1]).sum(1))
+  return x.sum(tuple(range(x.ndim - 1)))
 
 
 def _moved(average: jax.Array, value: jax.Array) -> jax.Array:
