@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test test-all test-faults lint libtpu
+.PHONY: demo test test-all test-faults lint libtpu gpu_compiler
 
 # Trains on the embedded cartoon faces and leaves pictures in logs/faces.
 # Large pages (glibc 2.35 or later) spare a CPU some of the step's time.
@@ -39,6 +39,18 @@ libtpu: .libtpu/installed
 	  --target=.libtpu "$$($(VENV)/bin/python -c "import importlib.metadata; \
 	  print(next(r.split(';')[0] for r in importlib.metadata.requires('jax') \
 	  if r.startswith('libtpu')))")"
+	touch $@
+
+# JAX's plugin for CUDA, in JAX's version, for benchmarks/gpu_compile.py and its
+# test: it compiles where there is no GPU, and no library of CUDA's.
+gpu_compiler: .gpu_compiler/installed
+
+.gpu_compiler/installed: $(VENV)/installed
+	@echo 'Installing the compiler for GPUs (400 MB) …'
+	version=$$($(VENV)/bin/python -c 'import jax; print(jax.__version__)') \
+	  && $(VENV)/bin/python -m pip install --quiet --no-deps --upgrade \
+	  --target=.gpu_compiler jax-cuda13-plugin==$$version \
+	  jax-cuda13-pjrt==$$version
 	touch $@
 
 lint: $(VENV)/installed-for-tests

@@ -121,8 +121,6 @@ def make_config(row: str, args):
   config = module.get_config(argument)
   if args.num_epochs:
     config.train.num_epochs = args.num_epochs
-  if args.average_decay:
-    config.optimizer.average_decay = args.average_decay
   schema.validate(config)
   return config
 
@@ -225,8 +223,9 @@ def _arguments():
   )
   add('--num_seeds', type=int, default=3, help='of each row, from 0 (3)')
   add('--num_epochs', type=int, help="(the config's)")
-  add('--average_decay', type=float, help="of the parameters (the config's)")
-  add('--seconds', type=float, default=np.inf, help='at most, of a row')
+  add(
+    '--seconds', type=float, default=np.inf, help='of training a row, at most'
+  )
   add('--draws', type=int, default=5_000, help='for the bound (5,000)')
   add('--images', default='mnist.npz', help='of MNIST; made if absent')
   add('--data_dir', default='', help="TFDS's, where --images is absent")

@@ -234,14 +234,3 @@ def _captured(
     return loss
 
   return replay
-
-
-def release() -> None:
-  """Drops compiled code and cached memory.
-
-  PyTorch silently stops compiling the same lines after a number of times, and
-  each batch size counts.
-  """
-  torch.compiler.reset()
-  if torch.cuda.is_available():
-    torch.cuda.empty_cache()

@@ -196,14 +196,16 @@ def lower(
 @contextlib.contextmanager
 def _as_if_on(tpus: Sequence[jax.Device]) -> Iterator[None]:
   """A context in which these are the devices of the library."""
-  pmap = jax.pmap
+  pmap, platform = jax.pmap, tpus[0].platform
 
   def on_tpus(function, **options):
     return pmap(function, **options | {'devices': tpus})
 
+  # JAX has one name for CUDA's and ROCm's devices.
+  backend = 'tpu' if platform == 'tpu' else 'gpu'
   with (
     mock.patch.object(jax, 'pmap', on_tpus),
-    mock.patch.object(jax, 'default_backend', lambda: 'tpu'),
+    mock.patch.object(jax, 'default_backend', lambda: backend),
   ):
     yield
 

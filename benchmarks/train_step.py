@@ -3,15 +3,16 @@
   python benchmarks/train_step.py --output=train_step.json
 
 The network is that of configs/celeba.py, the images are on the device, and the
-contenders take turns in one process (rounds.py), after a check that they
-compute the same (same_network.py). On a GPU the table has their share of the
-memory's bound (bandwidth.py), too.
+contenders take turns (rounds.py), PyTorch's in processes of their own, after a
+check that they compute the same (same_network.py). On a GPU the table has their
+share of the memory's bound (bandwidth.py), too.
 
 float32 is that of each framework's default matrix products: on a GPU JAX uses
 TF32 for it; PyTorch does in convolutions, and in variants that name it.
 """
 
 import argparse
+import contextlib
 import gc
 import os
 import pathlib
@@ -39,6 +40,12 @@ _OURS = 'this codebase'
 def main() -> None:
   """Measures, prints a table for each batch size, and writes JSON."""
   args = _arguments()
+  if args.serve:
+    config = jax_vae.make_config(args.quick)
+    (config.train.batch_size,) = args.batch_sizes
+    device = 'cuda' if torch_vae.torch.cuda.is_available() else 'cpu'
+    rounds.serve(torch_vae.contender(args.variant, device, config))
+    return
   results.check_devices()
   on_gpu = jax.default_backend() == 'gpu'
   _check(args, on_gpu)
@@ -55,11 +62,9 @@ def main() -> None:
   }
   for batch_size in args.batch_sizes:
     config.train.batch_size = batch_size
-    measured, failures = _measure(args, config, on_gpu)
-    # The next batch size needs the memory.
-    gc.collect()
-    if not args.without_torch:
-      torch_vae.release()
+    with contextlib.ExitStack() as stack:
+      measured, failures = _measure(stack, args, config, on_gpu)
+    gc.collect()  # The next batch size needs the memory.
     rows = [_row(config, m, measured, bytes_per_second) for m in measured]
     content['batch_sizes'][batch_size] = {
       'contenders': rows,
@@ -94,6 +99,9 @@ def _arguments() -> argparse.Namespace:
     help='separated by commas, each of words of torch_vae.py, such as '
     '"eager,TF32 channels-last compiled" (those of the platform)',
   )
+  # For the processes that this one starts.
+  parser.add_argument('--serve', action='store_true', help=argparse.SUPPRESS)
+  parser.add_argument('--variant', help=argparse.SUPPRESS)
   return results.parse(
     parser,
     batch_sizes=[8],
@@ -134,7 +142,7 @@ def _check(args: argparse.Namespace, on_gpu: bool) -> None:
 
 
 def _measure(
-  args: argparse.Namespace, config, on_gpu: bool
+  stack: contextlib.ExitStack, args: argparse.Namespace, config, on_gpu: bool
 ) -> tuple[list[rounds.Measured], dict[str, str]]:
   """All contenders at a batch size, and the errors of those that failed."""
   contenders, measured, failures = [], [], {}
@@ -155,15 +163,26 @@ def _measure(
     if not args.without_plain:
       enter(jax_vae.plain(f'plain Flax, {label}', typed))
   if not args.without_torch:
-    device = 'cuda' if on_gpu else 'cpu'
     default = torch_vae.GPU_VARIANTS if on_gpu else torch_vae.CPU_VARIANTS
     for variant in args.torch_variants or default:
+      # Apart from JAX: CUDA graphs of both end a process with a fault, and
+      # PyTorch silently stops compiling the same lines after some times.
+      contender = rounds.in_process(
+        f'PyTorch, {variant}',
+        config.train.batch_size,
+        'bfloat16' if 'bf16' in variant.split() else 'float32',
+        [
+          *['--quick'] * args.quick,
+          f'--batch_sizes={config.train.batch_size}',
+          f'--variant={variant}',
+        ],
+        {},
+      )
       # A variant may lack its compiler; the others are measured all the same.
       try:
-        enter(torch_vae.contender(variant, device, config))
-      except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        failures[f'PyTorch, {variant}'] = lines[0]
+        enter(stack.enter_context(contender))
+      except ChildProcessError as error:
+        failures[f'PyTorch, {variant}'] = str(error)
   rounds.alternate(contenders, measured, args.rounds)
   return measured, failures
 

@@ -33,7 +33,6 @@ SCRIPTS = {
   'checkpoints': 'share of the loop',
   'bucket': 'bucket / disk, median of the rounds',
   'accelerator_checks': 'same bits',
-  'command_buffers': 'with the loop',
   'profile_step': 'ms per step',
   'published': '-log p(x), nats',
 }
@@ -113,7 +112,7 @@ STAND_IN = """#!/bin/sh
 case $1 in
   *accelerator_checks.py) echo the reason >&2; exit 3 ;;
   *end_to_end.py) exec sleep 60 ;;
-  *command_buffers.py) kill -KILL $$ ;;
+  *train_step.py) kill -KILL $$ ;;
   *.py) for last; do :; done; echo "$@" > "${last#--output=}" ;;
 esac
 """
@@ -124,7 +123,7 @@ def test_parts_go_on_after_one_that_fails_hangs_or_is_killed(tmp_path):
   python.write_text(STAND_IN)
   python.chmod(0o755)
   for flags in (
-    ['--parts=checks,command_buffers,population'],
+    ['--parts=checks,train_step,population'],
     ['--parts=end_to_end,profile', '--quick', '--seconds=5'],
   ):
     result = subprocess.run(
@@ -138,7 +137,7 @@ def test_parts_go_on_after_one_that_fails_hangs_or_is_killed(tmp_path):
   assert log.endswith(result.stdout) and '\nthe reason\n' in log
   ended = dict(re.findall('^=== (.*): (.*)$', log, re.MULTILINE))
   assert ended['checks'].endswith(' with exit status 3')
-  assert ended['command_buffers'].endswith(' with exit status 137')
+  assert ended['train_step'].endswith(' with exit status 137')
   assert ended['population'].startswith('done after ')
   assert ended['end_to_end'].endswith(' s, as it took too long')
   assert 'profile' in ended
