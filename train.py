@@ -8,6 +8,7 @@ the step after it are finite, as only they prove that its state is good.
 
 import collections
 from collections.abc import Callable, Sequence
+from concurrent import futures
 import contextlib
 import dataclasses
 import math
@@ -177,6 +178,7 @@ class _Loop:
     self._is_settling = False
     # For each run, checkpoints whose state is not yet proved to be good.
     self._unproved: list[list[tuple]] = [[] for _ in range(trainer.num_runs)]
+    self._compiling: futures.Future | None = None  # The validation.
 
   def run(self, validate_first: bool) -> None:
     """Trains until the last step, or until stopped or no run is left."""
@@ -211,6 +213,8 @@ class _Loop:
         self._write(run)
       # After the states, which matter more if a kill is to follow.
       self._progress.finish_pictures()
+      if self._compiling is not None:
+        futures.wait([self._compiling])
 
   def _goes_on(self) -> bool:
     return not self.is_stopped and bool(self.divergence.running())
@@ -223,6 +227,7 @@ class _Loop:
     ):
       with self._progress.dispatching():
         metrics = trainer.train(chunk)
+      self._compile_validation()
       step = trainer.step
       self._in_flight.append(_Dispatch(step, metrics, chunk.num_batches))
       if len(self._in_flight) > _AHEAD:
@@ -236,10 +241,22 @@ class _Loop:
       if is_due and schedule.logs(step) and not schedule.validates(step):
         self._snapshot()
 
+  def _compile_validation(self) -> None:
+    """Starts to compile the validation, while the first steps run."""
+    # Several processes have to compile in the same order.
+    if self._compiling is None and jax.process_count() == 1:
+      dtype = self._config.model.get('dtype', 'float32')
+      compile_ = numerics.fixed(dtype)(self._trainer.compile_validation)
+      thread = futures.ThreadPoolExecutor(1, 'compiler')
+      self._compiling = thread.submit(compile_)
+      thread.shutdown(wait=False)
+
   def _validate(self) -> None:
     """Dispatches a validation, and queues the state for saving."""
     # The logged speed is that of training, so its end is waited for.
     self._settle_all()
+    if self._compiling is not None:
+      self._compiling.result()
     sums = []
     for part in self._trainer.validate():
       sums.append(part)

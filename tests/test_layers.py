@@ -86,12 +86,30 @@ def test_parameters_start_as_in_pytorch(layer, fan_in):
   assert np.std(kernel) == pytest.approx(bound / 3**0.5, rel=0.02)
 
 
-@pytest.mark.parametrize('rows', [2047, 2049, 4096, 8200])
+@pytest.mark.parametrize('rows', [2048, 2049, 4096, 8256])
 def test_sums_in_parts_are_sums(rows, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   x = random(rows, 1, 1, 3).astype(np.float64)
   with jax.enable_x64(True):
     np.testing.assert_allclose(layers._channel_sum(x), x.sum((0, 1, 2)))
+    program = str(jax.make_jaxpr(layers._channel_sum)(x))
+  in_parts = 'optimization_barrier' in program
+  assert in_parts == (rows in (2048, 4096))
+
+
+def test_transposed_convolution_has_second_derivatives():
+  # As of a penalty on the decoder's gradient.
+  x, kernel = random(2, 3, 3, 2), random(3, 3, 2, 4)
+
+  def penalty(method):
+    energy = lambda x, k: jnp.sum(
+      jnp.tanh(convolutions.conv_transpose(x, k, method))
+    )
+    squared = lambda x, k: jnp.sum(jax.grad(energy)(x, k) ** 2)
+    return jax.grad(squared, (0, 1))(x, kernel)
+
+  for native, matmul in zip(*map(penalty, ('native', 'matmul')), strict=True):
+    np.testing.assert_allclose(native, matmul, rtol=1e-4, atol=1e-5)
 
 
 class FlaxNorm(nn.Module):

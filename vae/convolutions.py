@@ -6,8 +6,9 @@ neighbouring pixels are gathered, or after which they are scattered. Both ways
 agree to rounding.
 
 The nine taps of each pixel are several times as large as an image. They are
-gathered again for the gradient, which is reverse-mode alone, and where they are
-largest, for a part of the batch at a time, so that they stay in the cache.
+gathered again for the gradient, and where they are largest, for a part of the
+batch at a time, so that they stay in the cache. Gradients are reverse-mode
+alone.
 
 Images and kernels are of the same dtype. Padding is `SAME` as Flax defines it.
 """
@@ -68,12 +69,13 @@ def _use_matmul(method: str) -> bool:
 
 
 # The transposed convolution as the gradient of the stride-2 convolution, whose
-# kernel it is given. XLA has cuDNN's functions for the gradients of a
-# convolution, but not for those of its transpose: the kernel's would be a
-# convolution with a window as large as the image.
+# kernel it is given. cuDNN has functions for the gradients of a convolution. By
+# automatic differentiation the kernel's gradient would be a convolution with a
+# window as large as the image, for which it has none.
 @jax.custom_vjp
 def _native_transposed_conv(x, kernel):
-  # The reversal would cancel another, and hide the gradient from XLA.
+  # XLA knows this gradient by a reversed kernel. Without the barrier it cancels
+  # the reversal with that of `conv_transpose`.
   kernel = lax.optimization_barrier(kernel)
   batch, height, width, _ = x.shape
   shape = batch, 2 * height, 2 * width, kernel.shape[2]

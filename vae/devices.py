@@ -66,8 +66,14 @@ def _sharding(among: Sequence, *axes: str) -> jax.sharding.Sharding:
 
 
 def mean_over(tree: Any, axis_name: str | None) -> Any:
-  """Means over the devices of a pmap axis; the tree itself without one."""
-  return tree if axis_name is None else lax.pmean(tree, axis_name)
+  """Means over the devices of a pmap axis; the tree itself of one device."""
+  # XLA would copy it.
+  return tree if axis_size(axis_name) == 1 else lax.pmean(tree, axis_name)
+
+
+def sum_over(tree: Any, axis_name: str | None) -> Any:
+  """Sums over the devices of a pmap axis; the tree itself of one device."""
+  return tree if axis_size(axis_name) == 1 else lax.psum(tree, axis_name)
 
 
 def axis_size(axis_name: str | None) -> int:

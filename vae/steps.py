@@ -350,11 +350,11 @@ def eval_loop(
     return None, jax.tree.map(lambda v: jnp.sum(jnp.where(mask, v, 0)), values)
 
   _, sums = _loop(step, None, len(batches.images), num_steps)
-  return sums if model.axis_name is None else lax.psum(sums, model.axis_name)
+  return devices.sum_over(sums, model.axis_name)
 
 
 @functools.lru_cache(maxsize=8)
-def make_eval_steps(program: Program) -> Callable[..., Metrics]:
+def make_eval_steps(program: Program) -> jax.stages.Wrapped:
   """`eval_loop` over all devices, as `make_train_steps`; donates nothing."""
   return jax.pmap(
     functools.partial(eval_loop, program),

@@ -93,11 +93,17 @@ class Trainer:
 
   def eval_chunks(self) -> Iterator[tuple[splits.Chunk, int]]:
     """The validation split, and the position in it of each chunk."""
+    return splits.eval_chunks(*self._eval_settings())
+
+  def eval_shapes(self) -> splits.Examples:
+    """Shapes of the batches of a chunk of the validation."""
+    return splits.eval_shapes(*self._eval_settings())
+
+  def _eval_settings(self) -> tuple:
     split, batch_size = self._data.validation, self._config.eval.batch_size
     max_batches = min(_MAX_EVAL_BATCHES, _max_batches(split, batch_size))
-    return splits.eval_chunks(
-      *(split, batch_size, max_batches, self._topology, self._validation_labels)
-    )
+    topology, labels = self._topology, self._validation_labels
+    return split, batch_size, max_batches, topology, labels
 
   def train(self, chunk: splits.Chunk) -> steps.Metrics:
     """Dispatches the steps of a chunk, for metrics [..., max_steps]."""
@@ -115,7 +121,22 @@ class Trainer:
   def evaluate(self, chunk: splits.Chunk, start: int) -> steps.Metrics:
     """Dispatches a chunk of the validation, for sums [..., max_batches]."""
     return self._eval_steps(
+      self._state.variables, *self._eval_arguments(chunk, start)
+    )
+
+  def compile_validation(self) -> None:
+    """Compiles the program of `evaluate`, in any thread."""
+    # The next training step donates the arrays themselves.
+    variables = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
       self._state.variables,
+    )
+    chunk = splits.Chunk(self.eval_shapes(), 1)
+    arguments = self._eval_arguments(chunk, 0)
+    self._eval_steps.lower(variables, *arguments).compile()
+
+  def _eval_arguments(self, chunk: splits.Chunk, start: int) -> tuple:
+    return (
       self._settings,
       self._eval_key,
       splits.stored_images(self._data.validation),

@@ -17,7 +17,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from vae import registry
+from vae import devices, registry
 
 
 @struct.dataclass
@@ -49,9 +49,7 @@ def mean(batch: Batch, values: jax.Array) -> jax.Array:
   """The mean over the examples of the global batch, of values [batch, …]."""
   counts = batch.mask.reshape(-1, *[1] * (values.ndim - 1))
   sums = jnp.where(counts, values, 0).sum(axis=0), batch.mask.sum()
-  if batch.axis_name is not None:
-    sums = lax.psum(sums, batch.axis_name)
-  total, count = sums
+  total, count = devices.sum_over(sums, batch.axis_name)
   return total / count
 
 
