@@ -4,11 +4,11 @@
   python benchmarks/gpu_compile.py --output=gpu_compile.json
 
 The program of configs/celeba.py, as train.py runs it, is compiled for an H200.
-Nothing is run, so that XLA chooses between kernels by rules instead of timing
-them; but which functions of cuDNN it calls, and what it fuses, is the same. A
-kernel takes some microseconds however little it does, which their number
-counts; convolutions are listed with their windows, which show those that cuDNN
-has no fast function for.
+Nothing is run: XLA chooses between kernels by rules instead of timing them, but
+calls the same functions of cuDNN and fuses the same operations. Each kernel
+takes some microseconds, however little it computes, so their number counts. A
+convolution with a window larger than the model's own is a gradient for which
+cuDNN has no function.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from benchmarks import jax_vae, results, tpu_compile
 # look for a GPU at each start.
 _PLUGIN = pathlib.Path(__file__).resolve().parents[1] / '.gpu_compiler'
 
-# XLA's description of an H200; what is left out it takes for 0.
+# An H200 as XLA describes it.
 _H200 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -134,12 +134,12 @@ def gpu() -> jax.Device:
 
 
 def describe(compiled: jax.stages.Compiled) -> dict[str, object]:
-  """What a step, the body of the program's loop, is for the GPU.
+  """The kernels of a step, which is the body of the program's loop.
 
   Returns:
     `kernels`, the number of each kind; and `convolutions`, lists of cuDNN's
-    function, the result's shape, the window's sides, and the operation of the
-    model.
+    function (`none` if XLA has a kernel of its own), the result's shape, the
+    window's sides, and the model's layer.
   """
   kernels, convolutions = collections.Counter(), []
   blocks = dict(
@@ -148,16 +148,17 @@ def describe(compiled: jax.stages.Compiled) -> dict[str, object]:
   )
   (body,) = re.findall(r' while\(.*?body=%([\w.-]+)', compiled.as_text())
   for line in blocks[body].splitlines():
-    kind = re.search(r' (fusion|custom-call|copy|call)\(', line)
+    kind = re.search(r' (fusion|custom-call|copy|call|convolution)\(', line)
     if not kind:
       continue
     kernels[kind[1]] += 1
-    if function := re.search(r'"__cudnn\$conv(\w+)"', line):
+    function = re.search(r'"__cudnn\$conv(\w+)"', line)
+    if function or kind[1] == 'convolution':
       window = re.search(r'window={size=(\S+?)[ }]', line)
       name = re.search(r'op_name="([^"]*)"', line)
       convolutions.append(
         [
-          function[1],
+          function[1] if function else 'none',
           re.search(r'= \(?(\w+\[[\d,]*\])', line)[1],
           [int(side) for side in window[1].split('x')],
           '/'.join(name[1].split('/')[3:-1]),

@@ -1,6 +1,7 @@
-"""The rows of docs/published.md, several seeds of each in one program.
+r"""The rows of docs/published.md, several seeds of each in one program.
 
-  python benchmarks/published.py --rows=iwae:vae,vampprior:normal --output=FILE
+  python benchmarks/published.py --rows=iwae:vae,vampprior:normal \
+    --data_dir=FOLDER --output=FILE
 
 Each row is a config of configs/paper. Its seeds are trained together: the step
 is `vae.steps.train_loop` with an axis for the seeds (`jax.vmap`), so that each
@@ -8,8 +9,8 @@ is the run that main.py would train, but for rounding. Small networks leave an
 accelerator almost idle, and all seeds take little more time than one. After the
 last epoch -log p(x) of the test images is bounded as evaluate.py does it.
 
-Digits are read through TFDS and kept in --images, which is all that a machine
-without TensorFlow needs. Nothing is saved but the numbers.
+Digits are read through TFDS and kept in --images, which a machine without
+TensorFlow needs. Nothing is saved but the numbers.
 """
 
 import functools
@@ -63,15 +64,15 @@ def main() -> None:
   results.write(args.output, content)
 
 
-def train(config, data: splits.DataSet, seeds, seconds: float = np.inf):
-  """Trains a run of each seed, for at most so many seconds.
+def train(config, data: splits.DataSet, seeds, seconds: float | None = None):
+  """Trains a run of each seed, and begins no epoch after so many seconds.
 
   Returns:
     The last state of each.
   """
   num_examples, batch_size = data.train.num_examples, config.train.batch_size
   program = steps.program_from_config(config, num_examples, axis_name=None)
-  with numerics.fixed('float32'):
+  with numerics.fixed(config.model.get('dtype', 'float32')):
     loop = jax.jit(
       jax.vmap(
         functools.partial(steps.train_loop, program),
@@ -104,12 +105,12 @@ def train(config, data: splits.DataSet, seeds, seconds: float = np.inf):
         *(state, settings, keys, stored),
         *(splits.Examples(images), chunks[0].num_batches),
       )
+      loss = np.asarray(metrics['loss']).mean(axis=1)
+      passed = time.perf_counter() - start
       if epoch % _EPOCHS_OF_LINE == 0:
-        loss = np.asarray(metrics['loss']).mean(axis=1)
-        passed = time.perf_counter() - start
         print(f'epoch {epoch + 1}, {passed:.0f} s: {loss}', flush=True)
-        if passed > seconds:
-          break
+      if seconds is not None and passed > seconds:
+        break
   states = jax.device_get(state)
   return [jax.tree.map(lambda a, i=i: a[i], states) for i in range(len(seeds))]
 
@@ -165,16 +166,16 @@ def table(rows) -> str:
 def _measure(trained: TrainedVAE, data, args) -> dict[str, float]:
   settings = measure.Settings(num_importance_samples=args.draws)
   context = measure.Context(trained, data, 'test', settings)
-  results = measure.Measurements()
-  with numerics.precise('float32'):
-    bounds.evaluate(context, results)
-    posterior.add_dimensions(results, context.images, draws_z=True)
-  bound = results.metrics['iw_bound']
+  measured = measure.Measurements()
+  with numerics.precise(steps.float_dtype(trained.model)):
+    bounds.evaluate(context, measured)
+    posterior.add_dimensions(measured, context.images, draws_z=True)
+  bound = measured.metrics['iw_bound']
   return {
     'iw_bound': bound.value,
     'iw_bound_error': bound.standard_error,
-    'elbo': results.metrics['elbo'].value,
-    'active_units': results.metrics['active_units'].value,
+    'elbo': measured.metrics['elbo'].value,
+    'active_units': measured.metrics['active_units'].value,
   }
 
 
@@ -223,13 +224,14 @@ def _arguments():
   )
   add('--num_seeds', type=int, default=3, help='of each row, from 0 (3)')
   add('--num_epochs', type=int, help="(the config's)")
-  add(
-    '--seconds', type=float, default=np.inf, help='of training a row, at most'
-  )
+  add('--seconds', type=float, help='of training a row, at most')
   add('--draws', type=int, default=5_000, help='for the bound (5,000)')
   add('--images', default='mnist.npz', help='of MNIST; made if absent')
   add('--data_dir', default='', help="TFDS's, where --images is absent")
-  return results.parse(parser, num_epochs=2, num_seeds=2, draws=10)
+  args = results.parse(parser, num_epochs=2, num_seeds=2, draws=10)
+  if not args.rows and not args.workdirs:
+    parser.error('name --rows or --workdirs.')
+  return args
 
 
 if __name__ == '__main__':

@@ -57,7 +57,7 @@ def parse(parser: argparse.ArgumentParser, **quick) -> argparse.Namespace:
 
 
 def xla_flags(*flags: str) -> str:
-  """XLA_FLAGS of this process, with others; XLA ends at one of blanks alone."""
+  """XLA_FLAGS of this process and others; XLA aborts if it is only blanks."""
   return ' '.join([os.environ.get('XLA_FLAGS', ''), *flags]).strip()
 
 

@@ -170,7 +170,7 @@ def in_process(
       with contextlib.suppress(BrokenPipeError):
         print(num_steps, file=process.stdin, flush=True)
       if not answers('done'):
-        raise ChildProcessError(f'{name}: its process ended, see above.')
+        raise ChildProcessError('its process ended, see above.')
 
     # It has started and made its images, and compiled nothing yet.
     answers('ready')

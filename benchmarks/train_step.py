@@ -43,8 +43,7 @@ def main() -> None:
   if args.serve:
     config = jax_vae.make_config(args.quick)
     (config.train.batch_size,) = args.batch_sizes
-    device = 'cuda' if torch_vae.torch.cuda.is_available() else 'cpu'
-    rounds.serve(torch_vae.contender(args.variant, device, config))
+    rounds.serve(torch_vae.contender(args.variant, args.device, config))
     return
   results.check_devices()
   on_gpu = jax.default_backend() == 'gpu'
@@ -102,6 +101,7 @@ def _arguments() -> argparse.Namespace:
   # For the processes that this one starts.
   parser.add_argument('--serve', action='store_true', help=argparse.SUPPRESS)
   parser.add_argument('--variant', help=argparse.SUPPRESS)
+  parser.add_argument('--device', help=argparse.SUPPRESS)
   return results.parse(
     parser,
     batch_sizes=[8],
@@ -165,16 +165,18 @@ def _measure(
   if not args.without_torch:
     default = torch_vae.GPU_VARIANTS if on_gpu else torch_vae.CPU_VARIANTS
     for variant in args.torch_variants or default:
-      # Apart from JAX: CUDA graphs of both end a process with a fault, and
-      # PyTorch silently stops compiling the same lines after some times.
+      # A process with CUDA graphs of both JAX and PyTorch crashes. And PyTorch
+      # stops compiling the same lines, silently, after a few batch sizes.
+      name = f'PyTorch, {variant}'
       contender = rounds.in_process(
-        f'PyTorch, {variant}',
+        name,
         config.train.batch_size,
         'bfloat16' if 'bf16' in variant.split() else 'float32',
         [
           *['--quick'] * args.quick,
           f'--batch_sizes={config.train.batch_size}',
           f'--variant={variant}',
+          f'--device={"cuda" if on_gpu else "cpu"}',
         ],
         {},
       )
@@ -182,7 +184,7 @@ def _measure(
       try:
         enter(stack.enter_context(contender))
       except ChildProcessError as error:
-        failures[f'PyTorch, {variant}'] = str(error)
+        failures[name] = str(error)
   rounds.alternate(contenders, measured, args.rounds)
   return measured, failures
 

@@ -34,7 +34,6 @@ SCRIPTS = {
   'bucket': 'bucket / disk, median of the rounds',
   'accelerator_checks': 'same bits',
   'profile_step': 'ms per step',
-  'published': '-log p(x), nats',
 }
 if tpu_compile.has_libtpu():
   SCRIPTS['tpu_compile'] = 'images a chip'
@@ -82,6 +81,30 @@ def test_xla_gets_no_flags_of_blanks_alone(monkeypatch):
   assert results.xla_flags('--a') == '--a'
   monkeypatch.setenv('XLA_FLAGS', '--a')
   assert results.xla_flags('', '--b').split() == ['--a', '--b']
+
+
+@pytest.mark.slow
+def test_published_rows_are_measured_without_tensorflow(tmp_path):
+  draw = np.random.default_rng(0).integers
+  images = {
+    name: draw(0, 256, (300, 28, 28, 1), np.uint8) for name in ('train', 'test')
+  }
+  np.savez(tmp_path / 'mnist.npz', **images)
+  program = (
+    'import runpy, sys; sys.modules["tensorflow"] = None; sys.argv.pop(0); '
+    'runpy.run_path(sys.argv[0], run_name="__main__")'
+  )
+  output = tmp_path / 'results.json'
+  flags = ['--quick', '--rows=iwae:iwae5', f'--output={output}']
+  flags.append(f'--images={tmp_path / "mnist.npz"}')
+  command = [sys.executable, '-c', program, 'benchmarks/published.py', *flags]
+  subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+  (row,) = json.loads(output.read_text())['rows']
+  assert row['epochs'] == 2
+  bounds = [seed['iw_bound'] for seed in row['seeds']]
+  # Two seeds, of which each image has less than a bit for each pixel.
+  assert len(set(bounds)) == 2
+  assert all(-28 * 28 < bound < 0 for bound in bounds)
 
 
 def test_seeds_that_train_together_are_runs_by_themselves(tmp_path):

@@ -35,3 +35,4 @@ def test_convolutions_have_small_windows(tmp_path):
   assert len(row['convolutions']) >= 3 * 5 - 1
   for convolution in row['convolutions']:
     assert max(convolution[2]) <= 3, convolution
+    assert convolution[0] != 'none', convolution
