@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test test-all test-faults lint libtpu gpu_compiler
+.PHONY: demo test test-all test-faults lint libtpu gpu-compiler
 
 # Trains on the embedded cartoon faces and leaves pictures in logs/faces.
 # Large pages (glibc 2.35 or later) spare a CPU some of the step's time.
@@ -43,7 +43,7 @@ libtpu: .libtpu/installed
 
 # JAX's plugin for CUDA, in JAX's version, for benchmarks/gpu_compile.py and its
 # test: it compiles where there is no GPU, and no library of CUDA's.
-gpu_compiler: .gpu_compiler/installed
+gpu-compiler: .gpu_compiler/installed
 
 .gpu_compiler/installed: $(VENV)/installed
 	@echo 'Installing the compiler for GPUs (400 MB) …'

@@ -1,6 +1,6 @@
 """The training step as XLA compiles it for a GPU, without any GPU.
 
-  make gpu_compiler    # JAX's plugin for CUDA, 400 MB, once
+  make gpu-compiler    # JAX's plugin for CUDA, 400 MB, once
   python benchmarks/gpu_compile.py --output=gpu_compile.json
 
 The program of configs/celeba.py, as train.py runs it, is compiled for an H200.
@@ -27,7 +27,7 @@ from jax.experimental import topologies
 
 from benchmarks import jax_vae, results, tpu_compile
 
-# The result of `make gpu_compiler`. Within the environment it would have JAX
+# The result of `make gpu-compiler`. Within the environment it would have JAX
 # look for a GPU at each start.
 _PLUGIN = pathlib.Path(__file__).resolve().parents[1] / '.gpu_compiler'
 
@@ -65,7 +65,7 @@ def main() -> None:
   args = _arguments()
   if not has_compiler():
     print(
-      "error: JAX's plugin for CUDA is not installed; run make gpu_compiler "
+      "error: JAX's plugin for CUDA is not installed; run make gpu-compiler "
       '(400 MB).',
       file=sys.stderr,
     )
@@ -115,7 +115,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def has_compiler() -> bool:
-  """Whether `make gpu_compiler` has been run."""
+  """Whether `make gpu-compiler` has been run."""
   return (_PLUGIN / 'jax_plugins').exists()
 
 

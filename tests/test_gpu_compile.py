@@ -10,7 +10,7 @@ from benchmarks import gpu_compile
 from tests.conftest import ROOT
 
 no_compiler = pytest.mark.skipif(
-  not gpu_compile.has_compiler(), reason='no compiler (make gpu_compiler)'
+  not gpu_compile.has_compiler(), reason='no compiler (make gpu-compiler)'
 )
 
 
