@@ -119,7 +119,7 @@ def make_config(row: str, args):
   """The config of a row, as FILE:ARGUMENT, with the flags that change it."""
   name, _, argument = row.partition(':')
   module = importlib.import_module(f'configs.paper.{name}')
-  config = module.get_config(argument)
+  config = module.get_config(*[argument] * bool(argument))
   if args.num_epochs:
     config.train.num_epochs = args.num_epochs
   schema.validate(config)
