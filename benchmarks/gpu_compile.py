@@ -115,7 +115,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def has_compiler() -> bool:
-  """Whether `make gpu-compiler` has been run."""
+  """True after `make gpu-compiler`."""
   return (_PLUGIN / 'jax_plugins').exists()
 
 

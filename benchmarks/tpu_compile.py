@@ -174,7 +174,7 @@ def lower(
   batch_size: int,
   num_images: int,
 ) -> jax.stages.Lowered:
-  """A program as the compiler gets it on these TPUs.
+  """A program as the compiler gets it on these TPUs, or on a GPU.
 
   Args:
     program: one of `PROGRAMS`. `train`, `eval` and `population` find their
