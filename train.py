@@ -243,8 +243,7 @@ class _Loop:
 
   def _compile_validation(self) -> None:
     """Starts to compile the validation, while the first steps run."""
-    # Several processes have to compile in the same order.
-    if self._compiling is None and jax.process_count() == 1:
+    if self._compiling is None and _compiles_beside():
       dtype = self._config.model.get('dtype', 'float32')
       compile_ = numerics.fixed(dtype)(self._trainer.compile_validation)
       thread = futures.ThreadPoolExecutor(1, 'compiler')
@@ -340,6 +339,15 @@ class _Dispatch:
   sums: list[steps.Metrics] | None = None  # Of a validation, by chunk.
   draw: Callable[[], dict[str, np.ndarray]] | None = None  # Its pictures.
   snapshot: steps.TrainState | None = None  # If it is to be saved.
+
+
+def _compiles_beside() -> bool:
+  """True where compiling in a thread gains time.
+
+  A CPU's steps need the cores that compile; the first validation comes a second
+  later. And several processes have to compile in the same order.
+  """
+  return jax.default_backend() != 'cpu' and jax.process_count() == 1
 
 
 def _claim_workdirs(

@@ -70,6 +70,7 @@ def test_validation_can_be_compiled_before(place, make, settings, lowered):
 
 
 def test_loop_compiles_the_validation_once(lowered, tmp_path, monkeypatch):
+  monkeypatch.setattr(train, '_compiles_beside', lambda: True)
   config = make_small_config('')
   config.train.num_epochs = 2
   data, counts = make_data(), []
@@ -86,6 +87,7 @@ def test_loop_compiles_the_validation_once(lowered, tmp_path, monkeypatch):
 
 
 def test_stopped_run_leaves_no_compilation_behind(tmp_path, monkeypatch):
+  monkeypatch.setattr(train, '_compiles_beside', lambda: True)
   ended = threading.Event()
 
   def compile_slowly(self):
@@ -99,6 +101,8 @@ def test_stopped_run_leaves_no_compilation_behind(tmp_path, monkeypatch):
 
 
 def test_error_of_the_compilation_ends_the_run(tmp_path, monkeypatch):
+  monkeypatch.setattr(train, '_compiles_beside', lambda: True)
+
   def fail(self):
     raise UserError('no memory')
 
