@@ -117,25 +117,31 @@ def test_skipped_step_changes_nothing_but_the_counts():
   )
 
   def run(program, *settings):
-    state, skipped = steps.create_state(program, seed=0), []
+    state, losses, skipped = steps.create_state(program, seed=0), [], []
     for each in settings:
       state, metrics = train(program, state, each, PIXELS[:8][None, None])
+      losses.append(metrics['loss'][0])
       skipped.append(metrics['skipped'][0] if program.skip_nonfinite else 0)
-    return state, skipped
+    return state, losses, skipped
 
-  plain, _ = run(steps.Program(MODEL), good, good)
   program = steps.Program(MODEL, skip_nonfinite=True)
-  state, skipped = run(program, good, bad, good)
-  assert skipped == [0, 1, 0] and state.step == 3
+  without, _, _ = run(program, good, good, good)
+  state, losses, skipped = run(program, good, bad, good, good)
+  assert skipped == [0, 1, 0, 0] and state.step == 4
   # Adam's state too, which the last update depends on.
-  jax.tree.map(np.testing.assert_array_equal, state.variables, plain.variables)
+  jax.tree.map(
+    np.testing.assert_array_equal, state.variables, without.variables
+  )
+  # A program that never skips is compiled, and so rounded, by itself.
+  _, plain, _ = run(steps.Program(MODEL), good, good, good)
+  np.testing.assert_allclose(np.delete(losses, 1), plain, rtol=1e-5)
 
   # Adam's first update moves a parameter by the learning rate, which in the
   # third epoch is a quarter of the first one's.
   decaying = optimizers.Optimizer(steps_per_epoch=1, decay_per_epoch=0.5)
   program = steps.Program(MLP, decaying, skip_nonfinite=True)
   first = jax.device_get(steps.create_state(program, seed=0).params)
-  state, skipped = run(program, bad, bad, good)
+  state, _, skipped = run(program, bad, bad, good)
   assert skipped == [1, 1, 0]
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), first, state.params)
   assert max(jax.tree.leaves(moved)) == pytest.approx(0.01 / 4, rel=1e-3)
