@@ -198,8 +198,9 @@ def _log_weights(vae, x, y, keys, num_samples, sigma) -> jax.Array:
     log_ratio = log_prior - posterior.log_prob(z)
     return jnp.stack(log_p, axis=-1) + log_ratio[..., None]
 
-  chunk = max(1, _DECODED_AT_ONCE // x.size)
-  ks = jnp.arange(-(-num_samples // chunk) * chunk).reshape(-1, chunk)
+  num_chunks = -(-num_samples // max(1, _DECODED_AT_ONCE // x.size))
+  chunk = -(-num_samples // num_chunks)  # As even as they can be.
+  ks = jnp.arange(num_chunks * chunk).reshape(-1, chunk)
   chunks = lax.map(log_weights, ks).astype(x.dtype)
   return chunks.reshape(-1, *chunks.shape[2:])[:num_samples]
 

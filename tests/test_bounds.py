@@ -121,6 +121,26 @@ def test_halves_are_bounds_of_half_the_draws(linear):
   np.testing.assert_allclose(values['half_bounds'][..., 0], first, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+  ('at_once', 'decoded'), [(1000, [9]), (5, [5]), (2, [2])]
+)
+def test_few_draws_are_decoded_in_vain(linear, monkeypatch, at_once, decoded):
+  expected = bound_of(linear[0], 9)
+  sizes, decode = [], conv.Model.decode
+
+  def recording(model, z, *args):
+    sizes.append(len(z))
+    return decode(model, z, *args)
+
+  monkeypatch.setattr(conv.Model, 'decode', recording)
+  monkeypatch.setattr(bounds, '_DECODED_AT_ONCE', at_once * 16 * 48)
+  bounds.make_bound_step.cache_clear()
+  found = bound_of(linear[0], 9)
+  # What is decoded in turn is traced once, by the number of draws at a time.
+  assert sorted(set(sizes)) == decoded
+  np.testing.assert_allclose(found['bound'], expected['bound'], rtol=1e-6)
+
+
 def test_weights_are_equal_under_the_true_posterior():
   # With orthogonal weights the true posterior is diagonal, and the encoder's.
   q, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(48, 4)))
