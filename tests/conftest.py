@@ -62,6 +62,20 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Gives each file to one worker, and test_family.py in parts."""
+  from xdist.scheduler import LoadFileScheduling
+
+  from tests import test_family
+
+  class Scheduling(LoadFileScheduling):
+    def _split_scope(self, nodeid):
+      return super()._split_scope(nodeid) + test_family.part_of(nodeid)
+
+  return Scheduling(config, log)
+
+
 def pytest_terminal_summary(terminalreporter):
   """Ends with a table of the faults that were tried, as Markdown."""
   rows = [

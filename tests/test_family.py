@@ -132,17 +132,24 @@ def results_of(members):
   return {one['member']: one for one in parsed}
 
 
-def results_for(member):
+def members_with(member):
   """A few members share a process; hundreds of programs would crash it."""
   names = list(family.MEMBERS)
   start = names.index(member) // 4 * 4
-  return results_of(tuple(names[start : start + 4]))[member]
+  return tuple(names[start : start + 4])
+
+
+def part_of(nodeid):
+  """For conftest.py: the tests of a process go to one worker."""
+  if not nodeid.endswith(']') or 'test_family.py' not in nodeid:
+    return ''
+  return members_with(nodeid.rpartition('[')[2].removesuffix(']'))[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('member', family.MEMBERS)
 def test_member_trains_continues_samples_and_is_measured(member):
-  found = results_for(member)
+  found = results_of(members_with(member))[member]
   assert 'error' not in found, found['error']
   one, four = found['on_devices']
   if family.get_config(member).objective.name in OF_BATCHES:
