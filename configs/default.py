@@ -78,6 +78,8 @@ _SETTINGS = {
     'spectral_norm': False,
     'upsampling': 'transposed',  # transposed | nearest.
     'convolution': 'auto',  # auto (by the platform) | native | matmul.
+    # random | pca (of training images: the best linear VAE; vae/pca.py).
+    'initialisation': 'random',
   },
   'objective': {
     # elbo | free_bits | capacity | cyclical | total_correlation | factor | dip

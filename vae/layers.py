@@ -24,7 +24,7 @@ _transpose_kernel_init = nn.initializers.variance_scaling(
 
 # PyTorch's defaults for BatchNorm, which the article uses.
 _MOMENTUM = 0.9
-_EPSILON = 1e-5
+EPSILON = 1e-5
 
 _POWER_ITERATIONS = 20
 
@@ -167,7 +167,7 @@ class BatchNormRectify(nn.Module):
     scale = self.param('scale', ones, shape, dtype)
     shift = self.param('bias', zeros, shape, dtype)
     if not train:
-      factor = scale * lax.rsqrt(running_var.value + _EPSILON)
+      factor = scale * lax.rsqrt(running_var.value + EPSILON)
       offset = shift + (bias - running_mean.value) * factor
       return _rectify(x * factor + offset, self.negative_slope).astype(x.dtype)
     y, mean, var = _normalise_and_rectify(
@@ -205,7 +205,7 @@ def _forward(x, scale, shift, negative_slope, axis_name):
   )
   # Rounding can make it negative.
   var = jnp.maximum(mean_square - jnp.square(mean), 0)
-  inverse = lax.rsqrt(var + _EPSILON)
+  inverse = lax.rsqrt(var + EPSILON)
   factor = scale * inverse
   offset = shift - mean * factor
   y = _rectify(wide * factor + offset, negative_slope).astype(x.dtype)

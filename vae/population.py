@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vae import devices, loading, numerics, padding, splits, steps
+from vae import devices, initialisation, numerics, padding, splits, steps
 from vae.checkpoints import Checkpoints
 from vae.errors import UserError
 from vae.trainer import Trainer
@@ -106,10 +106,12 @@ class Population(Trainer):
     if self.step:
       self._place([r.state for r in restored])
       self.is_validated = all(r.metrics for r in restored)
-    elif self._config.init_from:
+    else:
       self._place(
-        loading.start_from(c, state)
-        for c, state in zip(self._configs, self._first_states, strict=True)
+        initialisation.first_state(c, program.model, state, self._data.train)
+        for c, program, state in zip(
+          self._configs, self._programs, self._first_states, strict=True
+        )
       )
     del self._first_states
 

@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae import conditioning, devices, figures, loading, numerics, splits, steps
+from vae import (
+  conditioning,
+  devices,
+  figures,
+  initialisation,
+  loading,
+  numerics,
+  splits,
+  steps,
+)
 from vae.checkpoints import Checkpoints
 
 # Steps of a dispatch by default. A CPU is slow, and Ctrl-C and progress wait
@@ -59,7 +68,7 @@ class Trainer:
     )
 
   def restore(self, saved: Sequence[Checkpoints]) -> None:
-    """Restores the last checkpoint of each run, or starts from another run.
+    """Restores the last checkpoint of each run, or makes its first state.
 
     The first process reads it and broadcasts it to the others, whose disks may
     not have it. Raises UserError if the checkpoints are of different steps.
@@ -69,8 +78,10 @@ class Trainer:
       restored = saved[0].restore_last(self._state)
       if restored is not None:
         state, is_validated = restored.state, bool(restored.metrics)
-      elif self._config.init_from:
-        state = loading.start_from(self._config, state)
+      else:
+        state = initialisation.first_state(
+          self._config, self._model, state, self._data.train
+        )
     state, is_validated = devices.as_first_process(
       (jax.device_get(state), np.array(is_validated))
     )

@@ -12,8 +12,9 @@ import math
 from typing import Any, Literal
 
 from flax import linen as nn
+import numpy as np
 
-from vae import layers, models, registry
+from vae import layers, models, pca, registry
 
 # The rectifiers, each by its slope below zero.
 _SLOPES = {'leaky_relu': 0.01, 'relu': 0.0}
@@ -32,6 +33,8 @@ class Model(models.VAE):
     upsampling: by transposed convolutions; or `nearest`, by doubled pixels,
       which leaves no grid and takes longer.
     convolution: as `method` of `vae.convolutions.conv`.
+    initialisation: random, as PyTorch's; or the best linear VAE of some images
+      (`vae.pca`).
   """
 
   latent_dim: int = 128
@@ -40,6 +43,7 @@ class Model(models.VAE):
   activation: Literal['leaky_relu', 'relu'] = 'leaky_relu'
   upsampling: Literal['transposed', 'nearest'] = 'transposed'
   convolution: Literal['auto', 'native', 'matmul'] = 'auto'
+  initialisation: Literal['random', 'pca'] = 'random'
 
   def setup(self):
     super().setup()
@@ -63,6 +67,8 @@ class Model(models.VAE):
         f'decoder_channels has {len(decoder_channels)} entries; it must have '
         f'{num_layers}, as hidden_channels, or none for their mirror image.'
       )
+    if self.initialisation == 'pca':
+      self._check_pca(decoder_channels)
     slope = _SLOPES[self.activation]
     block = slope, self.dtype, self.convolution, self.axis_name
     self.encoder = Encoder(self.heads, self.hidden_channels, *block)
@@ -77,6 +83,33 @@ class Model(models.VAE):
   @property
   def latent_shape(self) -> tuple[int, ...]:
     return (self.latent_dim,)
+
+  def initial_variables(
+    self, variables: Any, images: np.ndarray, beta: float
+  ) -> tuple[Any, int]:
+    """See `vae.pca.initial_variables`; β is the weight of the KL."""
+    slope, noise = _SLOPES[self.activation], beta * self.sigma**2
+    return pca.initial_variables(variables, images, slope, noise)
+
+  def _check_pca(self, decoder_channels: tuple[int, ...]) -> None:
+    for name, needed in (
+      ('likelihood', 'gaussian'),
+      ('upsampling', 'transposed'),
+      ('num_classes', 0),
+      ('spectral_norm', False),
+    ):
+      if getattr(self, name) != needed:
+        raise ValueError(
+          f'initialisation is pca, which needs {name}={needed}, not '
+          f'{getattr(self, name)}.'
+        )
+    pairs = 2 * self.num_outputs
+    if decoder_channels and decoder_channels[-1] < pairs:
+      raise ValueError(
+        f'initialisation is pca; the last of decoder_channels must be at least '
+        f'{pairs}, a pair for each channel of the image, not '
+        f'{decoder_channels[-1]}.'
+      )
 
 
 class Encoder(nn.Module):
