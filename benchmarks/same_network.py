@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import jax_vae
-from vae import models, objectives
+from vae import initialisation, models, objectives, steps
 
 # Largest differences: absolute of the outputs, relative of the loss and of each
 # parameter's gradient (Euclidean norms). They are float32's rounding; gradients
@@ -139,6 +139,34 @@ def _torch(config, params, images):
   outputs = outputs.detach().flip(2, 3).permute(0, 2, 3, 1).cpu().numpy()
   gradients = {name: value.grad.cpu().numpy() for name, value in own.items()}
   return outputs, loss.item(), gradients
+
+
+def initialise(model, config, seed: int, split) -> None:
+  """Gives PyTorch's network the first variables of this codebase's.
+
+  Args:
+    model: for turned images.
+    config: of the run.
+    seed: of the run.
+    split: the training images.
+  """
+  import torch
+
+  config = config.copy_and_resolve_references()
+  config.seed = seed
+  program = steps.program_from_config(config, split.num_examples)
+  state = initialisation.first_state(
+    config, program.model, steps.create_state(program, seed), split
+  )
+  arrays = to_torch(state.params)
+  for part, layers in state.collections['batch_stats'].items():
+    for index, layer in enumerate(layers.values()):
+      for name, own in (('mean', 'running_mean'), ('var', 'running_var')):
+        arrays[f'{part}.{index}.1.{own}'] = np.asarray(layer[name])
+  own = dict(model.state_dict())
+  with torch.no_grad():
+    for name, value in arrays.items():
+      own[name].copy_(torch.tensor(value))
 
 
 def to_torch(params) -> dict[str, np.ndarray]:

@@ -6,8 +6,13 @@
 Network, loss, optimiser and schedule are PyTorch-VAE's; the images are those of
 `main.py` with the same config. Each epoch prints the validation loss in the
 article's units, MSE + kld_weight · KL with z drawn.
+
+With `initialisation=pca` in the config the network begins as this codebase's
+does, without the Tanh, which is not linear. It sees the images turned by 180°,
+as its convolutions are padded at the other end (same_network.py).
 """
 
+from collections.abc import Callable
 import pathlib
 import sys
 
@@ -19,12 +24,13 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from benchmarks import torch_vae
+from benchmarks import same_network, torch_vae
 import input_pipeline
 from runs import command_line, schema
 
 command_line.define_config('configs/celeba.py')
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'One run each.')
+_COMPILE = flags.DEFINE_bool('compile', False, 'Train by torch.compile.')
 
 _KLD_WEIGHT = 0.00025
 _VALIDATION_BATCH = 100
@@ -38,18 +44,29 @@ def main() -> None:
   train, validation = (
     _as_tensor(split) for split in (data.train, data.validation)
   )
+  is_pca = config.model.initialisation == 'pca'
+  if is_pca:
+    train, validation = train.flip(2, 3), validation.flip(2, 3)
   for seed in map(int, _SEEDS.value):
     torch.manual_seed(seed)
     model = torch_vae.model_from_config(config)
-    model.decoder.append(nn.Tanh())
+    if is_pca:
+      same_network.initialise(model, config, seed, data.train)
+    else:
+      model.decoder.append(nn.Tanh())
     optimizer = torch.optim.Adam(
-      model.parameters(), config.optimizer.learning_rate
+      model.parameters(),
+      config.optimizer.learning_rate,
+      # None: PyTorch's default.
+      fused=_COMPILE.value or None,
     )
     schedule = torch.optim.lr_scheduler.ExponentialLR(
       optimizer, config.optimizer.decay_per_epoch
     )
+    terms = torch.compile(_terms, dynamic=False) if _COMPILE.value else _terms
+    print('Training …', flush=True)
     for epoch in range(1, config.train.num_epochs + 1):
-      _train_epoch(model, optimizer, train, config.train.batch_size)
+      _train_epoch(model, terms, optimizer, train, config.train.batch_size)
       schedule.step()
       mse, kl = _validate(model, validation)
       print(
@@ -74,6 +91,7 @@ def _terms(model: nn.Module, images: torch.Tensor):
 
 def _train_epoch(
   model: nn.Module,
+  terms: Callable,
   optimizer: torch.optim.Optimizer,
   images: torch.Tensor,
   batch_size: int,
@@ -83,7 +101,7 @@ def _train_epoch(
   for indices in order.split(batch_size)[: len(images) // batch_size]:
     batch = images[indices]
     mirrored = torch.rand(len(batch), 1, 1, 1) < 0.5
-    mse, kl = _terms(model, torch.where(mirrored, batch.flip(3), batch))
+    mse, kl = terms(model, torch.where(mirrored, batch.flip(3), batch))
     optimizer.zero_grad()
     (mse + _KLD_WEIGHT * kl).backward()
     optimizer.step()

@@ -1,6 +1,7 @@
 """The benchmarks run and compare as they claim; no speed is asserted."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ from benchmarks import (
   results,
   rounds,
   same_network,
+  time_to_quality,
   tpu_compile,
 )
 from configs.paper import iwae
@@ -34,22 +36,34 @@ SCRIPTS = {
   'bucket': 'bucket / disk, median of the rounds',
   'accelerator_checks': 'same bits',
   'profile_step': 'ms per step',
+  'memory': 'Memory at epoch 5',
+  'time_to_quality': '| article | 1 of 1 |',
 }
+# They start main.py.
+WITH_TENSORFLOW = 'bucket', 'memory', 'time_to_quality'
 if tpu_compile.has_libtpu():
   SCRIPTS['tpu_compile'] = 'images a chip'
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('script', SCRIPTS)
-def test_scripts_run_without_tensorflow_and_pytorch(script, tmp_path):
-  blocked = [] if script == 'bucket' else ['tensorflow', 'clu', 'torch']
+def test_scripts_run_without_tensorflow_and_pytorch(
+  script, tmp_path, celeba_dir
+):
+  blocked = ['torch']
+  if script not in WITH_TENSORFLOW:
+    blocked += ['tensorflow', 'clu']
   program = (
     f'import runpy, sys; sys.modules |= dict.fromkeys({blocked}); '
     'sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name="__main__")'
   )
   output = tmp_path / 'results.json'
   flags = ['--quick', f'--output={output}']
-  flags += ['--without_torch'] * (script == 'train_step')
+  if script in ('train_step', 'memory'):
+    flags.append('--without_torch')
+  elif script == 'time_to_quality':
+    flags += ['--contenders=article; fast; open', '--target=1']
+    flags += ['--', f'--config.data.dir={celeba_dir}']
   command = [sys.executable, '-c', program, f'benchmarks/{script}.py', *flags]
   result = subprocess.run(
     command, cwd=ROOT, capture_output=True, text=True, timeout=600
@@ -63,6 +77,25 @@ def test_scripts_run_without_tensorflow_and_pytorch(script, tmp_path):
 def test_plain_flax_has_the_same_network():
   differences = same_network.check(jax_vae.make_config(True), with_torch=False)
   assert max(differences['plain Flax'].values()) < 1e-4
+
+
+def test_time_to_a_loss_is_that_of_its_first_validation():
+  training = time_to_quality.Training()
+  for seconds, line in (
+    (1.5, 'Compiling …'),
+    (
+      2.0,
+      'step 37/111  epoch 1.00  loss 3,800.0 nats  2,556 images/s  2s left',
+    ),
+    (3.0, 'epoch 1/3  val: loss 3,786.1  kl 12.00 nats  mse 0.02000'),
+    (4.0, 'epoch 2/3  val: loss 3,785.1  kl 8.00 nats  mse 0.01000'),
+    (5.0, 'seed 4, epoch 3: loss 0.01100 (mse 0.01000, kl 4.00 nats)'),
+  ):
+    training.read(seconds, line)
+  assert training.begins == 1.5
+  assert training.losses == pytest.approx([0.023, 0.012, 0.011])
+  times = [training.time_to(target) for target in (0.03, 0.012, 0.0119, 0.01)]
+  assert times == [3.0, 4.0, 5.0, math.inf]
 
 
 def test_speedup_is_the_median_of_the_ratios_of_the_rounds():
