@@ -184,7 +184,7 @@ def _train(
   if args.quick:
     flags += _QUICK
   if script == 'main.py':
-    workdir = pathlib.Path(folder, f'{name}_{seed}_{num_epochs}')
+    workdir = tempfile.mkdtemp(dir=folder)
     flags += [f'--config.seed={seed}', f'--workdir={workdir}']
   else:
     flags.append(f'--seeds={seed}')

@@ -116,6 +116,7 @@ def test_narrow_network_keeps_the_strongest_components():
 def test_runs_begin_with_it():
   config = make_small_config('')
   config.model.initialisation = 'pca'
+  config.model.hidden_channels = (8, 8)
   config.optimizer.average_decay = 0.9
   schema.validate(config)
   data = make_data()
