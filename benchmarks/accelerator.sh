@@ -19,7 +19,7 @@ usage() {
   exit 2
 }
 
-all=checks,train_step,end_to_end,profile,population
+all=train_step,end_to_end,large_batch,whole_large,checks,profile,population
 quick=() seconds=540 parts=$all folder=${OUT:-}
 for argument; do
   case $argument in
@@ -89,14 +89,20 @@ measure() {  # PART SECONDS SCRIPT FLAG...
     && tail -n 40 "$output/stderr"; } | tee -a "$log"
 }
 
-# PyTorch's default, and the variants that can be its fastest.
-variants=(--torch_variants='eager,TF32 channels-last graph,bf16 channels-last graph,bf16 channels-last compiled graph')
-[ ${#quick[@]} = 0 ] || variants=()
+# PyTorch's default, and the variants that can be its fastest. Each compiles for
+# up to a minute, so the large batch has fewer.
+fastest='bf16 channels-last compiled graph'
+variants=(--torch_variants="eager,TF32 channels-last graph,bf16 channels-last graph,$fastest")
+large=(--torch_variants="eager,$fastest")
+[ ${#quick[@]} = 0 ] || variants=() large=()
+step=(train_step --without_plain --rounds=5 --seconds=0.7)
+loop=(end_to_end --loop_only --cache=device --epochs=3)
 
-measure checks 150 accelerator_checks
-measure train_step 210 train_step --batch_sizes=64,1024 --without_plain \
-  --rounds=5 --seconds=0.7 "${variants[@]}"
-measure end_to_end 75 end_to_end --loop_only --cache=device --epochs=2
-measure profile 60 profile_step --batch_sizes=64
-measure population 45 population --rounds=3 --seconds=1
+measure train_step 130 "${step[@]}" --batch_sizes=64 "${variants[@]}"
+measure end_to_end 60 "${loop[@]}"
+measure large_batch 110 "${step[@]}" --batch_sizes=1024 "${large[@]}"
+measure whole_large 60 "${loop[@]}" --batch_size=1024 --dtype=bfloat16
+measure checks 120 accelerator_checks
+measure profile 40 profile_step --batch_sizes=64
+measure population 60 population --rounds=3 --seconds=1
 exit $status

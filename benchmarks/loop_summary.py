@@ -39,7 +39,10 @@ def summarize(
     kind: sum(call.computation for call in _of(later, kind=kind)) / num_later
     for kind in loop_recorder.KINDS
   }
-  devices['waits for the host'] = sum(call.wait for call in later) / num_later
+  # By what the devices waited for.
+  for kind in loop_recorder.KINDS:
+    waits = [call.wait for call in _of(later, kind=kind)]
+    devices[f'waits for {kind}'] = sum(waits) / num_later
   host = {work: recorder.host[work] / epochs for work in loop_recorder.HOST}
   # These traced and compiled.
   firsts = [call for call in calls if call.is_first]
