@@ -106,4 +106,4 @@ def learning_rates(config, num_epochs: int) -> np.ndarray:
   """The learning rate of each epoch, [num_epochs]."""
   optimizer = from_config(config, steps_per_epoch=1)
   schedule = optimizer.schedule(config.optimizer.learning_rate)
-  return np.asarray(jax.vmap(schedule)(np.arange(num_epochs)))
+  return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(num_epochs)))

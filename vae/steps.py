@@ -120,47 +120,40 @@ def settings_from_config(config) -> Settings:
 def abstract_state(program: Program) -> TrainState:
   """Shapes and dtypes of a state, which a checkpoint is restored into."""
   with numerics.fixed(float_dtype(program.model)):
-    init = _make_init(program.model, program.critic)
-    variables = jax.eval_shape(init, numerics.init_key(0))
-    return jax.eval_shape(functools.partial(_first_state, program), variables)
+    return jax.eval_shape(_make_first_state(program), numerics.init_key(0))
 
 
 def create_state(program: Program, seed: int) -> TrainState:
   """The state before the first step, a function of the seed alone."""
   with numerics.fixed(float_dtype(program.model)):
-    init = _make_init(program.model, program.critic)
-    variables = init(numerics.init_key(seed))
-    return devices.replicate(_first_state(program, variables))
+    first_state = _make_first_state(program)
+    return devices.replicate(first_state(numerics.init_key(seed)))
 
 
 @functools.lru_cache(maxsize=64)
-def _make_init(model: nn.Module, critic: Any) -> Callable[..., Any]:
-  def init(key):
-    variables = model.init(key, jnp.zeros((1, *model.image_shape)))
-    if critic is not None:
-      network, shape = critic
+def _make_first_state(program: Program) -> Callable[[jax.Array], TrainState]:
+  def first_state(key):
+    model = program.model
+    collections = dict(model.init(key, jnp.zeros((1, *model.image_shape))))
+    params = collections.pop('params')
+    if program.critic is not None:
+      network, shape = program.critic
       own = network.init(jax.random.fold_in(key, 1), jnp.zeros((1, *shape)))
-      variables['params']['critic'] = own['params']
-    return variables
+      params = {**params, 'critic': own['params']}
+    if program.average_decay:
+      collections[AVERAGED] = params
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      collections=collections,
+      # No optimiser's first state depends on its learning rate.
+      opt_state=program.optimizer(0.0).init(params),
+    )
 
   # Optimising what runs once takes seconds.
   on_cpu = {'xla_backend_optimization_level': 0}
   is_cpu = jax.default_backend() == 'cpu'
-  return jax.jit(init, compiler_options=on_cpu if is_cpu else {})
-
-
-def _first_state(program: Program, variables) -> TrainState:
-  collections = dict(variables)
-  params = collections.pop('params')
-  if program.average_decay:
-    collections[AVERAGED] = jax.tree.map(jnp.copy, params)
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    collections=collections,
-    # No optimiser's first state depends on its learning rate.
-    opt_state=program.optimizer(0.0).init(params),
-  )
+  return jax.jit(first_state, compiler_options=on_cpu if is_cpu else {})
 
 
 def num_parameters(state: TrainState) -> int:
