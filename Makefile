@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test test-all test-faults lint libtpu gpu-compiler
+.PHONY: demo test test-all test-faults lint docs libtpu gpu-compiler
 
 # Trains on the embedded cartoon faces and leaves pictures in logs/faces.
 # Large pages (glibc 2.35 or later) spare a CPU some of the step's time.
@@ -18,10 +18,10 @@ PYTEST = $(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile \
 test: $(VENV)/installed-for-tests
 	$(PYTEST)
 
-# The slow tests too, and programs as optimised as users run them: at most 45
-# minutes.
-test-all: $(VENV)/installed-for-tests
-	XLA_FLAGS= $(PYTEST) -m 'not faults'
+# The slow tests too, with programs as optimised as users run them (the others
+# by XLA_FLAGS= make test): at most 45 minutes.
+test-all: test
+	XLA_FLAGS= $(PYTEST) -m slow
 
 # Kills, stops and starves runs, and gives them damaged files; ends with a
 # table. As root it also fills a disk. Takes minutes.
@@ -53,6 +53,10 @@ gpu-compiler: .gpu_compiler/installed
 	  jax-cuda13-pjrt==$$version
 	touch $@
 
+# The documentation as a site, in .site; its links are checked.
+docs: $(VENV)/installed-for-docs
+	$(VENV)/bin/mkdocs build --strict --quiet
+
 lint: $(VENV)/installed-for-tests
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -66,6 +70,10 @@ $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/installed-for-docs: $(VENV)/installed docs/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet -r docs/requirements.txt
 	touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed tests/requirements.txt

@@ -5,6 +5,7 @@
   python generate.py interpolate --workdir=logs/celeba --images=a.jpg,b.jpg
   python generate.py traverse --workdir=logs/celeba
   python generate.py manifold --workdir=logs/mnist
+  python generate.py decode --workdir=logs/mnist --z=0.3,-1.2
 
 The pictures go to WORKDIR/generated/COMMAND_STEP, with the flags that are not
 the default ones: another call has another folder, and the same call makes its
@@ -56,6 +57,9 @@ _DIMENSIONS = flags.DEFINE_integer(
   'dimensions', 10, 'traverse: how many dimensions.', 1
 )
 _SIDE = flags.DEFINE_integer('side', 20, 'manifold: images along a side.', 2)
+_Z = flags.DEFINE_list(
+  'z', None, 'decode: the numbers of a latent, all of them.'
+)
 _LABEL = flags.DEFINE_string(
   'label', None, 'manifold: label that gives the colours; else the first.'
 )
@@ -204,10 +208,26 @@ def manifold(trained: TrainedVAE, folder: epath.Path) -> list[str]:
   return _save_grid(images, _SIDE.value, folder, 'means.png')
 
 
+def decode(trained: TrainedVAE, folder: epath.Path) -> list[str]:
+  """The image of one latent, as explore.py's commands name it."""
+  size = int(np.prod(trained.latent_shape))
+  try:
+    z = np.array([float(value) for value in _Z.value or ()], np.float32)
+  except ValueError as error:
+    raise UserError(f'--z: {error}.') from error
+  if len(z) != size or not np.all(np.isfinite(z)):
+    raise UserError(
+      f'--z has {len(z)} numbers; the model needs {size}, all finite.'
+    )
+  images = _decode(trained, z, _labels(trained, 1, 0))
+  _save_each(images, folder)
+  return ['0000.png']
+
+
 # Flags that pictures depend on, besides the checkpoint.
 _NAMED = (
   *(_NUM_IMAGES, _PRIOR, _TEMPERATURE, run_flags.SEED),
-  *(_STEPS, _DIMENSIONS, _SIDE, _LABEL, _CLASS),
+  *(_STEPS, _DIMENSIONS, _SIDE, _LABEL, _CLASS, _Z),
   *(run_flags.SPLIT, run_flags.DATA_DIR, _IMAGES, _CROP_SIZE),
 )
 COMMANDS = {
@@ -216,6 +236,7 @@ COMMANDS = {
   'interpolate': interpolate,
   'traverse': traverse,
   'manifold': manifold,
+  'decode': decode,
 }
 
 

@@ -22,6 +22,7 @@ from runs import (
   processes,
   progress,
   schema,
+  trackers,
   workdirs,
 )
 import train
@@ -31,6 +32,15 @@ from vae.errors import UserError
 
 command_line.define_config('configs/faces.py')
 flags.adopt_module_key_flags(command_line)
+_TRACKERS = flags.DEFINE_list(
+  'trackers',
+  [],
+  f'Experiment trackers beside TensorBoard: {",".join(trackers.NAMES)}, or '
+  'modules of your own (docs/training.md).',
+)
+_PROJECT = flags.DEFINE_string(
+  'project', 'vae', "The trackers' project, or experiment."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed',
   False,
@@ -61,6 +71,7 @@ def main() -> None:
     )
   devices.check()
   schema.validate(config)
+  found = [trackers.find(name) for name in _TRACKERS.value]
   # Paths may differ between hosts.
   shared = config.copy_and_resolve_references()
   shared.data.dir = shared.data.decoded_dir = shared.init_from = ''
@@ -79,7 +90,7 @@ def main() -> None:
         Checkpoints(config.init_from).find('best')
     else:
       sys.stdout = open(os.devnull, 'w')  # The first process reports for all.
-    _train(config, workdir, stop)
+    _train(config, workdir, stop, found)
     if _DISTRIBUTED.value:
       jax.distributed.shutdown()  # Waits for all, so that none looks dead.
     stop.raise_if_received()
@@ -89,13 +100,18 @@ def _train(
   config: ml_collections.ConfigDict,
   workdir: epath.Path,
   stop: processes.StopSignals,
+  own_trackers: list[type[trackers.Tracker]],
 ) -> None:
   # A library may have swallowed the exception of a signal.
   stop.raise_if_received()
   data = input_pipeline.load(config)
   stop.raise_if_received()
-  first = jax.process_index() == 0
-  writer = metric_writer.MetricWriter(workdir) if first else progress.Writer()
+  writer = progress.Writer()
+  if jax.process_index() == 0:
+    others = [make(workdir, _PROJECT.value) for make in own_trackers]
+    writer = metric_writer.MetricWriter(workdir)
+    if others:
+      writer = trackers.Writers([writer, *others])
   with contextlib.closing(writer):
     train.train_and_evaluate(config, workdir, data, writer, stop)
 

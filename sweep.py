@@ -23,7 +23,7 @@ import sqlalchemy
 
 from evaluation import measure
 from runs import command_line, processes, schema, workdirs
-from sweeps import points
+from sweeps import points, TABLE
 from sweeps import study as studies
 from sweeps.points import Axes
 from vae import devices, paths
@@ -147,7 +147,7 @@ def main() -> None:
     print(f'failed: {point}: {error}')
   if len(failed):
     print('The same command with --retry_failed tries them again.')
-  for name in (report.TABLE, report.PAGE):
+  for name in (TABLE, report.PAGE):
     print(f'  {workdir / name}')
 
 

@@ -148,32 +148,51 @@ def load(
 ) -> np.ndarray:
   """Reads an image file of any size; prints how it is cut and resized.
 
-  The result has `image_shape`, (height, width, channels), a square. The central
-  square of side `crop_size` is cut out, by default the largest one.
-
-  Raises:
-    UserError: if there is no such file, or it is not an image.
+  As `decode`. Raises UserError if there is no such file, or it is no image.
   """
   try:
     content = epath.Path(path).expanduser().read_bytes()
   except (OSError, RuntimeError, ValueError) as error:
     reason = shown(str(getattr(error, 'strerror', None) or error))
     raise UserError(f'{shown(path)} cannot be read ({reason}).') from error
+  try:
+    pixels, change = decode(content, image_shape, crop_size)
+  except UserError as error:
+    raise UserError(f'{shown(path)} {error}') from error
+  if change:
+    print(f'{path}: {change}')
+  return pixels
+
+
+def decode(
+  content: bytes, image_shape: tuple[int, int, int], crop_size: int | None
+) -> tuple[np.ndarray, str]:
+  """Decodes an image file of any size, uint8 `image_shape`.
+
+  The shape is (height, width, channels), a square. The central square of side
+  `crop_size` is cut out, by default the largest one.
+
+  Returns:
+    The pixels, and a sentence on how they were cut and resized, if they were.
+
+  Raises:
+    UserError: if it is not an image; the message lacks its subject.
+  """
   _, size, channels = image_shape
   crop = Crop(crop_size or 0, size, channels)
   try:
-    pixels = crop.decode(tf.constant(content)).numpy()
     with Image.open(io.BytesIO(content)) as image:
       width, height = image.size
+    pixels = crop.decode(tf.constant(content)).numpy()
   except Exception as error:  # Damaged bytes make decoders raise anything.
     raise UserError(
-      f'{shown(path)} cannot be read as an image ({why_undecodable(content)}); '
-      'name PNG, JPEG or other image files.'
+      f'cannot be read as an image ({why_undecodable(content)}); name PNG, '
+      'JPEG or other image files.'
     ) from error
-  if (width, height) != (size, size):
-    side = min(width, height, crop_size or width)
-    print(
-      f'{path}: {width}×{height}, cut to its central {side}×{side} and resized '
-      f'to {size}×{size}.'
-    )
-  return pixels
+  if (width, height) == (size, size):
+    return pixels, ''
+  side = min(width, height, crop_size or width)
+  return pixels, (
+    f'{width}×{height}, cut to its central {side}×{side} and resized to '
+    f'{size}×{size}.'
+  )

@@ -28,6 +28,9 @@ th, td { text-align: left; padding: 4px 16px 4px 0; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--faint); }
 td:not(:last-child) { white-space: nowrap; }
+details { color: var(--faint); font-size: 13px; margin-top: 8px; }
+dt { font-weight: 600; margin-top: 6px; }
+dd { margin: 0; }
 """
 
 
@@ -57,6 +60,15 @@ class Page:
     body = ''.join(row('td', cells) for cells in rows)
     table = f'<table>{head}{body}</table>'
     self._parts.append(f'<div class="scroll">{table}</div>')
+
+  def notes(self, rows: list[tuple[str, str]]) -> None:
+    """Adds what each of several names means, folded."""
+    items = ''.join(
+      f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in rows
+    )
+    self._parts.append(
+      f'<details><summary>What they mean</summary><dl>{items}</dl></details>'
+    )
 
   def figure(
     self, path: epath.Path, caption: str, width: int = 512, min_width: int = 0

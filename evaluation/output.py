@@ -7,9 +7,10 @@ import tempfile
 from etils import epath
 import numpy as np
 
-from evaluation import html_page, plots, posterior
+from evaluation import html_page, plots, posterior, titles
 from evaluation.html_page import number
 from evaluation.measure import Measurements
+from runs import metric_writer, schema
 from vae import conditioning, figures, paths
 from vae.loading import TrainedVAE
 from vae.splits import Examples
@@ -36,8 +37,16 @@ def write(
   with tempfile.TemporaryDirectory() as aside:
     aside = epath.Path(aside)
     captions = _draw(aside, facts['seed'], results, trained, originals)
+    rows = metric_writer.read(epath.Path(facts['workdir']))
+    if curves := plots.training_curves(rows):
+      plots.save(curves, aside / 'training.png')
+      captions['training.png'] = (
+        'Loss, nats per image, and learning rate over the epochs.'
+      )
     (aside / METRICS).write_text(as_json(facts, results))
-    (aside / PAGE).write_text(_page(aside, facts, results, captions))
+    (aside / PAGE).write_text(
+      _page(aside, facts, results, captions, trained.config)
+    )
     for path in aside.iterdir():
       paths.replace(folder / path.name, path.read_bytes())
   (folder / PARTIAL).unlink(missing_ok=True)
@@ -119,7 +128,7 @@ def _draw(folder, seed, results, trained, originals) -> dict[str, str]:
   return captions
 
 
-def _page(folder, facts, results, captions) -> str:
+def _page(folder, facts, results, captions, config) -> str:
   page = html_page.Page(
     f'{epath.Path(facts["workdir"]).name}, step {facts["step"]:,}, on '
     f'{facts["num_images"]:,} {facts["split"]} images'
@@ -129,8 +138,13 @@ def _page(folder, facts, results, captions) -> str:
   page.heading('Figures')
   for name, caption in captions.items():
     page.figure(folder / name, caption)
-  page.heading('Numbers')
-  page.table(('', 'value', 'null', 'unit', ''), _rows(results))
+  for group, rows in titles.grouped(_rows(results)):
+    page.heading(group)
+    page.table(
+      ('', 'key', 'value', 'null', 'unit', 'better'),
+      [(*row[:5], row[-1]) for row in rows],
+    )
+    page.notes([(title, about) for title, *_, about, _ in rows])
   page.text(
     '± is the standard error over the choice of images, unless the row names '
     'another. The null is the value if there is nothing to find, with its '
@@ -154,6 +168,9 @@ def _page(folder, facts, results, captions) -> str:
     )
   page.heading('Measured')
   page.table(('', ''), [(name, str(value)) for name, value in facts.items()])
+  page.heading('Settings')
+  settings = schema.flatten(schema.resolved(config))
+  page.table(('', ''), [(f'config.{k}', str(v)) for k, v in settings.items()])
   return page.html()
 
 

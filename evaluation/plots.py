@@ -1,5 +1,6 @@
 """Charts of measurements, as PNG."""
 
+from collections.abc import Mapping, Sequence
 import io
 
 from etils import epath
@@ -33,6 +34,37 @@ def kl_per_dimension(kl: np.ndarray, active: np.ndarray) -> Figure:
     axes.set_xticks(np.arange(len(kl)), order, fontsize=7)
   title = f'{kl.sum():.1f} nats in {active.sum()} of {len(kl)} dimensions'
   axes.set_title(title, loc='left')
+  return figure
+
+
+def training_curves(rows: Sequence[Mapping[str, float]]) -> Figure | None:
+  """The losses of a run's `metrics.jsonl`, and its learning rate.
+
+  None without rows.
+  """
+  curves = {
+    name: [(row['epoch'], row[name]) for row in rows if name in row]
+    for name in ('train/loss', 'val/loss', 'learning_rate')
+  }
+  if not curves['train/loss']:
+    return None
+  figure, axes = new_axes(width=8, height=3.2)
+  for name, color in (('train/loss', _FAINT), ('val/loss', _ACCENT)):
+    if curves[name]:
+      marker = '.' if name == 'val/loss' else ''
+      axes.plot(
+        *np.array(curves[name]).T, color=color, marker=marker, label=name
+      )
+  losses = [loss for _, loss in curves['train/loss']]
+  # The first steps would leave no room for the rest.
+  low, high = min(losses), np.quantile(losses, 0.98)
+  axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-9)
+  axes.set(xlabel='epoch', ylabel='nats per image')
+  beside = axes.twinx()
+  style(beside)
+  beside.plot(*np.array(curves['learning_rate']).T, color=_INK, lw=0.8, ls=':')
+  beside.set_ylabel('learning rate (dotted)')
+  axes.legend(frameon=False, fontsize=8, loc='upper center')
   return figure
 
 

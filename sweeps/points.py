@@ -17,9 +17,6 @@ from vae.errors import UserError
 
 BETA, LATENT_DIM, SEED = 'objective.beta', 'model.latent_dim', 'seed'
 
-# Subfolder of a sweep's workdir; each point's run has a folder in it.
-FOLDER = 'points'
-
 # Settings by config key, such as `objective.beta`.
 Values = dict[str, object]
 

@@ -12,11 +12,11 @@ from clu import metric_writers
 from etils import epath
 
 from evaluation import html_page, plots
-from sweeps import charts, points
+from sweeps import charts, POINTS, points, TABLE
 from sweeps.points import Results, Values
 from vae import paths
 
-PAGE, TABLE = 'report.html', 'results.csv'
+PAGE = 'report.html'
 
 # Pictures in a point's folder.
 ORIGINALS = 'gallery/originals.png'
@@ -57,7 +57,7 @@ def write(folder: epath.Path, results: Results, split: str) -> None:
         page.heading(heading)
         width = round(104 * figure.get_size_inches()[0])
         page.figure(path, caption, width, min_width=min(width, 560))
-  _add_gallery(page, results, folder / points.FOLDER)
+  _add_gallery(page, results, folder / POINTS)
   _add_points(page, results)
   paths.replace(folder / PAGE, page.html().encode())
 

@@ -17,7 +17,7 @@ from evaluation.measure import Metric
 import input_pipeline
 from runs import metric_writer, progress, workdirs
 from runs.processes import StopSignals
-from sweeps import points, report
+from sweeps import POINTS, points, report
 from sweeps.points import Results
 from sweeps.study import NO_ANSWER, one_line, Point, Study
 import train
@@ -107,7 +107,7 @@ class Worker:
         self._train(group)
 
   def _folder_of(self, point: Point) -> epath.Path:
-    return self.folder / points.FOLDER / point.name
+    return self.folder / POINTS / point.name
 
   def _lock(self, point: Point, locks: contextlib.ExitStack) -> None:
     """Excludes other runs from a point's folder; waits until they end."""

@@ -33,11 +33,17 @@ addEventListener('load', () => {
 """
 
 
-def open_page(page: pathlib.Path, width: int) -> dict:
-  """What a window of this width, in pixels, shows of a page: see `_PROBE`."""
+def find_browser() -> str:
+  """The path of Chromium; the test is skipped without it."""
   browser = next(filter(None, map(shutil.which, _NAMES)), None)
   if browser is None:
     pytest.skip('Chromium is not installed')
+  return browser
+
+
+def open_page(page: pathlib.Path, width: int) -> dict:
+  """What a window of this width, in pixels, shows of a page: see `_PROBE`."""
+  browser = find_browser()
   with tempfile.TemporaryDirectory() as folder:
     copy = pathlib.Path(folder, 'page.html')
     copy.write_text(page.read_text() + _PROBE)

@@ -9,7 +9,8 @@ import pathlib
 from unittest import mock
 
 # Optimising the programs of tests takes longer than running them. `make
-# test-all` sets XLA_FLAGS to nothing, and so tests them as users run them.
+# test-all` sets XLA_FLAGS to nothing for the slow tests, whose programs are
+# those of users.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 # Tests, and the processes that they start, compile the same programs.
 os.environ.setdefault(

@@ -123,18 +123,32 @@ def test_ideas_of_the_docs_are_short():
   assert lines['sharpness.py'] < 40
 
 
-def test_notebook_runs_from_top_to_bottom(trained_run):
-  notebook = nbformat.read(ROOT / 'docs/trained_model.ipynb', as_version=4)
+def run_notebook(name, **environment):
+  """What a notebook prints, and the number of its pictures."""
+  notebook = nbformat.read(ROOT / 'docs' / name, as_version=4)
   client = nbclient.NotebookClient(
-    notebook, timeout=120, resources={'metadata': {'path': ROOT / 'docs'}}
+    notebook, timeout=300, resources={'metadata': {'path': ROOT / 'docs'}}
   )
-  client.execute(env=dict(os.environ, WORKDIR=str(trained_run)))
+  client.execute(env=os.environ | environment)
   outputs = [o for c in notebook.cells for o in c.get('outputs', ())]
   # An error raises, and nothing is printed on standard error.
   assert not [o for o in outputs if o.get('name') == 'stderr']
-  assert sum('image/png' in o.get('data', {}) for o in outputs) == 4
   text = ''.join(o.text for o in outputs if o.output_type == 'stream')
+  return text, sum('image/png' in o.get('data', {}) for o in outputs)
+
+
+def test_notebook_runs_from_top_to_bottom(trained_run):
+  text, count = run_notebook('trained_model.ipynb', WORKDIR=str(trained_run))
   assert '(200, 2) (200, 2)' in text and '2 latent dimensions' in text
+  assert count == 4
+
+
+@pytest.mark.slow
+def test_article_in_code_shows_what_it_says():
+  """It asserts closed forms, fewer holes, blur by σ, and the cured collapse."""
+  text, count = run_notebook('article_in_code.ipynb')
+  assert 'KL(N(1, e⁻¹) ‖ N(0, 1)) = 0.6839 nats' in text
+  assert count == 5
 
 
 def _slugs(page):
@@ -214,7 +228,9 @@ def test_make_targets_exist():
 def test_architecture_names_every_module():
   text = (ROOT / 'docs/architecture.md').read_text()
   named = set(re.findall(r'`([\w/]+\.py)`', text))
-  packages = ('data', 'evaluation', 'runs', 'sweeps', 'vae')
+  packages = (
+    *('data', 'evaluation', 'explorer', 'exports', 'runs', 'sweeps', 'vae'),
+  )
   modules = [
     *ROOT.glob('*.py'),
     *(path for name in packages for path in ROOT.glob(f'{name}/**/*.py')),

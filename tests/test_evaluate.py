@@ -18,6 +18,7 @@ FIGURES = {
   'kl_per_dimension.png',
   'reconstructions.png',
   'samples.png',
+  'training.png',
   'traversals.png',
 }
 
@@ -107,7 +108,10 @@ def test_page_shows_numbers_and_figures_in_a_browser(evaluated):
   assert page['scroll_width'] <= 500
   assert len(page['pictures']) == len(FIGURES)
   assert all(width > 100 for width in page['pictures'])
-  for text in (read(folder)['verdict'], 'bits_per_dim_iw', 'Smiling'):
+  for text in (
+    *(read(folder)['verdict'], 'bits_per_dim_iw', 'Smiling'),
+    *('Evidence lower bound', 'Labels in the code', 'config.seed'),
+  ):
     assert text in page['text']
 
 

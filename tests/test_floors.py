@@ -22,8 +22,8 @@ FLOORS = (
   ('data',),
   ('evaluation', 'input_pipeline'),
   ('train',),
-  ('sweeps',),
-  ('main', 'evaluate', 'generate', 'sweep'),
+  ('sweeps', 'explorer', 'exports'),
+  ('main', 'evaluate', 'generate', 'sweep', 'explore', 'export', 'compare'),
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 

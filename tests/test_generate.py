@@ -224,3 +224,12 @@ def test_as_a_user_has_it(trained_run, tmp_path):
   assert out == f'  {tmp_path}/grid.png\n  {tmp_path}/0000.png\n'
   code, _, err = run('paint', f'--workdir={trained_run}', script='generate.py')
   assert code == 2 and 'the command is paint; it must be' in err
+
+
+def test_a_latent_is_decoded_by_its_numbers(make, model):
+  folder = make('decode', z=['0.5', '-1.25'])
+  expected = figures.to_uint8(model.decode(np.array([[0.5, -1.25]])))
+  np.testing.assert_array_equal(read_each(folder, 1), expected)
+  for wrong in (None, ['1'], ['1', 'two'], ['1', 'nan']):
+    with pytest.raises(UserError, match='--z'):
+      make('decode', z=wrong)

@@ -54,8 +54,19 @@ def conv_transpose(
 
   In one dimension, with taps w0, w1, w2 as Flax pads it,
   y[2i] = w0·x[i-1] + w2·x[i] and y[2i+1] = w1·x[i]: the transpose of the
-  stride-2 convolution with the taps in reverse. No inserted zero is multiplied.
+  stride-2 convolution with the taps in reverse. No inserted zero is multiplied,
+  but by the method `dilated`, a plain convolution, as exported files have it.
   """
+  if method == 'dilated':
+    # Zeros after each pixel and row, as y[2i] has taps 0 and 2.
+    batch, height, width, channels = x.shape
+    x = jnp.stack([x, jnp.zeros_like(x)], axis=3)
+    x = x.reshape(batch, height, 2 * width, channels)
+    x = jnp.stack([x, jnp.zeros_like(x)], axis=2)
+    x = x.reshape(batch, 2 * height, 2 * width, channels)
+    return lax.conv_general_dilated(
+      *(x, kernel, (1, 1), ((2, 0), (2, 0))), dimension_numbers=_DIMENSIONS
+    )
   kernel = kernel[::-1, ::-1].swapaxes(2, 3)
   if _use_matmul(method):
     return _transposed_conv(x, kernel)

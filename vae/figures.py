@@ -60,22 +60,33 @@ def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def save_png(image: np.ndarray, path: epath.Path) -> None:
   """Writes uint8 [height, width, 1 or 3] as PNG; makes the folder."""
-  _save([image], path, format='PNG')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(png(image))
 
 
 def save_gif(
   frames: Sequence[np.ndarray], path: epath.Path, frame_duration: int
 ) -> None:
-  """Writes frames as an animation that repeats for ever; makes the folder.
+  """Writes frames as `gif` has them; makes the folder."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(gif(frames, frame_duration))
+
+
+def png(image: np.ndarray) -> bytes:
+  """The PNG of an image, uint8 [height, width, 1 or 3]."""
+  return _encoded([image], format='PNG')
+
+
+def gif(frames: Sequence[np.ndarray], frame_duration: int) -> bytes:
+  """An animation that repeats for ever.
 
   Frames are uint8 [height, width, 1 or 3], shown for so many milliseconds.
   """
   options = dict(save_all=True, duration=frame_duration, loop=0)
-  _save(frames, path, format='GIF', **options)
+  return _encoded(frames, format='GIF', **options)
 
 
-def _save(images, path, **options):
-  path.parent.mkdir(parents=True, exist_ok=True)
+def _encoded(images, **options) -> bytes:
   first, *others = (
     Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in images
   )
@@ -83,7 +94,7 @@ def _save(images, path, **options):
     options['append_images'] = others
   buffer = io.BytesIO()
   first.save(buffer, **options)
-  path.write_bytes(buffer.getvalue())
+  return buffer.getvalue()
 
 
 def interpolate(

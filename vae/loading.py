@@ -165,8 +165,9 @@ class TrainedVAE:
   Images are [n, height, width, channels], uint8 or floating in [0, 1], of the
   size that the model was trained on; latents are [n, *latent_shape]. Results
   are float32 NumPy arrays, computed precisely (`numerics.precise`). Any n goes:
-  it is cut into batches of one size, so that each method is compiled once.
-  Arrays of another shape or range raise ValueError.
+  it is cut into batches of one size, so that each method is compiled once, and
+  once more for a single image or latent. Arrays of another shape or range raise
+  ValueError.
 
   A model with `num_classes` needs the class of each image, `labels` [n]; by
   default `sample` takes the classes in turn.
@@ -302,9 +303,12 @@ class TrainedVAE:
     """Applies a function of the model to rows, padded to full batches."""
     labels = self._check_labels(labels, len(rows))
     results = []
-    for start in range(0, max(len(rows), 1), _BATCH_SIZE):
+    # A single image, as an explorer asks for, need not wait for a batch.
+    size = 1 if len(rows) == 1 else _BATCH_SIZE
+    for start in range(0, max(len(rows), 1), size):
       batch = splits.Examples(rows, labels)
-      padded = jax.tree.map(functools.partial(_padded_batch, start), batch)
+      pad = functools.partial(_padded_batch, start, size)
+      padded = jax.tree.map(pad, batch)
       variables = conditioning.given(self.variables, padded.labels)
       with numerics.precise(steps.float_dtype(self.model)):
         results.append(function(self.model, variables, padded.images))
@@ -318,9 +322,9 @@ class TrainedVAE:
     return jax.tree_util.tree_map_with_path(join, *results)
 
 
-def _padded_batch(start: int, rows: np.ndarray) -> np.ndarray:
-  batch = rows[start : start + _BATCH_SIZE]
-  missing = _BATCH_SIZE - len(batch)
+def _padded_batch(start: int, size: int, rows: np.ndarray) -> np.ndarray:
+  batch = rows[start : start + size]
+  missing = size - len(batch)
   return np.pad(batch, ((0, missing), *((0, 0),) * (rows.ndim - 1)))
 
 

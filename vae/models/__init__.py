@@ -130,7 +130,7 @@ class Autoencoder(nn.Module):
     if self.num_classes:
       labels = jnp.broadcast_to(self._labels(leading[-1]), leading)
       given = nn.one_hot(labels, self.num_classes, dtype=flat.dtype)
-      given = given.reshape(len(flat), *[1] * (flat.ndim - 2), -1)
+      given = given.reshape(flat.shape[0], *[1] * (flat.ndim - 2), -1)
       given = jnp.broadcast_to(given, (*flat.shape[:-1], self.num_classes))
       # Padding of z is behind it (`vae.padding`).
       flat = jnp.concatenate([given, flat], axis=-1)
@@ -147,7 +147,7 @@ class Autoencoder(nn.Module):
   def encoded(self, images: jax.Array, train: bool) -> tuple[jax.Array, ...]:
     """The encoder's outputs for images and, if it sees them, labels."""
     if self.num_classes:
-      given = self.label_embedding(self._labels(len(images)))
+      given = self.label_embedding(self._labels(images.shape[0]))
       given = given.reshape(*images.shape[:-1], 1)
       images = jnp.concatenate([images, given.astype(images.dtype)], axis=-1)
     return tuple(map(at_least_float32, self.encoder(images, train)))

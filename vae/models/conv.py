@@ -32,7 +32,7 @@ class Model(models.VAE):
       (`mirrored`).
     upsampling: by transposed convolutions; or `nearest`, by doubled pixels,
       which leaves no grid and takes longer.
-    convolution: as `method` of `vae.convolutions.conv`.
+    convolution: as `method` of `vae.convolutions`.
     initialisation: random, as PyTorch's; or the best linear VAE of some images
       (`vae.pca`).
   """
@@ -42,7 +42,7 @@ class Model(models.VAE):
   decoder_channels: tuple[int, ...] = ()
   activation: Literal['leaky_relu', 'relu'] = 'leaky_relu'
   upsampling: Literal['transposed', 'nearest'] = 'transposed'
-  convolution: Literal['auto', 'native', 'matmul'] = 'auto'
+  convolution: Literal['auto', 'native', 'matmul', 'dilated'] = 'auto'
   initialisation: Literal['random', 'pca'] = 'random'
 
   def setup(self):
@@ -132,7 +132,7 @@ class Encoder(nn.Module):
       x = layers.BatchNormRectify(
         self.negative_slope, self.axis_name, name=f'BatchNorm_{index}'
       )(x, bias, train)
-    x = x.reshape(len(x), -1)
+    x = x.reshape(x.shape[0], -1)
     return tuple(
       layers.dense(x, features, self.dtype, name)
       for name, features in self.heads.items()

@@ -56,7 +56,7 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    x = x.reshape(len(x), -1).astype(self.dtype)
+    x = x.reshape(x.shape[0], -1).astype(self.dtype)
     x = _hidden(x, self.hidden_sizes, self.activation, self.dtype)
     return tuple(
       layers.dense(x, features, self.dtype, name)

@@ -94,7 +94,7 @@ class Encoder(nn.Module):
       x = _attend(x, self.dtype)
     x = _normalise(x, self.dtype)
     if not self.spatial:
-      x = x.reshape(len(x), -1)
+      x = x.reshape(x.shape[0], -1)
     return tuple(
       layers.dense(x, features, self.dtype, name)
       for name, features in self.heads.items()
@@ -143,7 +143,7 @@ class Block(nn.Module):
 
 def _attend(x: jax.Array, dtype: Any) -> jax.Array:
   """Self-attention over all positions with a skip, in the caller's scope."""
-  y = _normalise(x, dtype).reshape(len(x), -1, x.shape[-1])
+  y = _normalise(x, dtype).reshape(x.shape[0], -1, x.shape[-1])
   attention = nn.MultiHeadDotProductAttention(
     num_heads=1,
     dtype=dtype,

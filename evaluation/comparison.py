@@ -1,0 +1,180 @@
+"""Runs side by side: at the same images, with paired differences.
+
+The choice of images moves the metrics of all runs together, so that the
+standard error of their difference, image by image, is far below that of each.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import tempfile
+from typing import Any
+
+from etils import epath
+from matplotlib.figure import Figure
+import numpy as np
+
+from evaluation import html_page, plots
+from evaluation.measure import mean_and_error
+from runs import metric_writer, schema
+from vae import conditioning, figures, paths
+from vae.loading import TrainedVAE
+from vae.splits import Examples
+
+# What is compared: name, unit, and whether more is better.
+METRICS = {
+  'elbo': ('nats per image', True),
+  'rate': ('nats per image', None),
+  'distortion': ('nats per image', False),
+  'mse': ('mean over pixels', False),
+  'psnr': ('dB', True),
+  'ssim': ('at most 1', True),
+}
+
+# Images in a row of pictures.
+_IMAGES = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run of a comparison.
+
+  Attributes:
+    name: in the tables.
+    workdir: of the run.
+    trained: its model.
+    values: `METRICS` of each image, [num_images], by name.
+    originals: the first images, with labels if the model sees any.
+  """
+
+  name: str
+  workdir: epath.Path
+  trained: TrainedVAE
+  values: Mapping[str, np.ndarray]
+  originals: Examples
+
+
+def of_images(values: Mapping[str, np.ndarray], draws_z: bool) -> dict:
+  """`METRICS` of each image, from `measure.Context.images`.
+
+  A plain autoencoder has no bound, rate or distortion.
+  """
+  found = {
+    name: values[name] for name in ('mse', 'psnr', 'ssim') if name in values
+  }
+  if draws_z:
+    rate, distortion = values['rate'], values['distortion']
+    bound = -rate.astype(np.float64) - distortion
+    found = {'elbo': bound, 'rate': rate, 'distortion': distortion, **found}
+  return found
+
+
+def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+  """Rows of metric, unit, the first run's mean, and each other's difference."""
+  rows = []
+  for name, (unit, is_better) in METRICS.items():
+    if not all(name in run.values for run in runs):
+      continue
+    first = runs[0].values[name].astype(np.float64)
+    cells = [html_page.number(*mean_and_error(first))]
+    for run in runs[1:]:
+      mean, error = mean_and_error(run.values[name].astype(np.float64) - first)
+      sign = '+' if mean > 0 else ''
+      cells.append(f'{sign}{html_page.number(mean, error)}')
+    better = {True: 'more', False: 'less', None: ''}[is_better]
+    rows.append((name, *cells, unit, better))
+  return rows
+
+
+def write(path: epath.Path, runs: Sequence[Run], split: str) -> None:
+  """Writes the page of a comparison, one file.
+
+  Args:
+    path: of the page.
+    runs: at least two, measured on the same images.
+    split: the name of their split.
+  """
+  names = [run.name for run in runs]
+  page = html_page.Page(' and '.join(names))
+  count = len(next(iter(runs[0].values.values())))
+  page.heading('Numbers')
+  page.text(
+    f'On the same {count:,} {split} images. Columns of the others are their '
+    f'difference to {names[0]}, image by image; ± is its standard error over '
+    'the choice of images. ELBOs and distortions of different likelihoods do '
+    'not compare.'
+  )
+  header = ('', names[0], *(f'{n} − {names[0]}' for n in names[1:]))
+  page.table((*header, 'unit', 'better'), differences(runs))
+  with tempfile.TemporaryDirectory() as aside:
+    for name, caption, images, columns in _pictures(runs):
+      file = epath.Path(aside) / f'{name}.png'
+      figures.save_png(figures.image_grid(images, columns), file)
+      page.heading(name.capitalize())
+      page.figure(file, caption, width=768)
+    figure = _curves(runs)
+    if figure is not None:
+      file = epath.Path(aside) / 'curves.png'
+      plots.save(figure, file)
+      page.heading('Training')
+      page.figure(file, 'Validation loss, nats per image.', 768, min_width=560)
+  page.heading('Settings')
+  page.table(('', *names), _settings(runs))
+  paths.replace(path, page.html().encode())
+
+
+def _pictures(runs: Sequence[Run]) -> Iterator[tuple[str, str, Any, int]]:
+  """Name, caption, images and columns of each grid."""
+  rows = [figures.to_uint8(runs[0].originals.images)]
+  for run in runs:
+    images, labels = run.originals
+    made = run.trained.reconstruct(images, labels=labels)
+    rows.append(figures.to_uint8(made))
+  order = ', '.join(run.name for run in runs)
+  caption = f'From the top: originals, {order}; through the posterior mean.'
+  yield 'reconstructions', caption, np.concatenate(rows), len(rows[0])
+  shapes = {run.trained.latent_shape for run in runs}
+  # N(0, I) of one shape gives all of them the same draws.
+  z = runs[0].trained.sample_latents(_IMAGES)
+  rows = [
+    figures.to_uint8(
+      run.trained.decode(
+        z if len(shapes) == 1 else run.trained.sample_latents(_IMAGES),
+        conditioning.in_turn(run.trained.model, _IMAGES),
+      )
+    )
+    for run in runs
+  ]
+  which = f'the same z, drawn from the prior of {runs[0].name}'
+  if len(shapes) > 1:
+    which = 'z from the prior of each, as their latents have other shapes'
+  caption = f'From the top: {order}; {which}.'
+  yield 'samples', caption, np.concatenate(rows), _IMAGES
+
+
+def _curves(runs: Sequence[Run]) -> Figure | None:
+  figure, axes = plots.new_axes(width=8, height=3.6)
+  axes.set(xlabel='epoch', ylabel='validation loss')
+  drawn = 0
+  for run in runs:
+    rows = [r for r in metric_writer.read(run.workdir) if 'val/loss' in r]
+    if rows:
+      epochs = [row['epoch'] for row in rows]
+      losses = [row['val/loss'] for row in rows]
+      axes.plot(epochs, losses, label=plots.readable(run.name), marker='.')
+      drawn += 1
+  if not drawn:
+    return None
+  axes.legend(frameon=False)
+  return figure
+
+
+def _settings(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+  """The settings in which the runs differ, and their steps."""
+  flat = [schema.flatten(schema.resolved(run.trained.config)) for run in runs]
+  keys = dict.fromkeys(key for settings in flat for key in settings)
+  rows = [('step', *(f'{run.trained.step:,}' for run in runs))]
+  for key in keys:
+    cells = [str(settings.get(key, '–')) for settings in flat]
+    if len(set(cells)) > 1:
+      rows.append((f'config.{key}', *cells))
+  return rows

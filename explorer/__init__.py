@@ -1,0 +1,1 @@
+"""The latent space of trained runs in a browser: models, server, page."""

@@ -1,0 +1,135 @@
+// The training images in a plane of the latent space.
+
+import { latest, postJson } from './api.js';
+import * as drawing from './drawing.js';
+import { setZ } from './picture.js';
+import { act, current, element, report, state } from './state.js';
+
+const map = new drawing.Plot(element('map'));
+
+export function pointColors() {
+  const name = element('color').value;
+  const legend = element('legend');
+  legend.replaceChildren();
+  if (!name) return null;
+  const { values, names } = state.atlas.labels[name];
+  names.slice(0, drawing.COLORS.length).forEach((text, i) => {
+    const entry = document.createElement('span');
+    const dot = document.createElement('i');
+    dot.style.background = drawing.COLORS[i];
+    entry.append(dot, text);
+    legend.append(entry);
+  });
+  if (names.length > drawing.COLORS.length) {
+    legend.append(`grey: ${names.length - drawing.COLORS.length} others`);
+  }
+  return values.map((value) => drawing.COLORS[value] ?? '#9aa0a8');
+}
+
+export function redrawMap() {
+  if (!state.atlas) return;
+  const holes = element('holes').checked ? state.atlas.holes : null;
+  const { points } = state.atlas;
+  drawing.drawMap(map, { ...state, points, holes });
+}
+
+function percent(share) {
+  return `${(100 * share).toFixed(1)} %`;
+}
+
+export function showMap() {
+  element('near-heading').hidden = false;
+  const options = Object.keys(state.atlas.labels).map(
+    (name) => new Option(name),
+  );
+  const before = element('map').hidden ? null : element('color').value;
+  element('map').hidden = element('map-controls').hidden = false;
+  element('color').replaceChildren(new Option('none', ''), ...options);
+  // At first the label that is read most easily.
+  const count = (name) => state.atlas.labels[name].names.length;
+  const names = options.map(({ value }) => value);
+  names.sort((a, b) => count(a) - count(b));
+  element('color').value = before ?? names[0] ?? '';
+  state.colors = pointColors();
+  const size = state.run.dimensions.length;
+  const shown =
+    size === 2
+      ? 'The latent space itself'
+      : `The plane of PCA, ${percent(state.atlas.variance)} of the variance`;
+  element('map-note').textContent =
+    `${shown}; ${state.atlas.points.length.toLocaleString('en')} means. A ` +
+    'click decodes a point, or an image that lies there. ' +
+    `${percent(state.atlas.holes.share)} of the prior's draws are in holes ` +
+    'of q(z) in it.';
+  map.fit(
+    [...state.atlas.points, state.atlas.holes.low, state.atlas.holes.high],
+    0.01,
+  );
+  redrawMap();
+}
+
+/** Goes to a place of the map, or to an image there. */
+const goTo = latest(async (at, within) => {
+  const found = map.nearest(state.atlas.points, at, within);
+  const answer =
+    found >= 0
+      ? postJson(`run/${state.index}/code`, { indices: [found] })
+      : postJson(`run/${state.index}/lift`, { xy: [at] });
+  setZ((await current(answer)).z);
+}, report);
+
+element('map').addEventListener('pointerdown', (event) => {
+  element('map').setPointerCapture(event.pointerId);
+  if (element('lasso').checked) {
+    state.lasso = [map.fromEvent(event)];
+  } else {
+    state.lasso = state.chosen = null;
+    goTo(map.fromEvent(event), 6);
+  }
+});
+element('map').addEventListener('pointermove', (event) => {
+  if (!(event.buttons & 1)) return;
+  if (element('lasso').checked && state.lasso) {
+    state.lasso.push(map.fromEvent(event));
+    redrawMap();
+  } else if (!element('lasso').checked) {
+    goTo(map.fromEvent(event), 0);
+  }
+});
+element('map').addEventListener(
+  'pointerup',
+  act(async () => {
+    if (!element('lasso').checked || !state.lasso) return;
+    const inside = state.atlas.points
+      .map((point, i) => (drawing.isInside(point, state.lasso) ? i : -1))
+      .filter((i) => i >= 0);
+    state.chosen = inside.length ? new Set(inside) : null;
+    state.lasso = inside.length ? state.lasso : null;
+    redrawMap();
+    if (!inside.length) {
+      element('status').textContent = 'No image is in the lasso.';
+      return;
+    }
+    const asked = { indices: inside };
+    setZ((await current(postJson(`run/${state.index}/code`, asked))).z);
+    element('status').textContent =
+      `${inside.length} images in the lasso; their mean is decoded.`;
+  }),
+);
+element('map').addEventListener('keydown', (event) => {
+  const moves = {
+    ArrowLeft: [-1, 0],
+    ArrowRight: [1, 0],
+    ArrowUp: [0, 1],
+    ArrowDown: [0, -1],
+  };
+  const move = moves[event.key];
+  if (!move || !state.place) return;
+  event.preventDefault();
+  const at = state.place.map(
+    (value, axis) =>
+      value + (move[axis] * (map.high[axis] - map.low[axis])) / 50,
+  );
+  state.place = at;
+  goTo(at, 0);
+});

@@ -1,0 +1,136 @@
+// The image of z, its neighbours among the training images, and what is kept.
+
+import { latest, post, postImage, postJson } from './api.js';
+import { drawImage, drawPixels } from './drawing.js';
+import { redrawMap } from './map.js';
+import { act, current, element, report, state } from './state.js';
+
+const NEAR = 8;
+
+export function label() {
+  return Number(element('class').value || 0);
+}
+
+export const decode = latest(async () => {
+  const began = performance.now();
+  const asked = { z: [state.z], label: label() };
+  const image = await current(postImage(`run/${state.index}/decode`, asked));
+  drawImage(element('image'), image);
+  const milliseconds = Math.round(performance.now() - began);
+  element('timing').textContent = `Decoded in ${milliseconds} ms.`;
+  const { beside, besideRun, besideZ } = state;
+  if (!besideRun) return;
+  const count = besideRun.dimensions.length;
+  if (!besideZ && count !== state.z.length) {
+    element('caption-beside').textContent =
+      `${besideRun.name} has ${count} dimensions, so not this z; encode an ` +
+      'image to compare.';
+    return;
+  }
+  const z = [besideZ ?? state.z];
+  const other = await current(
+    postImage(`run/${beside}/decode`, { ...asked, z }),
+  );
+  if (beside !== state.beside) return;
+  drawImage(element('image-beside'), other);
+  element('caption-beside').textContent = besideZ
+    ? `${besideRun.name}, its own reconstruction`
+    : `${besideRun.name}, the same z`;
+}, report);
+
+export const locate = latest(async () => {
+  if (!state.atlas) return;
+  const asked = { z: [state.z], count: NEAR };
+  const near = await current(postJson(`run/${state.index}/near`, asked));
+  state.place = near.point;
+  redrawMap();
+  await showStrip(near.indices, near.distances);
+}, report);
+
+/** Shows training images as buttons that go to their means. */
+async function showStrip(indices, distances = null) {
+  const bitmap = await current(
+    postImage(`run/${state.index}/image`, { indices }),
+  );
+  const width = bitmap.width / indices.length;
+  const buttons = indices.map((position, i) => {
+    const button = document.createElement('button');
+    const canvas = document.createElement('canvas');
+    drawImage(canvas, bitmap, i * width, width);
+    button.append(canvas);
+    const far = distances ? `, at distance ${distances[i].toFixed(2)}` : '';
+    button.title = `training image ${position}${far}`;
+    button.ariaLabel = `Go to ${button.title}`;
+    button.addEventListener(
+      'click',
+      act(async () => {
+        const asked = { indices: [position] };
+        setZ((await current(postJson(`run/${state.index}/code`, asked))).z);
+      }),
+    );
+    return button;
+  });
+  element('near').replaceChildren(...buttons);
+}
+
+/** Goes to a point. */
+export function setZ(values, { keepsDirections = false, besideZ = null } = {}) {
+  state.z = Array.from(values, Number);
+  state.besideZ = besideZ;
+  for (const slider of document.querySelectorAll('#dimensions input')) {
+    showValue(slider, state.z[slider.dataset.index]);
+  }
+  if (!keepsDirections) {
+    for (const slider of document.querySelectorAll('#directions input')) {
+      delete slider.origin;
+      showValue(slider, 0);
+    }
+  }
+  decode();
+  locate();
+}
+
+export function showValue(slider, value) {
+  slider.value = value;
+  slider.nextElementSibling.textContent = Number(value).toFixed(2);
+}
+
+export function download(blob, name) {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+function quoted(text) {
+  if (/^[\w@%+=:,./-]+$/.test(text)) return text;
+  return `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
+export function command() {
+  const values = state.z.map((v) => Number(v.toFixed(5))).join(',');
+  const given = state.run.num_classes ? ` --class=${label()}` : '';
+  return (
+    `python generate.py decode --workdir=${quoted(state.run.workdir)} ` +
+    `--checkpoint=${state.run.step} --z=${values}${given}`
+  );
+}
+
+/** Encodes a file, by both runs. */
+export const encode = act(async (file) => {
+  element('status').textContent = 'Encoding …';
+  const query = `encode?label=${label()}`;
+  const encoded = async (run) =>
+    (await current(post(`run/${run}/${query}`, file))).json();
+  const found = await encoded(state.index);
+  const other = state.besideRun ? await encoded(state.beside) : null;
+  element('original').hidden = false;
+  drawPixels(element('input'), found.image);
+  const nats = found.kl?.reduce((a, b) => a + b).toFixed(1);
+  const kl = nats ? ` KL ${nats} nats.` : '';
+  element('caption-input').textContent =
+    `${file.name || 'image'}: ${found.change || 'as it is.'}${kl}`;
+  element('status').textContent = '';
+  setZ(found.mean, { besideZ: other?.mean });
+});

@@ -1,0 +1,1 @@
+"""A trained model in files that need nothing of this repository."""

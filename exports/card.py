@@ -1,0 +1,132 @@
+"""The model card: what a model is, how to call it, what was measured of it."""
+
+from collections.abc import Sequence
+import json
+import pathlib
+import string
+from typing import Any
+
+from etils import epath
+
+from evaluation import output
+from evaluation.html_page import number
+from exports.functions import Function
+from vae import distributions
+from vae.loading import TrainedVAE
+
+_TEMPLATE = pathlib.Path(__file__).with_suffix('.md')
+
+# How each format is used; `$draws` are of the prior.
+_DRAWS = """import json
+import pathlib
+
+import numpy as np
+
+latents = json.loads(pathlib.Path('latents.json').read_text())
+z = np.array(latents['draws'][:16], np.float32)
+z = z.reshape(-1, *latents['latent_shape'])"""
+_USES = {
+  'jax': """With JAX, on a CPU, a GPU or a TPU:
+
+```python
+import jax
+
+$draws
+program = pathlib.Path('decoder.jax').read_bytes()
+decoder = jax.export.deserialize(bytearray(program))
+(images,) = decoder.call(z$positional)
+```
+
+""",
+  'onnx': """With ONNX Runtime:
+
+```python
+import onnxruntime
+
+$draws
+decoder = onnxruntime.InferenceSession('decoder.onnx')
+(images,) = decoder.run(None, {'z': z$named})
+```
+
+""",
+  'web': """In a browser: `python -m http.server` in this folder, then
+<http://localhost:8000>.
+
+""",
+  'safetensors': """The parameters by name are in `model.safetensors`.
+
+""",
+}
+
+
+def measured(workdir: epath.Path, step: int) -> list[dict[str, Any]]:
+  """The contents of each `metrics.json` of a checkpoint in a workdir."""
+  contents = [
+    json.loads(path.read_text())
+    for path in sorted(workdir.glob(f'evaluation/*/{output.METRICS}'))
+  ]
+  return [content for content in contents if content['step'] == step]
+
+
+def write(
+  trained: TrainedVAE,
+  encoder: Function,
+  num_parameters: int,
+  name: str,
+  licence: str,
+  measurements: list[dict[str, Any]],
+  formats: Sequence[str],
+) -> str:
+  """The card, Markdown with the front matter of the Hugging Face hub.
+
+  `formats` are those that the folder has: jax, onnx, web, safetensors.
+  """
+  height, width, channels = trained.model.image_shape
+  is_conditional = 'labels' in encoder.inputs
+  prior = trained.prior
+  is_normal = isinstance(prior, distributions.StandardNormal)
+  template = string.Template(_TEMPLATE.read_text())
+  return template.substitute(
+    license=licence or 'other',
+    licence=licence or 'Not stated.',
+    name=name,
+    height=height,
+    width=width,
+    channels=channels,
+    step=f'{trained.step:,}',
+    network=trained.config.model.name,
+    objective=trained.config.objective.name,
+    parameters=f'{num_parameters:,}',
+    shape=', '.join(map(str, trained.latent_shape)),
+    prior='N(0, I)'
+    if is_normal
+    else f'a {type(prior).__name__}, draws of which are in `latents.json`',
+    posterior=' and '.join(encoder.outputs),
+    labels='; labels, int32 [n]' if is_conditional else '',
+    uses=''.join(
+      string.Template(text).substitute(
+        draws=_DRAWS,
+        positional=', np.zeros(16, np.int32)' if is_conditional else '',
+        named=", 'labels': np.zeros(16, np.int32)" if is_conditional else '',
+      )
+      for name, text in _USES.items()
+      if name in formats
+    ),
+    measured='\n'.join(map(_table, measurements))
+    or 'Nothing: `evaluate.py` has not measured this checkpoint.\n',
+  )
+
+
+def _table(content: dict[str, Any]) -> str:
+  """The numbers of a `metrics.json`, as Markdown."""
+  lines = [
+    f'On {content["num_images"]:,} {content["split"]} images; ± is the '
+    'standard error over the choice of images.\n',
+    '| | value | unit |',
+    '| --- | ---: | --- |',
+  ]
+  for name, metric in content['metrics'].items():
+    value, error = metric['value'], metric.get('standard_error')
+    shown = '–' if value is None else number(value, error)
+    lines.append(f'| {name} | {shown} | {metric["unit"]} |')
+  return '\n'.join(lines) + '\n'

@@ -1,0 +1,177 @@
+"""Experiment trackers, beside TensorBoard and `metrics.jsonl`.
+
+A tracker is a module with a class `Writer(trackers.Tracker)`; `NAMES` are those
+of this package, and any other name is a module on `sys.path`. Each has its own
+settings in its own environment variables, such as WANDB_MODE=offline and
+MLFLOW_TRACKING_URI.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import importlib
+import json
+import queue
+import threading
+import time
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from runs import progress
+from vae import paths
+from vae.errors import UserError
+
+# The project's trackers and their modules.
+NAMES = {'wandb': 'runs.wandb_tracker', 'mlflow': 'runs.mlflow_tracker'}
+
+# After a failure nothing is sent for this long, and twice as long after each.
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 10.0, 600.0
+
+# At the end of a run it is waited for the tracker as long as this.
+_SECONDS_TO_END = 60.0
+
+
+class Tracker(progress.Writer):
+  """A writer that sends everything in a thread, in the order of the calls.
+
+  Training goes on if the tracker fails; `close` says how many rows it lacks,
+  which are in `metrics.jsonl`. A subclass has `name` and the methods below that
+  raise NotImplementedError, which are called in that thread.
+  """
+
+  name = ''
+
+  def __init__(self, workdir: epath.Path, project: str):
+    """Sends a run to a project; one that goes on stays the tracker's run."""
+    self.workdir, self.project = workdir, project
+    self._has_begun, self._num_lost, self._num_waiting = False, 0, 0
+    self._wait, self._retry = _FIRST_WAIT_SECONDS, 0.0
+    # A daemon: a server that hangs must not keep the process.
+    self._calls: queue.SimpleQueue = queue.SimpleQueue()
+    self._thread = threading.Thread(target=self._send, daemon=True)
+    self._thread.start()
+
+  def begin(self, identity: str | None) -> str:
+    """Begins a run, or goes on with the one of an identity; returns it."""
+    raise NotImplementedError
+
+  def log(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Sends numbers by name."""
+    raise NotImplementedError
+
+  def log_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """Sends pictures, uint8 [height, width, channels]."""
+    raise NotImplementedError
+
+  def log_settings(self, settings: Mapping[str, object]) -> None:
+    """Sends the settings of the run, flat."""
+    raise NotImplementedError
+
+  def end(self) -> None:
+    """Waits until all was sent."""
+    raise NotImplementedError
+
+  def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+    self._num_waiting += 1
+    self._calls.put((1, lambda: self.log(step, scalars)))
+
+  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+    self._calls.put((0, lambda: self.log_images(step, images)))
+
+  def write_hparams(self, hparams: dict[str, object]) -> None:
+    self._calls.put((0, lambda: self.log_settings(hparams)))
+
+  def close(self) -> None:
+    self._calls.put(None)
+    self._thread.join(_SECONDS_TO_END)
+    if lost := self._num_lost + self._num_waiting:
+      progress.warn(
+        f'warning: {self.name} lacks {lost} rows of this run, which are in '
+        f'{self.workdir}.'
+      )
+
+  def _send(self) -> None:
+    for num_rows, call in iter(self._calls.get, None):
+      if time.monotonic() < self._retry:
+        self._num_lost += num_rows
+      else:
+        self._try(num_rows, call)
+      self._num_waiting -= num_rows
+    if self._has_begun:
+      self._try(0, self.end)
+
+  def _try(self, num_rows: int, call: Callable[[], None]) -> None:
+    try:
+      if not self._has_begun:
+        self._begin()
+      call()
+      self._wait = _FIRST_WAIT_SECONDS
+    # Those of a network, of a server, of a package of many versions.
+    except Exception as error:
+      reason = ' '.join(str(error).split())[:300]
+      progress.warn(
+        f'warning: {self.name} cannot be reached ({reason}); training goes on, '
+        f'and nothing is sent for {self._wait:.0f} seconds.'
+      )
+      self._num_lost += num_rows
+      self._retry = time.monotonic() + self._wait
+      self._wait = min(2 * self._wait, _LONGEST_WAIT_SECONDS)
+
+  def _begin(self) -> None:
+    path = self.workdir / f'{self.name}.json'
+    identity = None
+    if path.exists():
+      identity = json.loads(path.read_text())['run']
+    found = self.begin(identity)
+    if found != identity:
+      paths.replace(path, json.dumps({'run': found}).encode())
+    self._has_begun = True
+
+
+class Writers(progress.Writer):
+  """Several writers as one; the first is that of the workdir."""
+
+  def __init__(self, writers: Sequence[progress.Writer]):
+    self._writers = writers
+    self.folder = writers[0].folder
+
+  def rewind(self, step: int, validated: bool) -> None:
+    for writer in self._writers:
+      writer.rewind(step, validated)
+
+  def flush(self) -> Callable[[], None]:
+    return self._writers[0].flush()
+
+  def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+    for writer in self._writers:
+      writer.write_scalars(step, scalars)
+
+  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+    for writer in self._writers:
+      writer.write_images(step, images)
+
+  def write_hparams(self, hparams: dict[str, object]) -> None:
+    for writer in self._writers:
+      writer.write_hparams(hparams)
+
+  def close(self) -> None:
+    for writer in self._writers:
+      writer.close()
+
+
+def find(name: str) -> type[Tracker]:
+  """The tracker of a name; raises UserError if there is none."""
+  advice = f'it is {" or ".join(NAMES)}, or a module on PYTHONPATH'
+  try:
+    module: Any = importlib.import_module(NAMES.get(name, name))
+    if issubclass(module.Writer, Tracker):
+      return module.Writer
+    advice = f'its Writer is no {Tracker.__name__} of runs.trackers'
+  except AttributeError:
+    advice = 'the module has no class Writer'
+  except ModuleNotFoundError as error:
+    if name in NAMES:
+      advice = f'pip install {name} ({error})'
+    elif error.name != name:
+      raise
+  raise UserError(f'--trackers has {name}; {advice}.')

@@ -1,0 +1,42 @@
+"""Weights & Biases, online or offline as WANDB_MODE says."""
+
+import wandb
+
+from runs import trackers
+from vae import paths
+
+
+class Writer(trackers.Tracker):
+  """Sends rows with the `step` of the run, the axis of all charts.
+
+  W&B counts the calls beside it. A run that goes on from a checkpoint repeats
+  rows with the same bits, which fall onto each other.
+  """
+
+  name = 'wandb'
+
+  def begin(self, identity):
+    self._run = wandb.init(
+      project=self.project,
+      name=self.workdir.name,
+      id=identity,
+      resume='allow' if identity else None,
+      dir=None if paths.is_remote(self.workdir) else str(self.workdir),
+      settings=wandb.Settings(silent=True),
+    )
+    self._run.define_metric('*', step_metric='step')
+    return self._run.id
+
+  def log(self, step, scalars):
+    self._run.log({'step': step, **scalars})
+
+  def log_images(self, step, images):
+    # They are drawn while later steps are logged already.
+    pictures = {name: wandb.Image(pixels) for name, pixels in images.items()}
+    self._run.log({'step': step, **pictures})
+
+  def log_settings(self, settings):
+    self._run.config.update(dict(settings), allow_val_change=True)
+
+  def end(self):
+    self._run.finish()
