@@ -112,6 +112,27 @@ def make_app(
 
     return answer
 
+  middleware = [Middleware(_Headers)]
+  if hosts:
+    middleware.append(
+      Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    )
+  return Starlette(
+    routes=[
+      Route('/', _index_page),
+      Mount('/api', routes=_api(sessions, sweep, endpoint)),
+      Mount('/page', StaticFiles(directory=PAGE)),
+    ],
+    middleware=middleware,
+    exception_handlers={RequestError: _refuse, UserError: _refuse},
+  )
+
+
+def _api(
+  sessions: Sessions, sweep: dict[str, Any] | None, endpoint: Callable
+) -> list[Route]:
+  """The routes that answer with data; `endpoint` wraps a function."""
+
   def runs(request, body):
     return JSONResponse({'runs': sessions.names, 'sweep': sweep})
 
@@ -124,7 +145,7 @@ def make_app(
   def upload(request, body):
     return _encode(_find(sessions, request), body, request.query_params)
 
-  api = [
+  routes = [
     Route('/runs', endpoint(runs)),
     Route('/run/{run:int}', endpoint(of_run(_describe))),
     Route('/run/{run:int}/atlas', endpoint(of_run(_atlas))),
@@ -132,26 +153,13 @@ def make_app(
       '/run/{run:int}/encode', endpoint(upload, _MAX_FILE), methods=['POST']
     ),
   ]
-  api += [
+  routes += [
     Route(
       f'/run/{{run:int}}/{name}', endpoint(of_run(function)), methods=['POST']
     )
     for name, function in _POSTS.items()
   ]
-  middleware = [Middleware(_Headers)]
-  if hosts:
-    middleware.append(
-      Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    )
-  return Starlette(
-    routes=[
-      Route('/', _index_page),
-      Mount('/api', routes=api),
-      Mount('/page', StaticFiles(directory=PAGE)),
-    ],
-    middleware=middleware,
-    exception_handlers={RequestError: _refuse, UserError: _refuse},
-  )
+  return routes
 
 
 async def _index_page(request: Request) -> Response:
