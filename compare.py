@@ -55,7 +55,9 @@ def main() -> None:
     _measure(*run)
     for run in zip(_distinct(names), folders, trained, data, strict=True)
   ]
-  print(f'\n{_table(runs)}\nThe others are differences to {runs[0].name}.')
+  print(
+    f'\n{_table(runs)}\nThe other columns are differences from {runs[0].name}.'
+  )
   comparison.write(output / _PAGE, runs, run_flags.SPLIT.value)
   print(f'  {output / _PAGE}')
 

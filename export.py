@@ -81,6 +81,7 @@ def main() -> None:
     for name in _ALL:
       if not (aside / name).exists() and (folder / name).exists():
         (folder / name).unlink()
+        print(f'  {folder / name}, of an older export, is removed.')
     for path in sorted(aside.rglob('*')):
       if path.is_file():
         target = folder / path.relative_to(aside)

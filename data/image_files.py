@@ -192,7 +192,7 @@ def decode(
   if (width, height) == (size, size):
     return pixels, ''
   side = min(width, height, crop_size or width)
-  return pixels, (
-    f'{width}×{height}, cut to its central {side}×{side} and resized to '
-    f'{size}×{size}.'
+  cut = (
+    '' if width == height == side else f'cut to its central {side}×{side} and '
   )
+  return pixels, f'{width}×{height}, {cut}resized to {size}×{size}.'

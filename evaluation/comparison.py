@@ -80,7 +80,7 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
       mean, error = mean_and_error(run.values[name].astype(np.float64) - first)
       sign = '+' if mean > 0 else ''
       cells.append(f'{sign}{html_page.number(mean, error)}')
-    better = {True: 'more', False: 'less', None: ''}[is_better]
+    better = {True: 'higher', False: 'lower', None: ''}[is_better]
     rows.append((name, *cells, unit, better))
   return rows
 
@@ -98,10 +98,10 @@ def write(path: epath.Path, runs: Sequence[Run], split: str) -> None:
   count = len(next(iter(runs[0].values.values())))
   page.heading('Numbers')
   page.text(
-    f'On the same {count:,} {split} images. Columns of the others are their '
-    f'difference to {names[0]}, image by image; ± is its standard error over '
-    'the choice of images. ELBOs and distortions of different likelihoods do '
-    'not compare.'
+    f'On the same {count:,} {split} images. The other columns are '
+    f'differences from {names[0]}, image by image; ± is the standard error '
+    'over the choice of images. ELBOs and distortions of different likelihoods '
+    'are not comparable.'
   )
   header = ('', names[0], *(f'{n} − {names[0]}' for n in names[1:]))
   page.table((*header, 'unit', 'better'), differences(runs))
@@ -116,9 +116,10 @@ def write(path: epath.Path, runs: Sequence[Run], split: str) -> None:
       file = epath.Path(aside) / 'curves.png'
       plots.save(figure, file)
       page.heading('Training')
-      page.figure(file, 'Validation loss, nats per image.', 768, min_width=560)
+      page.figure(file, 'Validation loss, nats per image.', 768)
   page.heading('Settings')
   page.table(('', *names), _settings(runs))
+  page.text('Those that differ.')
   paths.replace(path, page.html().encode())
 
 
@@ -160,7 +161,8 @@ def _curves(runs: Sequence[Run]) -> Figure | None:
     if rows:
       epochs = [row['epoch'] for row in rows]
       losses = [row['val/loss'] for row in rows]
-      axes.plot(epochs, losses, label=plots.readable(run.name), marker='.')
+      style = {'marker': '.', 'ls': '--' if drawn else '-'}
+      axes.plot(epochs, losses, label=plots.readable(run.name), **style)
       drawn += 1
   if not drawn:
     return None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-MORE, LESS = 'more', 'less'
+MORE, LESS = 'higher', 'lower'
 
 # Title and better way of each metric by its key, in reading order; without a
 # way where neither is better by itself.

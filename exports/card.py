@@ -16,36 +16,47 @@ from vae.loading import TrainedVAE
 
 _TEMPLATE = pathlib.Path(__file__).with_suffix('.md')
 
-# How each format is used; `$draws` are of the prior.
-_DRAWS = """import json
-import pathlib
+_PROGRAMS = """| | takes | gives |
+| --- | --- | --- |
+| `encoder` | images, float32 [n, $image] in [0, 1]$labels | $posterior of z |
+| `decoder` | z, float32 [n, $shape]$labels | mean images, cut to [0, 1] |
 
-import numpy as np
+"""
 
-latents = json.loads(pathlib.Path('latents.json').read_text())
-z = np.array(latents['draws'][:16], np.float32)
-z = z.reshape(-1, *latents['latent_shape'])"""
+# How each format is used.
 _USES = {
   'jax': """With JAX, on a CPU, a GPU or a TPU:
 
 ```python
-import jax
+import json
+import pathlib
 
-$draws
-program = pathlib.Path('decoder.jax').read_bytes()
-decoder = jax.export.deserialize(bytearray(program))
-(images,) = decoder.call(z$positional)
+import jax
+import numpy as np
+
+latents = json.loads(pathlib.Path('latents.json').read_text())
+z = np.array(latents['draws'][:16], np.float32)  # Of the prior.
+z = z.reshape(-1, *latents['latent_shape'])
+
+
+def load(name):
+  return jax.export.deserialize(bytearray(pathlib.Path(name).read_bytes()))
+
+
+(images,) = load('decoder.jax').call(z$positional)
+$outputs = load('encoder.jax').call(images$positional)
 ```
 
 """,
-  'onnx': """With ONNX Runtime:
+  'onnx': """With ONNX Runtime, and z as above or drawn from the prior:
 
 ```python
 import onnxruntime
 
-$draws
 decoder = onnxruntime.InferenceSession('decoder.onnx')
-(images,) = decoder.run(None, {'z': z$named})
+(images,) = decoder.run(['images'], {'z': z$named})
+encoder = onnxruntime.InferenceSession('encoder.onnx')
+$outputs = encoder.run([$names], {'images': images$named})
 ```
 
 """,
@@ -85,30 +96,42 @@ def write(
   is_conditional = 'labels' in encoder.inputs
   prior = trained.prior
   is_normal = isinstance(prior, distributions.StandardNormal)
+  shape = ', '.join(map(str, trained.latent_shape))
+  label = 'np.zeros(16, np.int32)'
+  values = {
+    'image': f'{height}, {width}, {channels}',
+    'shape': shape,
+    'posterior': ' and '.join(encoder.outputs),
+    'labels': '; labels, int32 [n]' if is_conditional else '',
+    'positional': f', {label}' if is_conditional else '',
+    'named': f", 'labels': {label}" if is_conditional else '',
+    'outputs': ', '.join(encoder.outputs)
+    if len(encoder.outputs) > 1
+    else '(mean,)',
+    'names': ', '.join(map(repr, encoder.outputs)),
+  }
   template = string.Template(_TEMPLATE.read_text())
   return template.substitute(
     license=licence or 'other',
-    licence=licence or 'Not stated.',
+    licence=licence or 'not stated.',
     name=name,
     height=height,
     width=width,
-    channels=channels,
+    channels='1 channel' if channels == 1 else f'{channels} channels',
+    tags=', onnx' if 'onnx' in formats else '',
     step=f'{trained.step:,}',
     network=trained.config.model.name,
     objective=trained.config.objective.name,
     parameters=f'{num_parameters:,}',
-    shape=', '.join(map(str, trained.latent_shape)),
+    shape=shape,
     prior='N(0, I)'
     if is_normal
     else f'a {type(prior).__name__}, draws of which are in `latents.json`',
-    posterior=' and '.join(encoder.outputs),
-    labels='; labels, int32 [n]' if is_conditional else '',
+    programs=string.Template(_PROGRAMS).substitute(values)
+    if {'jax', 'onnx'} & set(formats)
+    else '',
     uses=''.join(
-      string.Template(text).substitute(
-        draws=_DRAWS,
-        positional=', np.zeros(16, np.int32)' if is_conditional else '',
-        named=", 'labels': np.zeros(16, np.int32)" if is_conditional else '',
-      )
+      string.Template(text).substitute(values)
       for name, text in _USES.items()
       if name in formats
     ),

@@ -89,7 +89,7 @@ def _check_onnx(content: bytes, function: Function) -> None:
     }
     try:
       session = onnxruntime.InferenceSession(content, session_options)
-      found = session.run(None, inputs)
+      found = session.run(list(function.outputs), inputs)
       for value, expected in zip(
         found, jax.jit(function.call)(*inputs.values()), strict=True
       ):

@@ -69,23 +69,23 @@ def encoder(trained: TrainedVAE, convolution: str) -> Function:
   """
   model, variables = _portable(trained, convolution)
 
-  def encode(images, *labels):
+  def parts(images, *labels):
     posterior = _apply(model, variables, labels, images, 'encode')
-    found = {'mean': posterior.mean}
     if isinstance(posterior, distributions.Normal):
-      found['logvar'] = posterior.logvar
-    return {name: a.astype(jnp.float32) for name, a in found.items()}
+      return posterior.mean, posterior.logvar
+    return (posterior.mean,)
 
-  def call(*inputs):
-    return tuple(encode(*inputs).values())
+  def encode(*inputs):
+    return tuple(part.astype(jnp.float32) for part in parts(*inputs))
 
   inputs = {'images': _row(model.image_shape), **_labels(model)}
   rows = [
     jax.ShapeDtypeStruct((1, *value.shape), value.dtype)
     for value in inputs.values()
   ]
-  outputs = (*jax.eval_shape(encode, *rows),)
-  return Function('encoder', _precise(model, call), inputs, outputs)
+  outputs = 'mean', 'logvar'
+  outputs = outputs[: len(jax.eval_shape(encode, *rows))]
+  return Function('encoder', _precise(model, encode), inputs, outputs)
 
 
 def decoder(trained: TrainedVAE, convolution: str) -> Function:

@@ -1,8 +1,10 @@
 """Weights & Biases, online or offline as WANDB_MODE says."""
 
+import pathlib
+
 import wandb
 
-from runs import trackers
+from runs import progress, trackers
 from vae import paths
 
 
@@ -39,4 +41,6 @@ class Writer(trackers.Tracker):
     self._run.config.update(dict(settings), allow_val_change=True)
 
   def end(self):
+    where = self._run.url or f'wandb sync {pathlib.Path(self._run.dir).parent}'
     self._run.finish()
+    progress.say(f'W&B: {where}')

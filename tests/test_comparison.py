@@ -26,7 +26,7 @@ def test_difference_of_pairs_is_sharper_than_that_of_means():
   ((name, mean, difference, unit, better),) = comparison.differences(
     runs_of(first, second)
   )
-  assert (name, unit, better) == ('elbo', 'nats per image', 'more')
+  assert (name, unit, better) == ('elbo', 'nats per image', 'higher')
   value, error = map(float, difference.split(' ± '))
   assert value == pytest.approx(2, abs=0.2)
   # 1 / √400, where the mean itself has 100 / √400.

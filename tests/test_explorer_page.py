@@ -124,8 +124,8 @@ def test_command_makes_the_image_again(page, tmp_path):
     tab.click('#save')
   download.value.save_as(tmp_path / 'image.png')
   tab.click('#command')
-  wait_until(lambda: tab.text_content('#status').startswith('python'))
-  command = tab.text_content('#status').split()
+  wait_until(lambda: tab.input_value('#line'))
+  command = tab.input_value('#line').split()
   code, _, err = run(
     *command[2:], f'--output={tmp_path / "made"}', script='generate.py'
   )

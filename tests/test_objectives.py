@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from vae import distributions, likelihoods, objectives
+from vae.errors import UserError
 from vae.models import conv, fsq
 from vae.objectives import elbo, free_bits
 
@@ -161,3 +162,17 @@ def test_free_bits_cost_and_teach_nothing_below_the_floor(per):
   for actual, wanted in zip(gradients, expected, strict=True):
     np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-7)
     np.testing.assert_array_equal(actual[wanted == 0], 0)
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    ({'kl': jnp.zeros(3)}, 'its loss is missing'),
+    ({'loss': jnp.zeros(())}, r'loss of shape \[\]'),
+    ({'loss': jnp.zeros(3), 'kl': jnp.zeros((1, 3))}, r'kl of shape \[1, 3\]'),
+  ],
+)
+def test_values_of_an_objective_are_of_each_example(values, message):
+  with pytest.raises(UserError, match=message):
+    objectives.check_values(elbo.Objective(), values, 3)
+  objectives.check_values(elbo.Objective(), {'loss': jnp.zeros(3)}, 3)

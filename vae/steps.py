@@ -203,6 +203,7 @@ def train_step(
     apply = nn.apply(settings.objective.__call__, model, mutable=mutable)
     given = conditioning.given({**state.variables, 'params': params}, labels)
     values, collections = apply(given, batch)
+    objectives.check_values(settings.objective, values, len(images))
     means = jax.tree.map(jnp.mean, values)
     return means['loss'], (means, collections)
 

@@ -167,10 +167,16 @@ element('save').addEventListener('click', () => {
 element('command').addEventListener(
   'click',
   act(async () => {
-    const text = command();
     // Without a clipboard, as on another address, the line can be selected.
-    await navigator.clipboard?.writeText(text).catch(() => {});
-    element('status').textContent = text;
+    element('line').value = command();
+    element('line').hidden = false;
+    element('line').select();
+    try {
+      await navigator.clipboard.writeText(element('line').value);
+      element('status').textContent = 'Copied.';
+    } catch {
+      element('status').textContent = 'Copy the line below.';
+    }
   }),
 );
 element('file').addEventListener('change', ({ target }) => {

@@ -59,8 +59,8 @@ export function showMap() {
   element('map-note').textContent =
     `${shown}; ${state.atlas.points.length.toLocaleString('en')} means. A ` +
     'click decodes a point, or an image that lies there. ' +
-    `${percent(state.atlas.holes.share)} of the prior's draws are in holes ` +
-    'of q(z) in it.';
+    `${percent(state.atlas.holes.share)} of the prior's draws fall in holes ` +
+    'of q(z) in this plane (red; grey: the prior).';
   map.fit(
     [...state.atlas.points, state.atlas.holes.low, state.atlas.holes.high],
     0.01,
@@ -112,8 +112,9 @@ element('map').addEventListener(
     }
     const asked = { indices: inside };
     setZ((await current(postJson(`run/${state.index}/code`, asked))).z);
+    const count = inside.length.toLocaleString('en');
     element('status').textContent =
-      `${inside.length} images in the lasso; their mean is decoded.`;
+      `${count} images in the lasso; their mean is decoded.`;
   }),
 );
 element('map').addEventListener('keydown', (event) => {

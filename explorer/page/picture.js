@@ -77,6 +77,7 @@ async function showStrip(indices, distances = null) {
 export function setZ(values, { keepsDirections = false, besideZ = null } = {}) {
   state.z = Array.from(values, Number);
   state.besideZ = besideZ;
+  element('original').hidden = true; // Unless it is what z is of.
   for (const slider of document.querySelectorAll('#dimensions input')) {
     showValue(slider, state.z[slider.dataset.index]);
   }
@@ -125,12 +126,11 @@ export const encode = act(async (file) => {
     (await current(post(`run/${run}/${query}`, file))).json();
   const found = await encoded(state.index);
   const other = state.besideRun ? await encoded(state.beside) : null;
-  element('original').hidden = false;
   drawPixels(element('input'), found.image);
   const nats = found.kl?.reduce((a, b) => a + b).toFixed(1);
   const kl = nats ? ` KL ${nats} nats.` : '';
   element('caption-input').textContent =
     `${file.name || 'image'}: ${found.change || 'as it is.'}${kl}`;
-  element('status').textContent = '';
   setZ(found.mean, { besideZ: other?.mean });
+  element('original').hidden = false;
 });

@@ -18,6 +18,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from vae import devices, registry
+from vae.errors import UserError
 
 
 @struct.dataclass
@@ -93,3 +94,19 @@ def check(config) -> None:
   objective = from_config(config)
   if hasattr(objective, 'check'):
     objective.check(config)
+
+
+def check_values(objective: Any, values: Any, batch_size: int) -> None:
+  """Raises UserError unless an objective's values are of each example."""
+  name = type(objective).__module__
+  if 'loss' not in values:
+    raise UserError(
+      f'the objective {name} returns {", ".join(values)}; its loss is missing.'
+    )
+  for key, value in values.items():
+    if jnp.shape(value) != (batch_size,):
+      raise UserError(
+        f'the objective {name} returns {key} of shape '
+        f'{list(jnp.shape(value))}; each value must be one number for each '
+        f'example, [{batch_size}].'
+      )
