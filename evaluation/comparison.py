@@ -13,21 +13,21 @@ from etils import epath
 from matplotlib.figure import Figure
 import numpy as np
 
-from evaluation import html_page, plots
+from evaluation import html_page, plots, titles
 from evaluation.measure import mean_and_error
 from runs import metric_writer, schema
 from vae import conditioning, figures, paths
 from vae.loading import TrainedVAE
 from vae.splits import Examples
 
-# What is compared: name, unit, and whether more is better.
+# What is compared: name, unit, and which way is better, if one is.
 METRICS = {
-  'elbo': ('nats per image', True),
-  'rate': ('nats per image', None),
-  'distortion': ('nats per image', False),
-  'mse': ('mean over pixels', False),
-  'psnr': ('dB', True),
-  'ssim': ('at most 1', True),
+  'elbo': ('nats per image', titles.HIGHER),
+  'rate': ('nats per image', ''),
+  'distortion': ('nats per image', titles.LOWER),
+  'mse': ('mean over pixels', titles.LOWER),
+  'psnr': ('dB', titles.HIGHER),
+  'ssim': ('at most 1', titles.HIGHER),
 }
 
 # Images in a row of pictures.
@@ -71,7 +71,7 @@ def of_images(values: Mapping[str, np.ndarray], draws_z: bool) -> dict:
 def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
   """Rows of metric, unit, the first run's mean, and each other's difference."""
   rows = []
-  for name, (unit, is_better) in METRICS.items():
+  for name, (unit, better) in METRICS.items():
     if not all(name in run.values for run in runs):
       continue
     first = runs[0].values[name].astype(np.float64)
@@ -80,7 +80,6 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
       mean, error = mean_and_error(run.values[name].astype(np.float64) - first)
       sign = '+' if mean > 0 else ''
       cells.append(f'{sign}{html_page.number(mean, error)}')
-    better = {True: 'higher', False: 'lower', None: ''}[is_better]
     rows.append((name, *cells, unit, better))
   return rows
 

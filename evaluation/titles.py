@@ -2,61 +2,64 @@
 
 from collections.abc import Iterator, Sequence
 
-MORE, LESS = 'higher', 'lower'
+HIGHER, LOWER = 'higher', 'lower'
 
 # Title and better way of each metric by its key, in reading order; without a
 # way where neither is better by itself.
 _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
   'Likelihood': {
-    'elbo': ('Evidence lower bound', MORE),
+    'elbo': ('Evidence lower bound', HIGHER),
     'rate': ('Rate, KL to the prior', ''),
-    'distortion': ('Distortion', LESS),
-    'iw_bound': ('Importance-weighted bound', MORE),
-    'iw_bound_monte_carlo_error': ('… its Monte-Carlo error', LESS),
-    'iw_effective_samples': ('… its effective sample size', MORE),
+    'distortion': ('Distortion', LOWER),
+    'iw_bound': ('Importance-weighted bound', HIGHER),
+    'iw_bound_monte_carlo_error': ('… its Monte-Carlo error', LOWER),
+    'iw_effective_samples': ('… its effective sample size', HIGHER),
     'sigma': ("The likelihood's σ", ''),
-    'optimal_sigma': ('Optimal σ', LESS),
-    'elbo_optimal_sigma': ('Evidence lower bound at the optimal σ', MORE),
-    'bits_per_dim': ('Bits per dimension', LESS),
-    'bits_per_dim_optimal_sigma': ('Bits per dimension at the optimal σ', LESS),
-    'bits_per_dim_iw': ('Bits per dimension, importance-weighted', LESS),
-    'bits_per_dim_iw_monte_carlo_error': ('… its Monte-Carlo error', LESS),
+    'optimal_sigma': ('Optimal σ', LOWER),
+    'elbo_optimal_sigma': ('Evidence lower bound at the optimal σ', HIGHER),
+    'bits_per_dim': ('Bits per dimension', LOWER),
+    'bits_per_dim_optimal_sigma': (
+      'Bits per dimension at the optimal σ',
+      LOWER,
+    ),
+    'bits_per_dim_iw': ('Bits per dimension, importance-weighted', LOWER),
+    'bits_per_dim_iw_monte_carlo_error': ('… its Monte-Carlo error', LOWER),
     'bits_per_dim_iw_effective_samples': (
       '… its effective sample size',
-      MORE,
+      HIGHER,
     ),
     'bits_per_dim_pixel_gaussian': ('Independent Gaussian pixels', ''),
   },
   'Reconstructions': {
-    'mse_of_mean': ('Mean squared error', LESS),
-    'psnr': ('Peak signal-to-noise ratio', MORE),
-    'ssim': ('Structural similarity', MORE),
+    'mse_of_mean': ('Mean squared error', LOWER),
+    'psnr': ('Peak signal-to-noise ratio', HIGHER),
+    'ssim': ('Structural similarity', HIGHER),
   },
   'Latent space': {
     'active_units': ('Active dimensions', ''),
     'dimensions_of_90_percent': ('Dimensions with 90 % of the rate', ''),
     'mutual_information': ('Mutual information of x and z', ''),
-    'total_correlation': ('Total correlation', LESS),
-    'gaussian_total_correlation': ('Total correlation of a Gaussian', LESS),
-    'dimension_wise_kl': ('KL of the dimensions to the prior', LESS),
-    'prior_in_holes': ('Draws of the prior in holes of q(z)', LESS),
-    'mixture_in_holes': ('Draws of the mixture in holes of q(z)', LESS),
+    'total_correlation': ('Total correlation', LOWER),
+    'gaussian_total_correlation': ('Total correlation of a Gaussian', LOWER),
+    'dimension_wise_kl': ('KL of the dimensions to the prior', LOWER),
+    'prior_in_holes': ('Draws of the prior in holes of q(z)', LOWER),
+    'mixture_in_holes': ('Draws of the mixture in holes of q(z)', LOWER),
   },
   'Labels in the code': {
-    'linear_accuracy': ('Accuracy of a linear probe', MORE),
+    'linear_accuracy': ('Accuracy of a linear probe', HIGHER),
     'majority_accuracy': ('… of naming the commonest class', ''),
-    'mig': ('Mutual information gap', MORE),
-    'dci_disentanglement': ('DCI disentanglement', MORE),
-    'dci_completeness': ('DCI completeness', MORE),
-    'dci_informativeness': ('DCI informativeness', MORE),
-    'sap': ('Separated attribute predictability', MORE),
-    'sap_svm': ('… by a linear SVM', MORE),
+    'mig': ('Mutual information gap', HIGHER),
+    'dci_disentanglement': ('DCI disentanglement', HIGHER),
+    'dci_completeness': ('DCI completeness', HIGHER),
+    'dci_informativeness': ('DCI informativeness', HIGHER),
+    'sap': ('Separated attribute predictability', HIGHER),
+    'sap_svm': ('… by a linear SVM', HIGHER),
   },
   'Image quality': {
-    'fid_samples': ('FID of samples', LESS),
-    'fid_reconstructions': ('FID of reconstructions', LESS),
-    'kid_samples': ('KID of samples', LESS),
-    'kid_reconstructions': ('KID of reconstructions', LESS),
+    'fid_samples': ('FID of samples', LOWER),
+    'fid_reconstructions': ('FID of reconstructions', LOWER),
+    'kid_samples': ('KID of samples', LOWER),
+    'kid_reconstructions': ('KID of reconstructions', LOWER),
   },
 }
 

@@ -1,4 +1,4 @@
-"""Where the images of a data set lie in the latent space.
+"""Images of a data set in the latent space: plane, bands, holes, directions.
 
 Latents are [n, latent_dim], all axes of z in one.
 """

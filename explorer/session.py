@@ -100,7 +100,7 @@ class Session:
 
   @property
   def atlas(self) -> Atlas | None:
-    """Where its images lie; None until they are encoded."""
+    """The images in the latent space; None until they are encoded."""
     return self._shown[1]
 
   def _restore(self) -> loading.TrainedVAE:
@@ -193,7 +193,7 @@ class Session:
     )
 
   def describe(self) -> dict[str, Any]:
-    """What a page needs to know, as JSON."""
+    """Facts and dimensions of the run for the page, as JSON."""
     trained, atlas = self._shown
     prior = trained.prior
     draws = trained.sample_latents(256).reshape(256, -1)

@@ -9,7 +9,6 @@ import pytest
 from tests.browser import find_browser
 from tests.exploring import serving, wait_for_atlas, wait_until
 from tests.preloaded import run
-from vae import loading
 
 
 @pytest.fixture(scope='module')
@@ -17,11 +16,6 @@ def address(trained_run):
   with serving(f'--workdir={trained_run}') as (address, _):
     wait_for_atlas(address)
     yield address
-
-
-@pytest.fixture(scope='module')
-def model(trained_run):
-  return loading.load(trained_run)
 
 
 @pytest.fixture(scope='module')
