@@ -8,8 +8,8 @@ goes on where the sweep stopped, and one with more values, seeds, epochs or
 metrics extends it. Workers on one machine, or on several that see one --workdir
 and one database (--storage), share the points.
 
-The workdir gets report.html, results.csv, tensorboard/ for the HParams view,
-and points/ with a folder for each point, a run like any other.
+The workdir gets report.html, results.csv, and points/ with a folder for each
+point, a run like any other.
 """
 
 import runpy

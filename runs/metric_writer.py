@@ -37,6 +37,12 @@ def read(workdir: epath.Path) -> list[dict[str, float]]:
   return rows
 
 
+def unpack(summary: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Values and metadata of a TensorFlow summary, as clu's writer takes them."""
+  values = {v.tag: tf.make_ndarray(v.tensor) for v in summary.value}
+  return values, {v.tag: v.metadata for v in summary.value}
+
+
 class MetricWriter(progress.Writer):
   """Writes scalars to both, pictures and hyperparameters to TensorBoard.
 
@@ -57,7 +63,8 @@ class MetricWriter(progress.Writer):
     self._path = folder / FILENAME
     self._waiting: list[str] = []  # Lines that could not be written yet.
     # TensorBoard's files are written by a thread.
-    self._logdir = str(folder / 'tensorboard')
+    # TensorBoard names a run by the folder of its files.
+    self._logdir = str(folder)
     self._thread = futures.ThreadPoolExecutor(1, 'tensorboard')
     self._events: Any = None  # A `clu.metric_writers.SummaryWriter`.
     self._begun, self._is_failing = 0.0, False
@@ -135,7 +142,7 @@ class MetricWriter(progress.Writer):
     # With the first row: TensorFlow's import would delay the first step.
     hparams, self._hparams = self._hparams, None
     if hparams is not None:
-      self._thread.submit(self._write_events, 'write_hparams', hparams)
+      self._thread.submit(self._write_hparams, hparams)
 
   def close(self) -> None:
     """Waits until everything is written that can be."""
@@ -199,6 +206,14 @@ class MetricWriter(progress.Writer):
         reason = str(error).strip().split('\n')[0]
         _warn(f'{self._logdir} cannot be written ({reason})')
       self._events, self._is_failing = None, True
+
+  def _write_hparams(self, hparams: dict[str, Any]) -> None:
+    """Writes them with the workdir's name; clu names a trial by a hash."""
+    tf.load()
+    from tensorboard.plugins.hparams import api
+
+    summary = api.hparams_pb(hparams, trial_id=self._workdir.name)
+    self._write_events('write_summaries', 0, *unpack(summary))
 
   def _end_file(self, min_age: float = 0.0) -> None:
     if self._events is not None and time.time() - self._begun >= min_age:

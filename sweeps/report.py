@@ -1,19 +1,21 @@
-"""The results of a sweep in its workdir: a page, a table, an HParams view."""
+"""The results of a sweep in its workdir: page, table, TensorBoard's HParams."""
 
 import runs  # noqa: F401 (Sets the environment of TensorFlow.)
 
 # isort: split
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import math
 import pathlib
 import tempfile
 
 from clu import metric_writers
 from etils import epath
+from tensorboard.plugins.hparams import api as hparams
 
 from evaluation import html_page, plots
+from runs import metric_writer
 from sweeps import charts, POINTS, points, TABLE
-from sweeps.points import Results, Values
+from sweeps.points import Results
 from vae import paths
 
 PAGE = 'report.html'
@@ -46,6 +48,7 @@ _CHARTS = (
 def write(folder: epath.Path, results: Results, split: str) -> None:
   """Writes table, charts and page into the sweep's workdir, each atomically."""
   write_table(folder, results)
+  write_columns(folder, results)
   page = html_page.Page(f'{folder.name}: {len(results.frame)} points')
   page.text(summary(results, split), 'banner')
   with tempfile.TemporaryDirectory() as aside:
@@ -71,25 +74,38 @@ def write_table(folder: epath.Path, results: Results) -> None:
   paths.replace(folder / TABLE, frame.to_csv(index=False).encode())
 
 
-def write_hparams(
-  folder: epath.Path, name: str, values: Values, metrics: Mapping[str, float]
+def write_measurement(
+  workdir: epath.Path, metrics: Mapping[str, float]
 ) -> None:
-  """Writes a point for the HParams view, in the place of an older one."""
-  run = folder / 'tensorboard' / name
+  """Adds a point's metrics to its run in TensorBoard, for earlier ones."""
+  _write_events(workdir, 'measured', lambda w: w.write_scalars(0, metrics))
+
+
+def write_columns(folder: epath.Path, results: Results) -> None:
+  """Writes which settings and metrics TensorBoard's HParams view shows."""
+  summary = hparams.hparams_config_pb(
+    [hparams.HParam(key) for key in results.varied],
+    [hparams.Metric(name) for name in results.units],
+  )
+  content = metric_writer.unpack(summary)
+  _write_events(folder, 'columns', lambda w: w.write_summaries(0, *content))
+
+
+def _write_events(
+  folder: epath.Path,
+  kind: str,
+  write: Callable[[metric_writers.SummaryWriter], None],
+) -> None:
+  """Writes a file of events, in the place of the one of the same kind."""
   with tempfile.TemporaryDirectory() as aside:
     writer = metric_writers.SummaryWriter(aside)
-    writer.write_hparams(
-      {
-        key: value if isinstance(value, (int, float)) else points.text(value)
-        for key, value in values.items()
-      }
-    )
-    writer.write_scalars(0, metrics)
+    write(writer)
     writer.close()
-    run.rmtree(missing_ok=True)
-    run.mkdir(parents=True)
-    for path in pathlib.Path(aside).iterdir():
-      paths.replace(run / path.name, path.read_bytes())
+    (path,) = pathlib.Path(aside).iterdir()
+    earlier = list(folder.glob(f'events.out.tfevents.*.{kind}'))
+    paths.replace(folder / f'{path.name}.{kind}', path.read_bytes())
+    for file in earlier:
+      file.unlink(missing_ok=True)  # Another worker's, too.
 
 
 def summary(results: Results, split: str) -> str:

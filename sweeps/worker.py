@@ -185,7 +185,7 @@ class Worker:
         raise
       return error
     metrics = {name: row[name] for name in units}
-    report.write_hparams(self.folder, point.name, point.values, metrics)
+    report.write_measurement(folder, metrics)
     if self.study.record(point, row=row, units=units):
       progress.say(
         f'{point.name}: rate {row["rate"]:.2f}, distortion '

@@ -281,7 +281,7 @@ def test_tensorboard_of_a_bucket_has_the_points_of_a_local_one(
   paths.copy(workdir, epath.Path(tmp_path) / 'remote')
   found = []
   for name in ('local', 'remote'):
-    folder = str(tmp_path / name / 'tensorboard')
+    folder = str(tmp_path / name)
     events = event_accumulator.EventAccumulator(folder)
     events.Reload()
     tags = events.Tags()['tensors']

@@ -1,4 +1,4 @@
-"""Charts, page, table and HParams view of a sweep."""
+"""Charts, page and table of a sweep."""
 
 import base64
 import itertools
@@ -11,9 +11,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 import pytest
-from tensorboard.backend.event_processing import event_accumulator
-from tensorboard.plugins.hparams import metadata
-from tensorboard.util import tensor_util
 
 from evaluation import plots
 from sweeps import charts, report
@@ -238,19 +235,3 @@ def test_table_has_every_point_in_full_precision(written):
   np.testing.assert_array_equal(table.rate, results.frame.rate)
   assert table.state.tolist() == results.frame.state.tolist()
   assert set(table.error.dropna()) == {'</table> & diverged'}
-
-
-def test_tensorboard_has_the_last_measurement_of_a_point(tmp_path):
-  values = {'objective.beta': 0.5, 'model.hidden_channels': (8, 16)}
-  for rate in (20.25, 11.75):
-    report.write_hparams(epath.Path(tmp_path), 'point', values, {'rate': rate})
-  events = event_accumulator.EventAccumulator(f'{tmp_path}/tensorboard/point')
-  content = events.Reload().PluginTagToContent('hparams')
-  # As TensorBoard's HParams plugin reads it.
-  start = metadata.parse_session_start_info_plugin_data(
-    content[metadata.SESSION_START_INFO_TAG]
-  ).hparams
-  assert start['objective.beta'].number_value == 0.5
-  assert start['model.hidden_channels'].string_value == '(8,16)'
-  (rate,) = events.Tensors('rate')
-  assert float(tensor_util.make_ndarray(rate.tensor_proto)) == 11.75
