@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from exports import functions
 from runs import schema
 from tests.browser import find_browser
 from tests.conftest import ROOT
+from tests.hub_server import Hub
 from tests.preloaded import run
 from vae import loading, steps
 
@@ -155,6 +157,51 @@ def test_card_has_the_measured_numbers(trained_run, tmp_path):
   code += 'assert abs(mean).max() < 100 and logvar.shape == mean.shape\n'
   command = [sys.executable, '-I', '-c', code]
   subprocess.run(command, check=True, cwd=tmp_path / 'out')
+
+
+@pytest.fixture
+def hub():
+  server = Hub()
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  yield server
+  server.shutdown()
+  server.server_close()
+
+
+def hf(hub, home, *arguments):
+  """Runs the hub's own command line."""
+  environment = {
+    'HF_ENDPOINT': hub.url,
+    'HF_HOME': str(home),
+    'HF_TOKEN': 'hf_of_this_test',
+    # This protocol has a storage of its own.
+    'HF_HUB_DISABLE_XET': '1',
+  }
+  command = [sys.executable, '-m', 'huggingface_hub.cli.hf', *arguments]
+  done = subprocess.run(
+    command, env=os.environ | environment, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+
+
+def contents(folder):
+  return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def test_folder_comes_back_from_the_hub(
+  hub, exported, given, expected, tmp_path
+):
+  pytest.importorskip('huggingface_hub')
+  hf(hub, tmp_path / 'sender', 'upload', 'me/faces', str(exported))
+  sent = contents(exported)
+  assert hub.files == sent
+  # The hub lists a model by the front matter of its card.
+  assert 'library_name: jax' in hub.cards[0]
+  folder = tmp_path / 'downloaded'
+  arguments = 'download', 'me/faces', '--local-dir', str(folder)
+  hf(hub, tmp_path / 'receiver', *arguments)
+  assert contents(folder) == sent
+  check(WITH_JAX, folder, given, expected, tmp_path)
 
 
 @pytest.mark.slow
