@@ -1,4 +1,4 @@
-"""Compares trained runs on the same images, in one page.
+"""Compares trained runs on the same images, or sweeps, in one page.
 
   python compare.py --workdir=logs/celeba,logs/beta4
 
@@ -6,6 +6,9 @@ Each run is measured on every image of the split. The page has their metrics
 and, image by image, the differences to the first with standard errors,
 reconstructions of the same images, samples of the same z, the curves of their
 training, and the settings in which they differ.
+
+Of sweeps, which have measured their points, the page has the curves of all, and
+the differences of the points with the same settings.
 """
 
 import hashlib
@@ -17,6 +20,7 @@ import numpy as np
 from evaluation import comparison, measure
 import input_pipeline
 from runs import command_line, run_flags, schema, workdirs
+from sweeps import TABLE
 from vae import (
   conditioning,
   devices,
@@ -41,9 +45,14 @@ def main() -> None:
   """Measures the runs, prints the table, and writes the page."""
   names = (command_line.WORKDIR.value or '').split(',')
   if len(names) < 2:
-    raise UserError('name at least two runs with --workdir=FOLDER,FOLDER.')
-  devices.check()
+    raise UserError(
+      'name at least two runs, or two sweeps, with --workdir=FOLDER,FOLDER.'
+    )
   folders = [paths.expand(name) for name in names]
+  if any((folder / TABLE).exists() for folder in folders):
+    _compare_sweeps(names, folders)
+    return
+  devices.check()
   default = folders[0] / 'comparisons' / _in_name(folders)
   output = paths.expand(run_flags.OUTPUT.value or default)
   workdirs.check_writable(output, '--output')
@@ -55,10 +64,36 @@ def main() -> None:
     _measure(*run)
     for run in zip(_distinct(names), folders, trained, data, strict=True)
   ]
-  print(
-    f'\n{_table(runs)}\nThe other columns are differences from {runs[0].name}.'
-  )
+  print(f'\n{_table([run.name for run in runs], comparison.differences(runs))}')
   comparison.write(output / _PAGE, runs, run_flags.SPLIT.value)
+  print(f'  {output / _PAGE}')
+
+
+def _compare_sweeps(names: list[str], folders: list[epath.Path]) -> None:
+  for folder in folders:
+    if not (folder / TABLE).exists():
+      raise UserError(
+        f'{folder} is no sweep with a {TABLE}; runs are compared with runs, '
+        'and sweeps with sweeps.'
+      )
+  for flag in (run_flags.SPLIT, run_flags.CHECKPOINT, run_flags.DATA_DIR):
+    if flag.value != flag.default:
+      raise UserError(
+        f'--{flag.name} is of runs; sweeps are compared as they were measured.'
+      )
+  default = folders[0] / 'comparisons' / _in_name(folders)
+  output = paths.expand(run_flags.OUTPUT.value or default)
+  workdirs.check_writable(output, '--output')
+  # Of pandas and Optuna, which runs need not.
+  from sweeps import side_by_side
+
+  read = zip(_distinct(names), folders, strict=True)
+  sweeps = [side_by_side.Sweep.read(name, folder) for name, folder in read]
+  count, rows = side_by_side.differences(sweeps)
+  print(f'{count} points have the same settings in all.')
+  if rows:
+    print(_table([sweep.name for sweep in sweeps], rows))
+  side_by_side.write(output / _PAGE, sweeps)
   print(f'  {output / _PAGE}')
 
 
@@ -113,16 +148,17 @@ def _measure(
   return comparison.Run(name, folder, trained, values, originals)
 
 
-def _table(runs: list[comparison.Run]) -> str:
-  header = ('', *(run.name for run in runs), '', '')
-  rows = [header, *comparison.differences(runs)]
+def _table(names: list[str], differences: list[tuple[str, ...]]) -> str:
+  rows = [('', *names, '', ''), *differences]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return '\n'.join(
+  lines = [
     '  '.join(
       f'{cell:>{width}}' for cell, width in zip(row, widths, strict=True)
     ).rstrip()
     for row in rows
-  )
+  ]
+  lines.append(f'The other columns are differences from {names[0]}.')
+  return '\n'.join(lines)
 
 
 def _in_name(folders: list[epath.Path]) -> str:

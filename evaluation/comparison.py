@@ -20,14 +20,14 @@ from vae import conditioning, figures, paths
 from vae.loading import TrainedVAE
 from vae.splits import Examples
 
-# What is compared: name, unit, and which way is better, if one is.
+# What is compared, and its unit.
 METRICS = {
-  'elbo': ('nats per image', titles.HIGHER),
-  'rate': ('nats per image', ''),
-  'distortion': ('nats per image', titles.LOWER),
-  'mse': ('mean over pixels', titles.LOWER),
-  'psnr': ('dB', titles.HIGHER),
-  'ssim': ('at most 1', titles.HIGHER),
+  'elbo': 'nats per image',
+  'rate': 'nats per image',
+  'distortion': 'nats per image',
+  'mse_of_mean': 'mean over pixels',
+  'psnr': 'dB',
+  'ssim': 'at most 1',
 }
 
 # Images in a row of pictures.
@@ -58,9 +58,8 @@ def of_images(values: Mapping[str, np.ndarray], draws_z: bool) -> dict:
 
   A plain autoencoder has no bound, rate or distortion.
   """
-  found = {
-    name: values[name] for name in ('mse', 'psnr', 'ssim') if name in values
-  }
+  found = {'mse_of_mean': values['mse']}
+  found |= {name: values[name] for name in ('psnr', 'ssim') if name in values}
   if draws_z:
     rate, distortion = values['rate'], values['distortion']
     bound = -rate.astype(np.float64) - distortion
@@ -71,7 +70,7 @@ def of_images(values: Mapping[str, np.ndarray], draws_z: bool) -> dict:
 def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
   """Rows of metric, unit, the first run's mean, and each other's difference."""
   rows = []
-  for name, (unit, better) in METRICS.items():
+  for name, unit in METRICS.items():
     if not all(name in run.values for run in runs):
       continue
     first = runs[0].values[name].astype(np.float64)
@@ -80,7 +79,7 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
       mean, error = mean_and_error(run.values[name].astype(np.float64) - first)
       sign = '+' if mean > 0 else ''
       cells.append(f'{sign}{html_page.number(mean, error)}')
-    rows.append((name, *cells, unit, better))
+    rows.append((name, *cells, unit, titles.better(name)))
   return rows
 
 
@@ -103,7 +102,7 @@ def write(path: epath.Path, runs: Sequence[Run], split: str) -> None:
     'are not comparable.'
   )
   header = ('', names[0], *(f'{n} − {names[0]}' for n in names[1:]))
-  page.table((*header, 'unit', 'better'), differences(runs))
+  page.table((*header, 'unit', 'better'), differences(runs), stacks=True)
   with tempfile.TemporaryDirectory() as aside:
     for name, caption, images, columns in _pictures(runs):
       file = epath.Path(aside) / f'{name}.png'
@@ -117,7 +116,7 @@ def write(path: epath.Path, runs: Sequence[Run], split: str) -> None:
       page.heading('Training')
       page.figure(file, 'Validation loss, nats per image.', 768)
   page.heading('Settings')
-  page.table(('', *names), _settings(runs))
+  page.table(('', *names), _settings(runs), stacks=True)
   page.text('Those that differ.')
   paths.replace(path, page.html().encode())
 

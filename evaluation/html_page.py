@@ -28,6 +28,17 @@ th, td { text-align: left; padding: 4px 16px 4px 0; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--faint); }
 td:not(:last-child) { white-space: nowrap; }
+@media (max-width: 640px) {
+  .stacks thead, .stacks td:empty { display: none; }
+  .stacks :is(tbody, tr, td) { display: block; }
+  .stacks tr { border-bottom: 1px solid var(--line); padding: 6px 0; }
+  .stacks td { border: 0; padding: 0; overflow-wrap: anywhere; }
+  .stacks td:not(:last-child) { white-space: normal; }
+  .stacks td:first-child { font-weight: 600; }
+  .stacks td:not(:first-child) { display: inline-block; margin-right: 12px; }
+  .stacks td:not(:first-child)::before { content: attr(data-name) " ";
+    color: var(--faint); }
+}
 details { color: var(--faint); font-size: 13px; margin-top: 8px; }
 dt { font-weight: 600; margin-top: 6px; }
 dd { margin: 0; }
@@ -49,16 +60,27 @@ class Page:
     """Adds a remark, or as a `banner` a highlighted sentence."""
     self._parts.append(f'<p class="{style}">{escape(text)}</p>')
 
-  def table(self, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Adds a table of texts; if it is too wide, it scrolls by itself."""
+  def table(
+    self,
+    header: tuple[str, ...],
+    rows: list[tuple[str, ...]],
+    *,
+    stacks: bool = False,
+  ) -> None:
+    """Adds a table of texts; if it is too wide, it scrolls by itself.
 
-    def row(tag, cells):
-      cells = (f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)
-      return f'<tr>{"".join(cells)}</tr>\n'
-
-    head = row('th', header) if any(header) else ''
-    body = ''.join(row('td', cells) for cells in rows)
-    table = f'<table>{head}{body}</table>'
+    One that `stacks` has its cells below each other on a phone instead.
+    """
+    names = [escape(name) for name in header]
+    head = ''.join(f'<th>{name}</th>' for name in names)
+    head = f'<thead><tr>{head}</tr></thead>\n' if any(header) else ''
+    body = ''
+    for row in rows:
+      cells = zip(names, map(escape, row), strict=True)
+      cells = ''.join(f'<td data-name="{n}">{cell}</td>' for n, cell in cells)
+      body += f'<tr>{cells}</tr>\n'
+    kind = ' class="stacks"' if stacks else ''
+    table = f'<table{kind}>{head}<tbody>{body}</tbody></table>'
     self._parts.append(f'<div class="scroll">{table}</div>')
 
   def notes(self, rows: list[tuple[str, str]]) -> None:

@@ -91,6 +91,7 @@ class Measurements:
     dimensions: lists of one number for each latent dimension.
     labels: metrics of each label.
     notes: what was not measured, and why.
+    mixture: draws of the Gaussians fitted to q(z), [n, latent_dim], if any.
   """
 
   metrics: dict[str, Metric] = dataclasses.field(default_factory=dict)
@@ -98,6 +99,7 @@ class Measurements:
   dimensions: dict[str, list[float]] = dataclasses.field(default_factory=dict)
   labels: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
   notes: list[str] = dataclasses.field(default_factory=list)
+  mixture: np.ndarray | None = None
 
   def number(
     self, name: str, value: float, unit: str, about: str, error=None, null=None

@@ -109,6 +109,14 @@ def _draw(folder, seed, results, trained, originals) -> dict[str, str]:
   save('reconstructions.png', caption, pairs, _SIDE)
   samples = trained.sample(_SIDE**2, seed)
   save('samples.png', 'Samples: z from the prior, decoded.', samples, _SIDE)
+  if results.mixture is not None:
+    z = results.mixture[: _SIDE**2].reshape(-1, *trained.latent_shape)
+    images = trained.decode(z, conditioning.in_turn(trained.model, len(z)))
+    caption = (
+      'Samples: z from the Gaussians that are fitted to q(z), decoded, as by '
+      'generate.py sample --prior=mixture.'
+    )
+    save('mixture_samples.png', caption, images, _SIDE)
   if len(spread):
     order = posterior.most_informative(kl if len(kl) else spread)[:_DIMENSIONS]
     values = figures.prior_values(trained.prior, _REACH, _STEPS)
@@ -143,6 +151,7 @@ def _page(folder, facts, results, captions, config) -> str:
     page.table(
       ('', 'key', 'value', 'null', 'unit', 'better'),
       [(*row[:5], row[-1]) for row in rows],
+      stacks=True,
     )
     page.notes([(title, about) for title, *_, about, _ in rows])
   page.text(
@@ -167,10 +176,12 @@ def _page(folder, facts, results, captions, config) -> str:
       [(str(i), *map(number, row)) for i, row in enumerate(columns)],
     )
   page.heading('Measured')
-  page.table(('', ''), [(name, str(value)) for name, value in facts.items()])
+  rows = [(name, str(value)) for name, value in facts.items()]
+  page.table(('', ''), rows, stacks=True)
   page.heading('Settings')
   settings = schema.flatten(schema.resolved(config))
-  page.table(('', ''), [(f'config.{k}', str(v)) for k, v in settings.items()])
+  rows = [(f'config.{key}', str(value)) for key, value in settings.items()]
+  page.table(('', ''), rows, stacks=True)
   return page.html()
 
 

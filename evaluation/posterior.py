@@ -133,6 +133,7 @@ def _add_holes(context, results):
   # It draws one component after the other.
   generator = np.random.default_rng([seed, 4])
   drawn = generator.permutation(mixture.sample(count)[0].astype(np.float32))
+  results.mixture = drawn
   null, *shares = shares_in_holes(
     latents, prior, drawn.reshape(latents.shape), seed=seed
   )

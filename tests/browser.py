@@ -26,6 +26,9 @@ addEventListener('load', () => {
     width: innerWidth,
     text: document.body.innerText,
     pictures: [...document.images].map(image => image.naturalWidth),
+    sideways: [...document.querySelectorAll('.scroll')]
+      .filter(box => box.scrollWidth > box.clientWidth)
+      .map(box => box.innerText.split('\\n')[0]),
   };
   document.title = 'SEEN' + encodeURIComponent(JSON.stringify(seen)) + 'SEEN';
 });

@@ -35,9 +35,9 @@ def test_difference_of_pairs_is_sharper_than_that_of_means():
 
 
 def test_what_a_run_lacks_is_not_compared():
-  both = {'mse': np.ones(3)}
+  both = {'mse_of_mean': np.ones(3)}
   rows = comparison.differences(runs_of({**both, 'elbo': np.ones(3)}, both))
-  assert [row[0] for row in rows] == ['mse']
+  assert [row[0] for row in rows] == ['mse_of_mean']
 
 
 def test_a_run_and_itself_differ_by_nothing(trained_run, tmp_path):
@@ -47,13 +47,15 @@ def test_a_run_and_itself_differ_by_nothing(trained_run, tmp_path):
   code, out, err = run(*flags, '--split=validation', script='compare.py')
   assert code == 0, err
   rows = re.findall(
-    r'^\s*(elbo|mse|psnr|ssim)\s.*?(?:± \S+)\s+(\S+)', out, re.M
+    r'^\s*(elbo|mse_of_mean|psnr|ssim)\s.*?(?:± \S+)\s+(\S+)', out, re.M
   )
-  assert dict(rows) == dict.fromkeys(('elbo', 'mse', 'psnr', 'ssim'), '0')
+  names = 'elbo', 'mse_of_mean', 'psnr', 'ssim'
+  assert dict(rows) == dict.fromkeys(names, '0')
   page = open_page(tmp_path / 'out/comparison.html', width=1200)
   assert 'On the same 11 validation images' in page['text']
   # Reconstructions, samples, curves.
   assert len(page['pictures']) == 3 and all(page['pictures'])
+  assert not open_page(tmp_path / 'out/comparison.html', width=500)['sideways']
 
 
 def test_other_images_are_a_mistake(trained_run, tmp_path, celeba_dir):

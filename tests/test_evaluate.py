@@ -16,6 +16,7 @@ from tests.preloaded import run
 
 FIGURES = {
   'kl_per_dimension.png',
+  'mixture_samples.png',
   'reconstructions.png',
   'samples.png',
   'training.png',
@@ -106,6 +107,8 @@ def test_page_shows_numbers_and_figures_in_a_browser(evaluated):
   folder, _ = evaluated[1]
   page = open_page(folder / 'report.html', width=500)
   assert page['scroll_width'] <= 500
+  # Tables of a number for each label or dimension are too wide to be read else.
+  assert all(t.startswith(('label', 'dimension')) for t in page['sideways'])
   assert len(page['pictures']) == len(FIGURES)
   assert all(width > 100 for width in page['pictures'])
   for text in (

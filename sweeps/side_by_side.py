@@ -1,0 +1,196 @@
+"""Sweeps side by side: their curves, and paired differences of equal points.
+
+What is compared was measured by the sweeps; nothing is trained or measured.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+import tempfile
+
+from etils import epath
+from matplotlib.figure import Figure
+import numpy as np
+import pandas as pd
+
+from evaluation import html_page, plots, titles
+from evaluation.measure import mean_and_error
+from sweeps import charts, POINTS, report, TABLE
+from sweeps.points import Results, SEED
+from vae import paths
+from vae.errors import UserError
+
+# What is compared, and its unit.
+_METRICS = {
+  'elbo_optimal_sigma': 'nats per image',
+  'elbo': 'nats per image',
+  'rate': 'nats per image',
+  'distortion': 'nats per image',
+  'mse_of_mean': 'mean over pixels',
+  'active_units': 'dimensions',
+}
+
+_COLORS = '#2f6fbb', '#c4572f', '#3b8f5a', '#8a56b0', '#7a6a2f'
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """The complete points of a sweep."""
+
+  name: str
+  folder: epath.Path
+  results: Results
+
+  @classmethod
+  def read(cls, name: str, folder: epath.Path) -> 'Sweep':
+    """From the table in its workdir; raises UserError if no point is there."""
+    frame = pd.read_csv((folder / TABLE).open())
+    frame = frame[frame.state == 'complete']
+    if frame.empty:
+      raise UserError(f'{folder} has no complete point yet.')
+    keys = [key for key in frame if key == SEED or '.' in key]
+    units = {name: unit for name, unit in _METRICS.items() if name in frame}
+    rows = frame.to_dict('records')
+    return cls(name, folder, Results.of(rows, keys, units))
+
+
+def differences(sweeps: Sequence[Sweep]) -> tuple[int, list[tuple[str, ...]]]:
+  """The number of pairs, and rows as of `comparison.differences`.
+
+  Points are pairs if they agree in all settings that vary in each sweep; the
+  error is over the pairs.
+  """
+  tables = _paired(sweeps)
+  count = len(tables[0])
+  if not count:
+    return 0, []
+  rows = []
+  for name, unit in _METRICS.items():
+    if all(name in table for table in tables):
+      first = tables[0][name].to_numpy()
+      cells = [html_page.number(first.mean())]
+      for table in tables[1:]:
+        values = table[name].to_numpy() - first
+        mean, error = mean_and_error(values) if count > 1 else (values[0], None)
+        cells.append(f'{"+" * (mean > 0)}{html_page.number(mean, error)}')
+      rows.append((name, *cells, unit, titles.better(name)))
+  return count, rows
+
+
+def _paired(sweeps: Sequence[Sweep]) -> list[pd.DataFrame]:
+  """Metrics of each sweep by the settings that all of them have."""
+  keys = [
+    key
+    for key in sweeps[0].results.keys
+    if all(key in sweep.results.keys for sweep in sweeps)
+  ]
+  if not keys:
+    raise UserError(
+      f'{sweeps[0].folder} and {sweeps[1].folder} vary no setting in common.'
+    )
+  means = []
+  for sweep in sweeps:
+    units = sweep.results.units
+    groups = sweep.results.frame.groupby(keys)[list(units)]
+    means.append(groups.mean().dropna())
+  shared = functools.reduce(pd.Index.intersection, (m.index for m in means))
+  return [table.loc[shared] for table in means]
+
+
+def rate_distortion(sweeps: Sequence[Sweep]) -> Figure:
+  """Each sweep's points and Pareto front, means over the seeds."""
+  figure, axes = plots.new_axes(width=7.6, height=4.8)
+  axes.set(xlabel='rate, nats per image', ylabel='distortion, nats per image')
+  for index, sweep in enumerate(sweeps):
+    table = sweep.results.over_seeds('rate', 'distortion')
+    if table.empty:
+      continue
+    style = {'color': _COLORS[index % len(_COLORS)]}
+    axes.errorbar(
+      table.rate,
+      table.distortion,
+      xerr=table.rate_std,
+      yerr=table.distortion_std,
+      marker='osD^v'[index % 5],
+      ls='',
+      elinewidth=1,
+      label=plots.readable(sweep.name),
+      **style,
+    )
+    front = charts.pareto_front(table)
+    axes.step(front.rate, front.distortion, where='post', alpha=0.5, **style)
+  axes.legend(frameon=False)
+  return figure
+
+
+def write(path: epath.Path, sweeps: Sequence[Sweep]) -> None:
+  """Writes the page, one file."""
+  names = [sweep.name for sweep in sweeps]
+  page = html_page.Page(' and '.join(names))
+  page.heading('Numbers')
+  count, rows = differences(sweeps)
+  if rows:
+    page.text(
+      f'Means over the {count} points that have the same settings in all, and '
+      f'differences from {names[0]}, point by point; ± is the standard error '
+      'over these pairs. ELBOs and distortions of different likelihoods are '
+      'not comparable.'
+    )
+    header = ('', names[0], *(f'{name} − {names[0]}' for name in names[1:]))
+    page.table((*header, 'unit', 'better'), rows, stacks=True)
+  else:
+    page.text('No point has the same settings in all of them.')
+  page.heading('Best points')
+  best = [(sweep, *_best(sweep)) for sweep in sweeps]
+  page.table(
+    ('', 'settings', 'ELBO at the optimal σ', 'folder'),
+    [
+      (sweep.name, described, html_page.number(row.elbo_optimal_sigma), point)
+      for sweep, row, described, point in best
+    ],
+    stacks=True,
+  )
+  with tempfile.TemporaryDirectory() as aside:
+    file = epath.Path(aside) / 'rate_distortion.png'
+    plots.save(rate_distortion(sweeps), file)
+    page.heading('Rate and distortion')
+    page.figure(
+      file,
+      'Means over the seeds, with standard deviations, and the Pareto front of '
+      'each sweep.',
+      width=790,
+      min_width=560,
+    )
+  page.heading('Pictures of the best points')
+  for picture, caption in _pictures(best):
+    page.figure(picture, caption)
+  paths.replace(path, page.html().encode())
+
+
+def _best(sweep: Sweep) -> tuple[pd.Series, str, str]:
+  """The row of the best point, its settings, and its folder's name."""
+  frame = sweep.results.frame
+  order = frame.elbo_optimal_sigma.fillna(-np.inf)
+  row = frame.loc[order.idxmax()]
+  return row, charts.describe(sweep.results, row), row.point
+
+
+def _pictures(best) -> Iterator[tuple[epath.Path, str]]:
+  folders = [sweep.folder / POINTS / point for sweep, _, _, point in best]
+  originals = [
+    folder / report.ORIGINALS
+    for folder in folders
+    if (folder / report.ORIGINALS).exists()
+  ]
+  if originals:
+    yield originals[0], 'Originals.'
+  if len({path.read_bytes() for path in originals}) > 1:
+    for (sweep, *_), path in zip(best[1:], originals[1:], strict=False):
+      yield path, f'Originals of {sweep.name}, which are others.'
+  for (sweep, _, described, _), folder in zip(best, folders, strict=True):
+    for name, what in (
+      (report.RECONSTRUCTIONS, 'reconstructions'),
+      (report.SAMPLES, 'samples'),
+    ):
+      if (folder / name).exists():
+        yield folder / name, f'{sweep.name}, {described}: {what}'
