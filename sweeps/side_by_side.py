@@ -161,8 +161,9 @@ def write(path: epath.Path, sweeps: Sequence[Sweep]) -> None:
       width=790,
       min_width=560,
     )
-  page.heading('Pictures of the best points')
-  for picture, caption in _pictures(best):
+  for index, (picture, caption) in enumerate(_pictures(best)):
+    if not index:
+      page.heading('Pictures of the best points')
     page.figure(picture, caption)
   paths.replace(path, page.html().encode())
 

@@ -6,6 +6,9 @@ TensorFlow is imported by the fixtures that need it, as most tests do not.
 import contextlib
 import os
 import pathlib
+import shutil
+import subprocess
+import tarfile
 from unittest import mock
 
 # Optimising the programs of tests takes longer than running them. `make
@@ -136,6 +139,23 @@ def celeba_dir(tmp_path_factory):
   head = f'{len(names)}\n{" ".join(attributes)}\n'
   (folder / 'list_attr_celeba.txt').write_text(head + ''.join(rows))
   return folder
+
+
+@pytest.fixture(scope='session')
+def onnxruntime_web(request):
+  """The folder dist of onnxruntime-web, fetched by npm once."""
+  if shutil.which('npm') is None:
+    pytest.skip('npm is not installed')
+  folder = pathlib.Path(request.config.cache.mkdir('onnxruntime-web'))
+  if not list(folder.glob('*.tgz')):
+    command = ['npm', 'pack', 'onnxruntime-web@1.30.0', '--silent']
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+  (archive,) = folder.glob('*.tgz')
+  dist = folder / 'package' / 'dist'
+  if not dist.exists():
+    with tarfile.open(archive) as file:
+      file.extractall(folder, filter='data')
+  return dist
 
 
 def make_small_config(data_dir):

@@ -46,20 +46,28 @@ _LOGGED = re.compile(
 
 
 def run(
-  *flags: str, script: str = 'main.py', devices: int = 1
+  *flags: str,
+  script: str = 'main.py',
+  devices: int = 1,
+  folder: str | os.PathLike = _ROOT,
+  **variables: str,
 ) -> tuple[int, str, str]:
-  """Exit status, standard output and standard error of a script."""
+  """Exit status, standard output and standard error of a script.
+
+  It runs in a folder, with these environment variables in addition.
+  """
   environment = dict(
     os.environ,
+    **variables,
     XLA_FLAGS=f'{os.environ["XLA_FLAGS"]} '
     f'--xla_force_host_platform_device_count={devices}',
     JAX_PLATFORMS='cpu',
   )
   # Libraries read these when they are imported.
   early = {k: v for k, v in environment.items() if k.startswith(('JAX', 'TF'))}
-  with tempfile.TemporaryDirectory() as folder:
-    out, err = pathlib.Path(folder, 'out'), pathlib.Path(folder, 'err')
-    request = [[script, *flags], environment, str(out), str(err)]
+  with tempfile.TemporaryDirectory() as aside:
+    out, err = pathlib.Path(aside, 'out'), pathlib.Path(aside, 'err')
+    request = [[script, *flags], environment, str(folder), str(out), str(err)]
     process = _process(tuple(sorted(early.items())))
     process.stdin.write(json.dumps(request) + '\n')
     process.stdin.flush()
@@ -102,11 +110,12 @@ def _serve() -> None:
     print(child.exitcode, flush=True)
 
 
-def _run(argv, environment, out, err):
+def _run(argv, environment, folder, out, err):
   for stream, path in ((1, out), (2, err)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
   os.environ.clear()
   os.environ.update(environment)
+  os.chdir(folder)
   sys.argv = argv
   runpy.run_path(argv[0], run_name='__main__')
 

@@ -73,6 +73,15 @@ def test_objective_of_the_docs_is_the_tighter_bound(
   assert rows[-1]['val/loss'] < -rows[-1]['val/elbo']
 
 
+def test_penalty_of_the_docs_is_added_to_the_loss(own_folder, small, tmp_path):
+  path, network = own_folder / 'smooth_config.py', dict(hidden_channels=(4, 8))
+  _, rows = train_briefly(path, tmp_path, model=network, **small)
+  row = {name.removeprefix('val/'): value for name, value in rows[-1].items()}
+  expected = row['distortion'] + 2 * row['kl'] + 100 * row['variation']
+  np.testing.assert_allclose(row['loss'], expected, rtol=1e-5)
+  assert row['variation'] > 0
+
+
 def test_model_of_the_docs_trains_and_is_loaded(own_folder, small, tmp_path):
   train_briefly(own_folder / 'patches_config.py', tmp_path, **small)
   trained = vae.load(tmp_path)
@@ -116,6 +125,7 @@ def test_ideas_of_the_docs_are_short():
   }
   for idea, config in (
     ('iwae_bound.py', 'iwae_config.py'),
+    ('smooth.py', 'smooth_config.py'),
     ('patches.py', 'patches_config.py'),
     ('digits.py', 'digits_config.py'),
   ):

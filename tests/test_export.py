@@ -3,11 +3,9 @@
 import http.server
 import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
-import tarfile
 import threading
 
 import numpy as np
@@ -51,23 +49,6 @@ found = call('encoder', images=arrays['images'])
 np.savez(made, **found, **call('decoder', z=arrays['z']))
 assert not {'jax', 'vae'} & set(sys.modules)
 """
-
-
-@pytest.fixture(scope='module')
-def web(request):
-  """The folder dist of onnxruntime-web, fetched by npm once."""
-  if shutil.which('npm') is None:
-    pytest.skip('npm is not installed')
-  folder = pathlib.Path(request.config.cache.mkdir('onnxruntime-web'))
-  if not list(folder.glob('*.tgz')):
-    command = ['npm', 'pack', 'onnxruntime-web@1.30.0', '--silent']
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-  (archive,) = folder.glob('*.tgz')
-  dist = folder / 'package' / 'dist'
-  if not dist.exists():
-    with tarfile.open(archive) as file:
-      file.extractall(folder, filter='data')
-  return dist
 
 
 def export(workdir, output, *flags):
@@ -251,10 +232,10 @@ def test_mistakes_are_one_line(trained_run, tmp_path, flags, message):
 
 
 @pytest.fixture(scope='module')
-def complete(trained_run, web, tmp_path_factory):
+def complete(trained_run, onnxruntime_web, tmp_path_factory):
   pytest.importorskip('jax2onnx')
   folder = tmp_path_factory.mktemp('complete')
-  export(trained_run, folder, f'--web={web}')
+  export(trained_run, folder, f'--web={onnxruntime_web}')
   return folder
 
 

@@ -21,7 +21,7 @@ from tests import test_devices
 from tests.conftest import make_data, ROOT
 import train
 import vae
-from vae import conditioning, numerics
+from vae import conditioning, models, numerics
 
 # Small sizes, as far as a member's classes have them.
 SMALL = {
@@ -103,6 +103,7 @@ def whole_life(member):
 
 
 def main():
+  models._FLOW_LAYERS = 2  # Each takes seconds to compile.
   for member in sys.argv[1:]:
     found = {'member': member}
     for part in (on_devices, whole_life):
