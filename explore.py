@@ -68,7 +68,10 @@ def main() -> None:
   address = f'[{host}]' if ':' in host else host
   query = f'?token={token}' if token else ''
   print(f'Open http://{address}:{port}/{query}  (Ctrl-C ends it)', flush=True)
-  config = uvicorn.Config(app, log_level='warning', lifespan='off')
+  # Bodies are in memory: at most this many at a time.
+  config = uvicorn.Config(
+    app, log_level='warning', lifespan='off', limit_concurrency=64
+  )
   try:
     uvicorn.Server(config).run(sockets=[listening])
   finally:
@@ -114,8 +117,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.listen()
   except OSError as error:
     raise UserError(
-      f'--host={host} --port={port} cannot be listened at ({error.strerror}); '
-      'name another --port, or --port=0 for any.'
+      f'--host={host} --port={port}: {error.strerror}; name another --port, or '
+      '--port=0 for any.'
     ) from error
   return listening
 

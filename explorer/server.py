@@ -40,7 +40,13 @@ _MAX_LATENTS, _MAX_VALUE, _MAX_FRAMES = 256, 1e4, 128
 # Requests that compute at a time; the others are answered by 503.
 _MAX_AT_WORK = 16
 
+# Runs that are kept restored.
+_MAX_RUNS = 8
+
 _FRAME_MILLISECONDS = 60
+
+# As the header Sec-Fetch-Site names requests of the page itself.
+_OWN_SITE = 'same-origin', 'none'
 
 _HEADERS = {
   'Cache-Control': 'no-store',
@@ -52,19 +58,27 @@ _HEADERS = {
 
 
 class Sessions:
-  """The runs of an explorer, each restored when it is first asked for."""
+  """The runs of an explorer, each restored when it is first asked for.
+
+  Beyond `_MAX_RUNS` the one that was not asked for the longest is dropped.
+  """
 
   def __init__(self, names: Sequence[str], restore: Callable[[int], Session]):
     self.names, self._restore = list(names), restore
-    self._sessions: dict[int, Session] = {}
+    self._sessions: dict[int, Session] = {}  # The last asked for at the end.
     self._locks = [threading.Lock() for _ in names]
+    self._lock = threading.Lock()
 
   def __getitem__(self, index: int) -> Session:
     """Restores the run of an index; raises UserError if it cannot."""
     with self._locks[index]:
-      if index not in self._sessions:
-        self._sessions[index] = self._restore(index)
-      return self._sessions[index]
+      session = self._sessions.get(index) or self._restore(index)
+      with self._lock:
+        self._sessions.pop(index, None)
+        self._sessions[index] = session
+        if len(self._sessions) > _MAX_RUNS:
+          self._sessions.pop(next(iter(self._sessions))).close()
+      return session
 
   def close(self) -> None:
     """Ends the threads of all."""
@@ -90,8 +104,8 @@ def make_app(
 
   Args:
     sessions: the runs.
-    sweep: of a sweep the table of its points (`sweeps`), else None.
-    token: that each request must bring, if any.
+    sweep: table of a sweep's points, or None.
+    token: required of requests for data; empty for none.
     hosts: names by which the server may be called. A page of another site that
       has its name resolved to this machine is refused.
   """
@@ -102,6 +116,9 @@ def make_app(
       given = request.headers.get('x-token', '')
       if token and not hmac.compare_digest(given.encode(), token.encode()):
         raise _RefusedError(403, 'the token is missing or wrong.')
+      # A browser says that a page of another site asks.
+      if request.headers.get('sec-fetch-site', 'none') not in _OWN_SITE:
+        raise _RefusedError(403, 'the request comes from another site.')
       body = await _read(request, limit)
       if not at_work.acquire(blocking=False):
         raise _RefusedError(503, 'too many requests at a time.')
@@ -147,16 +164,12 @@ def _api(
 
   routes = [
     Route('/runs', endpoint(runs)),
-    Route('/run/{run:int}', endpoint(of_run(_describe))),
-    Route('/run/{run:int}/atlas', endpoint(of_run(_atlas))),
-    Route(
-      '/run/{run:int}/encode', endpoint(upload, _MAX_FILE), methods=['POST']
-    ),
+    Route('/run/{run}', endpoint(of_run(_describe))),
+    Route('/run/{run}/atlas', endpoint(of_run(_atlas))),
+    Route('/run/{run}/encode', endpoint(upload, _MAX_FILE), methods=['POST']),
   ]
   routes += [
-    Route(
-      f'/run/{{run:int}}/{name}', endpoint(of_run(function)), methods=['POST']
-    )
+    Route(f'/run/{{run}}/{name}', endpoint(of_run(function)), methods=['POST'])
     for name, function in _POSTS.items()
   ]
   return routes
@@ -168,9 +181,13 @@ async def _index_page(request: Request) -> Response:
 
 def _find(sessions: Sessions, request: Request) -> Session:
   index = request.path_params['run']
-  if index >= len(sessions.names):
-    raise _RefusedError(404, f'there is no run {index}.')
-  return sessions[index]
+  if not _is_index(index) or int(index) >= len(sessions.names):
+    raise _RefusedError(404, f'there is no run {index[:20]}.')
+  return sessions[int(index)]
+
+
+def _is_index(text: str) -> bool:
+  return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 class _Headers:
@@ -334,7 +351,7 @@ def _encode(session: Session, body: bytes, query) -> Response:
   if width * height > _MAX_PIXELS:
     raise too_large
   label = query.get('label', '0')
-  if not label.isdecimal():
+  if not _is_index(label):
     raise RequestError('label must be an integer.')
   label = _label(session, {'label': int(label)})
   return JSONResponse(session.encode(body, label))

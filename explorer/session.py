@@ -1,66 +1,46 @@
 """A run that is explored: its model, and its data set in the latent space.
 
 The model answers as soon as it is restored; the images are encoded in the
-background. A run that still trains is followed: a new checkpoint takes the
-place of the one before.
+background. A run that still trains is followed: a newer checkpoint takes the
+place of the one before once its images are encoded.
 """
 
-from collections.abc import Callable
-import dataclasses
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 import numpy as np
 
 from data import image_files
-from evaluation import measure, posterior, reconstruction
-from explorer import latents
+from evaluation import posterior, reconstruction
+from explorer.atlas import Atlas, of_posterior, survey
 import input_pipeline
 from runs import schema, workdirs
-from vae import conditioning, distributions, figures, loading
+from vae import (
+  conditioning,
+  distributions,
+  figures,
+  loading,
+)
 from vae.checkpoints import Checkpoints
 from vae.errors import UserError
 
 # Between two looks for a newer checkpoint.
 _SECONDS = 2.0
 
-# Draws of the prior and of q(z) for the map of holes and the sliders' bands.
-_NUM_DRAWS = 20_000
-
-# Classes of a label, each of which has a direction.
-_MAX_CLASSES = 6
+# Draws of the prior for the ends of the sliders.
+_NUM_SCALE_DRAWS = 256
 
 # Half of a slider, in standard deviations of the prior or of q(z).
 _REACH = 3.5
 
 
-@dataclasses.dataclass(frozen=True)
-class Atlas:
-  """The images of the training split in the latent space.
+class _Shown(NamedTuple):
+  """A checkpoint; `deviation` is that of its prior, [latent_dim]."""
 
-  Attributes:
-    codes: `measure.encode` of them.
-    plane: the one that they are shown in.
-    points: their means in it, [n, 2].
-    bands: mean and ends of q(z) in each dimension, [latent_dim, 3].
-    holes: the map of holes.
-    labels: values [n] and class names, by the label's name.
-    directions: steps along labels of two classes, and to each class of labels
-      whose few classes have names.
-    neighbours: by distance of the means.
-    images: of some indices, uint8 [n, height, width, channels].
-  """
-
-  codes: dict[str, np.ndarray]
-  plane: latents.Plane
-  points: np.ndarray
-  bands: np.ndarray
-  holes: latents.HoleMap
-  labels: dict[str, tuple[np.ndarray, list[str]]]
-  directions: dict[str, np.ndarray]
-  neighbours: latents.Neighbours
-  images: Callable[[list[int]], np.ndarray]
+  trained: loading.TrainedVAE
+  deviation: np.ndarray
+  atlas: Atlas | None = None
 
 
 class RequestError(Exception):
@@ -89,25 +69,26 @@ class Session:
     self._lock = threading.Lock()
     self.problem = ''
     self._data: Any = None
-    self._shown = self._restore(), None
+    self._shown = self._restore()
     self._closed = threading.Event()
     threading.Thread(target=self._follow, daemon=True).start()
 
   @property
   def trained(self) -> loading.TrainedVAE:
     """The model."""
-    return self._shown[0]
+    return self._shown.trained
 
   @property
   def atlas(self) -> Atlas | None:
     """The images in the latent space; None until they are encoded."""
-    return self._shown[1]
+    return self._shown.atlas
 
-  def _restore(self) -> loading.TrainedVAE:
+  def _restore(self) -> _Shown:
     trained = loading.restore(self._config, self.workdir, self._checkpoint)
     # Compiled before a page asks for it.
     trained.decode(np.zeros((1, *trained.latent_shape)), _labels(trained, 1, 0))
-    return trained
+    draws = trained.sample_latents(_NUM_SCALE_DRAWS)
+    return _Shown(trained, draws.reshape(len(draws), -1).std(axis=0))
 
   def close(self) -> None:
     """Ends the threads."""
@@ -115,23 +96,13 @@ class Session:
 
   def _follow(self) -> None:
     """Encodes the images, then looks for a newer checkpoint."""
-    surveyed = None  # The step, whether it succeeded or not.
-    while not self._closed.wait(0 if surveyed is None else _SECONDS):
+    self._shown = self._surveyed(self._shown)
+    while not self._closed.wait(_SECONDS):
       trained = self.trained
-      try:
-        if surveyed != trained.step:
-          surveyed = trained.step
-          self._shown = trained, self._survey(trained)
-          self.problem = ''
-      except Exception as error:  # The model can be explored without images.
-        self.problem = (
-          f'The images cannot be read: {" ".join(str(error).split())} Sliders '
-          'and samples work without them.'
-        )
       try:
         step = Checkpoints(self.workdir).find(self._checkpoint)
         if step != trained.step:
-          self._shown = self._restore(), None
+          self._shown = self._surveyed(self._restore())
         elif self.atlas is not None:
           self.problem = ''
       except Exception as error:  # Such as memory that is used up.
@@ -140,6 +111,18 @@ class Session:
           f'{trained.step:,}, from memory.'
         )
 
+  def _surveyed(self, shown: _Shown) -> _Shown:
+    """The checkpoint with its atlas, or without it if that fails."""
+    try:
+      shown = shown._replace(atlas=self._survey(shown.trained))
+      self.problem = ''
+    except Exception as error:  # The model can be explored without images.
+      self.problem = (
+        f'The images cannot be read: {" ".join(str(error).split())} Sliders '
+        'and samples work without them.'
+      )
+    return shown
+
   def _survey(self, trained: loading.TrainedVAE) -> Atlas:
     if self._data is None:
       data = input_pipeline.load(trained.config)
@@ -147,57 +130,13 @@ class Session:
         identity = data.identity() | conditioning.identity(self._config, data)
         workdirs.check_data(self.workdir, identity)
       self._data = data
-    split = self._data.train
-    codes = measure.encode(trained, split)
-    means, positions = codes['mean'], codes['positions']
-    draws = means
-    if {'logvar', 'certain'} & codes.keys():
-      spread = np.arange(_NUM_DRAWS) % len(means)
-      draws = posterior.draw(
-        {
-          k: v[spread]
-          for k, v in codes.items()
-          if k in ('mean', 'logvar', 'certain')
-        },
-        0,
-      )
-    prior = trained.sample_latents(_NUM_DRAWS).reshape(_NUM_DRAWS, -1)
-    plane = latents.Plane.of(means)
-    found = split.labels()
-    labels = {}
-    for name in found.names if found else ():
-      column = found.values[positions, found.names.index(name)]
-      labels[name] = column, found.class_names(name)
-    ways = {}
-    for name, (values, names) in labels.items():
-      if len(names) == 2:
-        ways[name] = latents.direction(means, values)
-      elif name in found.classes and len(names) <= _MAX_CLASSES:
-        for index, of_class in enumerate(names):
-          way = latents.direction(means, values == index)
-          ways[f'{name}: {of_class}'] = way
-
-    def images(indices):
-      return next(split.batches(positions[indices], len(indices)))
-
-    return Atlas(
-      codes,
-      plane,
-      plane.project(means),
-      latents.bands(draws),
-      latents.HoleMap.of(plane.project(prior), plane.project(draws)),
-      labels,
-      {name: way for name, way in ways.items() if way is not None},
-      latents.Neighbours(means),
-      images,
-    )
+    return survey(trained, self._data.train)
 
   def describe(self) -> dict[str, Any]:
     """Facts and dimensions of the run for the page, as JSON."""
-    trained, atlas = self._shown
+    trained, deviation, atlas = self._shown
     prior = trained.prior
-    draws = trained.sample_latents(256).reshape(256, -1)
-    mean, deviation = np.ravel(prior.mean), draws.std(axis=0)
+    mean = np.ravel(prior.mean)
     low, high = mean - _REACH * deviation, mean + _REACH * deviation
     order, carried = np.arange(len(mean)), None
     if atlas is not None:
@@ -235,28 +174,9 @@ class Session:
 
   def describe_atlas(self) -> dict[str, Any]:
     """Points, labels, directions and the map of holes, as JSON."""
-    step = self.trained.step
-    atlas = self._atlas()
-    holes = atlas.holes
-    return _plain(
-      {
-        'step': step,
-        'points': np.round(atlas.points, 4),
-        'variance': atlas.plane.variance,
-        'labels': {
-          name: {'values': values, 'names': names}
-          for name, (values, names) in atlas.labels.items()
-        },
-        'directions': atlas.directions,
-        'holes': {
-          'low': holes.low,
-          'high': holes.high,
-          'prior': np.round(holes.prior / holes.prior.max(), 4),
-          'holes': holes.holes,
-          'share': holes.share,
-        },
-      }
-    )
+    shown = self._shown
+    content = self._atlas(shown).describe()
+    return _plain({'step': shown.trained.step, **content})
 
   def decode(self, z: np.ndarray, label: int = 0) -> np.ndarray:
     """Images of latents [n, latent_dim], uint8."""
@@ -279,11 +199,12 @@ class Session:
     trained = self.trained
     shape = trained.model.image_shape
     try:
-      pixels, change = image_files.decode(content, shape, crop_size=None)
+      with self._lock:  # A large file takes much memory.
+        pixels, change = image_files.decode(content, shape, crop_size=None)
     except UserError as error:
       raise RequestError(f'the file {error}') from error
     encoded = trained.encode(pixels[None], _labels(trained, 1, label))
-    codes = reconstruction.codes(encoded, trained.prior)
+    codes = of_posterior(trained, reconstruction.codes(encoded, trained.prior))
     result = {name: np.asarray(values)[0] for name, values in codes.items()}
     result |= {'image': pixels, 'change': change}
     return _plain(result)
@@ -295,6 +216,7 @@ class Session:
     return _plain(
       {
         'indices': indices,
+        'positions': atlas.codes['positions'][indices],
         'distances': np.round(distances, 4),
         'point': atlas.plane.project(z[None])[0],
       }
@@ -318,10 +240,11 @@ class Session:
       raise RequestError(f'index is {max(indices)}; there are {count} images.')
     return indices
 
-  def _atlas(self) -> Atlas:
-    if self.atlas is None:
+  def _atlas(self, shown: _Shown | None = None) -> Atlas:
+    atlas = (shown or self._shown).atlas
+    if atlas is None:
       raise RequestError(self.problem or 'the images are still being encoded.')
-    return self.atlas
+    return atlas
 
 
 def _labels(trained, count: int, label: int) -> np.ndarray | None:

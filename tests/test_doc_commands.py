@@ -179,7 +179,7 @@ class Handler(socketserver.StreamRequestHandler):
 
 
 @pytest.fixture
-def shell(celeba_dir, onnxruntime_web, tmp_path):
+def shell(celeba_dir, onnxruntime_web, tmp_path, monkeypatch):
   """Runs a block in a folder with the data that the pages speak of."""
   folder, programs = tmp_path / 'work', tmp_path / 'programs'
   folder.mkdir()
@@ -202,6 +202,9 @@ def shell(celeba_dir, onnxruntime_web, tmp_path):
   for name in PROGRAMS:
     (programs / name).write_text(STAND_IN)
     (programs / name).chmod(0o755)
+  # To optimise the programs takes longer than to run them.
+  level = '--xla_backend_optimization_level=0'
+  monkeypatch.setenv('XLA_FLAGS', level)
   address = tmp_path / 'socket'
   environment = {
     'PATH': f'{programs}:{os.environ["PATH"]}',

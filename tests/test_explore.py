@@ -12,10 +12,12 @@ from PIL import Image
 import pytest
 from sklearn.decomposition import PCA
 
-from explorer import latents
+from explorer import atlas, latents, server
+from runs import schema
+from tests.conftest import everything, make_data, make_small_config
 from tests.exploring import ask, serving, wait_for_atlas, wait_until
 from tests.preloaded import run
-from vae import figures, loading
+from vae import figures, loading, steps
 
 
 @pytest.fixture(scope='module')
@@ -35,6 +37,37 @@ def pixels(body):
 
 
 # Where the images lie.
+
+
+def survey(objective=None, **model):
+  """A run's atlas, before training, and the means and variances of q(z|x)."""
+  config = make_small_config('')
+  config.model = {'name': 'mlp', 'hidden_sizes': (8,), 'latent_dim': 3, **model}
+  config.objective = objective or {}
+  schema.validate(config)
+  program = steps.program_from_config(config, 40)
+  variables = steps.create_state(program, 0).variables
+  trained = loading.TrainedVAE(config, program.model, variables, 0)
+  split = make_data().train
+  encoded = trained.encode(everything(split))
+  return atlas.survey(trained, split), encoded
+
+
+def test_an_autoencoder_without_sampling_has_no_variance():
+  found, encoded = survey({'sample_posterior': False, 'beta': 0.0})
+  expected = np.quantile(encoded.mean, [0.025, 0.975], axis=0).T
+  np.testing.assert_allclose(found.bands[:, 1:], expected, atol=1e-5)
+  assert not {'logvar', 'kl'} & found.codes.keys()
+
+
+@pytest.mark.parametrize('posterior', ['diagonal', 'full'])
+def test_bands_are_of_draws_from_the_posterior(posterior):
+  found, encoded = survey(posterior=posterior)
+  # Before training σ is about 1, and the means are much closer.
+  spread = np.asarray(encoded.mean).std(axis=0)
+  width = (found.bands[:, 2] - found.bands[:, 1]) / (2 * 1.96)
+  assert np.all(spread < 0.5) and np.all(abs(width - 1) < 0.4)
+  assert found.holes.share < 0.3
 
 
 def test_plane_is_that_of_pca():
@@ -172,6 +205,9 @@ def test_nonsense_gets_a_line(address, path, content):
 
 def test_what_is_too_large_or_not_there_is_refused(address):
   assert ask(address, 'api/run/1')[0] == 404
+  assert ask(address, f'api/run/{"9" * 5000}')[0] == 404
+  label = f'api/run/0/encode?label={"9" * 5000}'
+  assert ask(address, label, _png())[0] == 400
   assert ask(address, 'api/run/0/decode/..')[0] == 404
   assert ask(address, 'page/../server.py')[0] == 404
   assert ask(address, 'page/%2e%2e/server.py')[0] == 404
@@ -185,6 +221,32 @@ def test_what_is_too_large_or_not_there_is_refused(address):
     status, found = ask(address, 'api/run/0/encode', bomb.getvalue())
     assert status == 413 and '50,000,000 pixels' in found['error']
   assert ask(address, 'api/run/0')[0] == 200
+
+
+def _png():
+  content = io.BytesIO()
+  Image.new('RGB', (16, 16)).save(content, 'PNG')
+  return content.getvalue()
+
+
+def test_pages_of_other_sites_are_refused(address):
+  for site, status in (('cross-site', 403), ('same-origin', 200)):
+    assert ask(address, 'api/runs', **{'Sec-Fetch-Site': site})[0] == status
+
+
+def test_runs_that_were_not_asked_for_longest_are_dropped(monkeypatch):
+  monkeypatch.setattr(server, '_MAX_RUNS', 2)
+  closed, restored = [], []
+
+  class Session:
+    def __init__(self, index):
+      restored.append(index)
+      self.close = lambda: closed.append(index)
+
+  sessions = server.Sessions('abc', Session)
+  for index in (0, 1, 0, 2, 0, 1):
+    _ = sessions[index]
+  assert restored == [0, 1, 2, 1] and closed == [1, 2]
 
 
 def test_other_names_of_this_machine_are_refused(address):
@@ -227,7 +289,7 @@ def test_mistakes_are_one_line(trained_run, address, tmp_path):
   for flags, message in (
     ([], 'name the runs'),
     ([f'--workdir={tmp_path}'], str(tmp_path)),
-    ([f'--workdir={trained_run}', f'--port={port}'], 'cannot be listened at'),
+    ([f'--workdir={trained_run}', f'--port={port}'], 'name another --port'),
   ):
     code, _, err = run(*flags, script='explore.py')
     assert code == 2 and err.count('\n') == 1 and message in err

@@ -200,10 +200,31 @@ def test_phone_shows_everything_without_scrolling_aside(chromium, address):
 
 
 @pytest.mark.slow
+def test_a_run_that_disappears_is_said_by_both_explorers(
+  chromium, trained_run, tmp_path
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained_run, workdir)
+  flag = f'--workdir={workdir}'
+  with serving(flag) as (first, _), serving(flag) as (second, _):
+    pages = [Page(chromium, first), Page(chromium, second)]
+    shutil.rmtree(workdir)
+    for page in pages:
+      page.page.wait_for_selector('#problem:not([hidden])')
+      assert 'from memory' in page.page.text_content('#problem')
+      before = page.image()
+      page.page.click('#random')
+      wait_until(lambda p=page, b=before: p.image() != b)
+
+
+@pytest.mark.slow
 def test_two_runs_and_a_sweep(chromium, trained_run, tmp_path):
   sweep = tmp_path / 'sweep'
   for name in ('beta=1', 'beta=4'):
     shutil.copytree(trained_run, sweep / 'points' / name)
+  # Another model: that of an earlier checkpoint.
+  saved = sweep / 'points/beta=4/checkpoints'
+  shutil.rmtree(max(saved.iterdir(), key=lambda path: int(path.name)))
   (sweep / 'results.csv').write_text(
     'point,state,objective.beta,rate,distortion,elbo\n'
     'beta=1,complete,1,9.5,100,-109.5\n'
@@ -215,7 +236,11 @@ def test_two_runs_and_a_sweep(chromium, trained_run, tmp_path):
     tab = page.page
     tab.select_option('#beside', '1')
     page.changes(lambda: tab.click('#random'), '#image-beside')
-    # The same parameters give the same image.
+    tab.click('#mean')
+    tab.wait_for_timeout(1000)
+    assert page.image() != page.image('#image-beside')
+    # A run beside itself has the same image.
+    tab.select_option('#beside', '0')
     wait_until(lambda: page.image() == page.image('#image-beside'))
     assert tab.input_value('#run') == '0'
     box = tab.locator('#curve').bounding_box()

@@ -80,18 +80,13 @@ function showFacts() {
 /** Follows a run that is still training, and its images being encoded. */
 async function poll() {
   try {
-    const before = state.opened;
-    const found = await get(`run/${state.index}`);
-    if (before === state.opened) {
+    const { opened, index } = state;
+    const found = await get(`run/${index}`);
+    if (opened === state.opened && index === state.index) {
       const isNewer = found.step !== state.run.step;
       state.run = found;
       showFacts();
-      if (isNewer) {
-        element('map-note').textContent =
-          'A new checkpoint; the images are being encoded …';
-        decode();
-      }
-      // Until then the map is that of the checkpoint before.
+      if (isNewer) decode();
       if (found.is_surveyed && state.atlas?.step !== found.step) {
         await openAtlas();
       }

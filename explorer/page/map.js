@@ -56,15 +56,22 @@ export function showMap() {
     size === 2
       ? 'The latent space itself'
       : `The plane of PCA, ${percent(state.atlas.variance)} of the variance`;
+  const { holes, points, num_images: count_all } = state.atlas;
+  const shownImages = points.length.toLocaleString('en');
+  const images =
+    points.length < count_all
+      ? `${shownImages} of ${count_all.toLocaleString('en')} images, ` +
+        'evenly spread'
+      : `${shownImages} images`;
   element('map-note').textContent =
-    `${shown}; ${state.atlas.points.length.toLocaleString('en')} means. A ` +
-    'click decodes a point, or an image that lies there. ' +
-    `${percent(state.atlas.holes.share)} of the prior's draws fall in holes ` +
-    'of q(z) in this plane (red; grey: the prior).';
-  map.fit(
-    [...state.atlas.points, state.atlas.holes.low, state.atlas.holes.high],
-    0.01,
-  );
+    `${shown}; the means of ${images}. A click decodes a point, or an image ` +
+    'that lies there. ' +
+    (holes
+      ? `${percent(holes.share)} of the prior's draws fall in holes of q(z) ` +
+        'in this plane (red; grey: the prior).'
+      : 'No map of holes: this prior takes too long to sample.');
+  element('holes-label').hidden = !holes;
+  map.fit([...points, ...(holes ? [holes.low, holes.high] : [])], 0.01);
   redrawMap();
 }
 

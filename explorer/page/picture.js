@@ -11,6 +11,11 @@ export function label() {
   return Number(element('class').value || 0);
 }
 
+/** The chosen class, or the last one of a run that has fewer. */
+function labelOf(run) {
+  return Math.min(label(), Math.max(run.num_classes - 1, 0));
+}
+
 export const decode = latest(async () => {
   const began = performance.now();
   const asked = { z: [state.z], label: label() };
@@ -27,9 +32,11 @@ export const decode = latest(async () => {
       'image to compare.';
     return;
   }
-  const z = [besideZ ?? state.z];
   const other = await current(
-    postImage(`run/${beside}/decode`, { ...asked, z }),
+    postImage(`run/${beside}/decode`, {
+      z: [besideZ ?? state.z],
+      label: labelOf(besideRun),
+    }),
   );
   if (beside !== state.beside) return;
   drawImage(element('image-beside'), other);
@@ -44,27 +51,27 @@ export const locate = latest(async () => {
   const near = await current(postJson(`run/${state.index}/near`, asked));
   state.place = near.point;
   redrawMap();
-  await showStrip(near.indices, near.distances);
+  await showStrip(near);
 }, report);
 
 /** Shows training images as buttons that go to their means. */
-async function showStrip(indices, distances = null) {
+async function showStrip({ indices, positions, distances }) {
   const bitmap = await current(
     postImage(`run/${state.index}/image`, { indices }),
   );
   const width = bitmap.width / indices.length;
-  const buttons = indices.map((position, i) => {
+  const buttons = indices.map((index, i) => {
     const button = document.createElement('button');
     const canvas = document.createElement('canvas');
     drawImage(canvas, bitmap, i * width, width);
     button.append(canvas);
-    const far = distances ? `, at distance ${distances[i].toFixed(2)}` : '';
-    button.title = `training image ${position}${far}`;
+    const far = distances[i].toFixed(2);
+    button.title = `training image ${positions[i]}, at distance ${far}`;
     button.ariaLabel = `Go to ${button.title}`;
     button.addEventListener(
       'click',
       act(async () => {
-        const asked = { indices: [position] };
+        const asked = { indices: [index] };
         setZ((await current(postJson(`run/${state.index}/code`, asked))).z);
       }),
     );
@@ -77,7 +84,7 @@ async function showStrip(indices, distances = null) {
 export function setZ(values, { keepsDirections = false, besideZ = null } = {}) {
   state.z = Array.from(values, Number);
   state.besideZ = besideZ;
-  element('original').hidden = true; // Unless it is what z is of.
+  element('original').hidden = true; // `encode` shows it again.
   for (const slider of document.querySelectorAll('#dimensions input')) {
     showValue(slider, state.z[slider.dataset.index]);
   }
@@ -121,11 +128,14 @@ export function command() {
 /** Encodes a file, by both runs. */
 export const encode = act(async (file) => {
   element('status').textContent = 'Encoding …';
-  const query = `encode?label=${label()}`;
-  const encoded = async (run) =>
-    (await current(post(`run/${run}/${query}`, file))).json();
-  const found = await encoded(state.index);
-  const other = state.besideRun ? await encoded(state.beside) : null;
+  const encoded = async (index, run) => {
+    const path = `run/${index}/encode?label=${labelOf(run)}`;
+    return (await current(post(path, file))).json();
+  };
+  const found = await encoded(state.index, state.run);
+  const other = state.besideRun
+    ? await encoded(state.beside, state.besideRun)
+    : null;
   drawPixels(element('input'), found.image);
   const nats = found.kl?.reduce((a, b) => a + b).toFixed(1);
   const kl = nats ? ` KL ${nats} nats.` : '';

@@ -3,16 +3,16 @@
 export const state = {
   runs: [],
   sweep: null,
-  index: 0, // Of the run.
+  index: 0, // Index of the run.
   opened: 0, // Counts the runs that were opened.
-  beside: -1, // Of the run beside it, or -1.
+  beside: -1, // Index of the run beside it, or -1.
   run: null, // Its description.
   besideRun: null,
-  besideZ: null, // Of the run beside, if it is not z.
+  besideZ: null, // Its point, if it is not z.
   atlas: null, // Where its images lie, once they are encoded.
   shown: 16, // Dimensions with a slider.
   z: [], // The point, [latent_dim].
-  place: null, // Of z in the plane.
+  place: null, // z in the plane.
   colors: null, // Of the images.
   lasso: null, // Its corners in the plane.
   chosen: null, // Indices of the images in it.
