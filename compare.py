@@ -7,7 +7,7 @@ and, image by image, the differences to the first with standard errors,
 reconstructions of the same images, samples of the same z, the curves of their
 training, and the settings in which they differ.
 
-Of sweeps, which have measured their points, the page has the curves of all, and
+For sweeps, which have measured their points, the page has the curves of all and
 the differences of the points with the same settings.
 """
 
@@ -36,9 +36,6 @@ for _flag in ('workdir', 'checkpoint', 'split', 'data_dir', 'output', 'seed'):
   flags.declare_key_flag(_flag)
 
 _PAGE = 'comparison.html'
-
-# Images in a row of pictures.
-_IMAGES = 12
 
 
 def main() -> None:
@@ -73,13 +70,14 @@ def _compare_sweeps(names: list[str], folders: list[epath.Path]) -> None:
   for folder in folders:
     if not (folder / TABLE).exists():
       raise UserError(
-        f'{folder} is no sweep with a {TABLE}; runs are compared with runs, '
+        f'{folder} is not a sweep with a {TABLE}; runs are compared with runs, '
         'and sweeps with sweeps.'
       )
-  for flag in (run_flags.SPLIT, run_flags.CHECKPOINT, run_flags.DATA_DIR):
-    if flag.value != flag.default:
+  for name in ('split', 'checkpoint', 'data_dir', 'seed'):
+    if flags.FLAGS[name].present:
       raise UserError(
-        f'--{flag.name} is of runs; sweeps are compared as they were measured.'
+        f'--{name} applies to runs only; sweeps are compared as they were '
+        'measured.'
       )
   default = folders[0] / 'comparisons' / _in_name(folders)
   output = paths.expand(run_flags.OUTPUT.value or default)
@@ -89,6 +87,7 @@ def _compare_sweeps(names: list[str], folders: list[epath.Path]) -> None:
 
   read = zip(_distinct(names), folders, strict=True)
   sweeps = [side_by_side.Sweep.read(name, folder) for name, folder in read]
+  side_by_side.check(sweeps)
   count, rows = side_by_side.differences(sweeps)
   print(f'{count} points have the same settings in all.')
   if rows:
@@ -143,8 +142,9 @@ def _measure(
   context = measure.Context(trained, data, run_flags.SPLIT.value, settings)
   with numerics.precise(steps.float_dtype(trained.model)):
     values = comparison.of_images(context.images, context.draws_z)
-  first = np.arange(min(_IMAGES, split.num_examples))
-  originals = next(conditioning.batches(trained.config, split, first, _IMAGES))
+  count = comparison.NUM_IMAGES
+  first = np.arange(min(count, split.num_examples))
+  originals = next(conditioning.batches(trained.config, split, first, count))
   return comparison.Run(name, folder, trained, values, originals)
 
 

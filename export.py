@@ -14,6 +14,7 @@ import shutil
 import tempfile
 
 from absl import flags
+from etils import epath
 import numpy as np
 
 from exports import card, files, functions
@@ -62,6 +63,7 @@ _RUNTIME = (
 _ALL = (
   *('encoder.jax', 'decoder.jax', 'encoder.onnx', 'decoder.onnx'),
   *('model.safetensors', 'index.html'),
+  *(f'onnxruntime-web/{name}' for name in _RUNTIME),
 )
 
 # Images along a side of the card's samples.
@@ -73,6 +75,7 @@ def main() -> None:
   _check_flags()
   trained = run_flags.restore()
   folder = run_flags.output('exported', str(trained.step))
+  _check_is_free(folder)
   # Aside first, so that a failure leaves an older folder as it is. Then no file
   # of an older export may stay beside the new ones.
   with tempfile.TemporaryDirectory() as aside:
@@ -88,6 +91,16 @@ def main() -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         paths.replace(target, path.read_bytes())
         print(f'  {target}')
+
+
+def _check_is_free(folder: epath.Path) -> None:
+  """Raises UserError if the files there are not those of an export."""
+  for name in ('config.json', 'README.md', 'index.html', 'checkpoints'):
+    if (folder / name).exists() and not (folder / 'latents.json').exists():
+      raise UserError(
+        f'--output={folder} holds {name}, and is not an export; name another '
+        'folder.'
+      )
 
 
 def _check_flags() -> None:

@@ -31,7 +31,7 @@ METRICS = {
 }
 
 # Images in a row of pictures.
-_IMAGES = 12
+NUM_IMAGES = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +133,12 @@ def _pictures(runs: Sequence[Run]) -> Iterator[tuple[str, str, Any, int]]:
   yield 'reconstructions', caption, np.concatenate(rows), len(rows[0])
   shapes = {run.trained.latent_shape for run in runs}
   # N(0, I) of one shape gives all of them the same draws.
-  z = runs[0].trained.sample_latents(_IMAGES)
+  z = runs[0].trained.sample_latents(NUM_IMAGES)
   rows = [
     figures.to_uint8(
       run.trained.decode(
-        z if len(shapes) == 1 else run.trained.sample_latents(_IMAGES),
-        conditioning.in_turn(run.trained.model, _IMAGES),
+        z if len(shapes) == 1 else run.trained.sample_latents(NUM_IMAGES),
+        conditioning.in_turn(run.trained.model, NUM_IMAGES),
       )
     )
     for run in runs
@@ -147,7 +147,7 @@ def _pictures(runs: Sequence[Run]) -> Iterator[tuple[str, str, Any, int]]:
   if len(shapes) > 1:
     which = 'z from the prior of each, as their latents have other shapes'
   caption = f'From the top: {order}; {which}.'
-  yield 'samples', caption, np.concatenate(rows), _IMAGES
+  yield 'samples', caption, np.concatenate(rows), NUM_IMAGES
 
 
 def _curves(runs: Sequence[Run]) -> Figure | None:

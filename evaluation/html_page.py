@@ -69,7 +69,7 @@ class Page:
   ) -> None:
     """Adds a table of texts; if it is too wide, it scrolls by itself.
 
-    One that `stacks` has its cells below each other on a phone instead.
+    With `stacks`, cells are stacked on a phone instead.
     """
     names = [escape(name) for name in header]
     head = ''.join(f'<th>{name}</th>' for name in names)

@@ -144,7 +144,8 @@ def _table(content: dict[str, Any]) -> str:
   """The numbers of a `metrics.json`, as Markdown."""
   lines = [
     f'On {content["num_images"]:,} {content["split"]} images; ± is the '
-    'standard error over the choice of images.\n',
+    'standard error over the choice of images, but for shares in holes the '
+    'deviation over halvings of the draws.\n',
     '| | value | unit |',
     '| --- | ---: | --- |',
   ]

@@ -17,7 +17,7 @@ import numpy as np
 from vae import conditioning, distributions, numerics, steps
 from vae.loading import TrainedVAE
 
-# For which a program of JAX's is made.
+# Platforms of the exported programs.
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 

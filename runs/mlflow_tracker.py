@@ -11,8 +11,8 @@ from runs import trackers
 class Writer(trackers.Tracker):
   """Sends rows as metrics by step.
 
-  A run that goes on from a checkpoint repeats rows with the same bits, which
-  MLflow would keep twice; those that it has are not sent.
+  A run that goes on from a checkpoint repeats rows with the same bits, but for
+  their speed, which MLflow would keep twice; those that it has are not sent.
   """
 
   name = 'mlflow'
@@ -47,7 +47,7 @@ class Writer(trackers.Tracker):
     ]
     self._client.log_batch(self._id, metrics=rows)
     # A validation's row repeats the epoch of the row of training before it.
-    self._last |= dict.fromkeys(scalars, step)
+    self._last |= {row.key: step for row in rows}
 
   def log_images(self, step, images):
     for name, pixels in images.items():

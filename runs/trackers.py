@@ -27,7 +27,7 @@ NAMES = {'wandb': 'runs.wandb_tracker', 'mlflow': 'runs.mlflow_tracker'}
 # After a failure nothing is sent for this long, and twice as long after each.
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 10.0, 600.0
 
-# At the end of a run it is waited for the tracker as long as this.
+# Seconds that `close` waits for the tracker.
 _SECONDS_TO_END = 60.0
 
 
@@ -45,6 +45,7 @@ class Tracker(progress.Writer):
     """Sends a run to a project; one that goes on stays the tracker's run."""
     self.workdir, self.project = workdir, project
     self._has_begun, self._num_lost, self._num_waiting = False, 0, 0
+    self._settings: dict[str, object] | None = None  # Until they are sent.
     self._wait, self._retry = _FIRST_WAIT_SECONDS, 0.0
     # A daemon: a server that hangs must not keep the process.
     self._calls: queue.SimpleQueue = queue.SimpleQueue()
@@ -71,6 +72,10 @@ class Tracker(progress.Writer):
     """Waits until all was sent."""
     raise NotImplementedError
 
+  def rewind(self, step: int, validated: bool) -> None:
+    if not step:  # The run begins again, perhaps with other settings.
+      self._identity.unlink(missing_ok=True)
+
   def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
     self._num_waiting += 1
     self._calls.put((1, lambda: self.log(step, scalars)))
@@ -79,7 +84,8 @@ class Tracker(progress.Writer):
     self._calls.put((0, lambda: self.log_images(step, images)))
 
   def write_hparams(self, hparams: dict[str, object]) -> None:
-    self._calls.put((0, lambda: self.log_settings(hparams)))
+    self._settings = hparams
+    self._calls.put((0, lambda: None))
 
   def close(self) -> None:
     self._calls.put(None)
@@ -89,6 +95,13 @@ class Tracker(progress.Writer):
         f'warning: {self.name} lacks {lost} rows of this run, which are in '
         f'{self.workdir}.'
       )
+    if self._settings is not None:
+      progress.warn(f'warning: {self.name} lacks the settings of this run.')
+
+  @property
+  def _identity(self) -> epath.Path:
+    """The file with the tracker's identity of the run."""
+    return self.workdir / f'{self.name}.json'
 
   def _send(self) -> None:
     for num_rows, call in iter(self._calls.get, None):
@@ -104,10 +117,12 @@ class Tracker(progress.Writer):
     try:
       if not self._has_begun:
         self._begin()
+      if self._settings is not None:
+        self.log_settings(self._settings)
+        self._settings = None
       call()
       self._wait = _FIRST_WAIT_SECONDS
-    # Those of a network, of a server, of a package of many versions.
-    except Exception as error:
+    except Exception as error:  # Clients raise errors of many kinds.
       reason = ' '.join(str(error).split())[:300]
       progress.warn(
         f'warning: {self.name} cannot be reached ({reason}); training goes on, '
@@ -118,13 +133,12 @@ class Tracker(progress.Writer):
       self._wait = min(2 * self._wait, _LONGEST_WAIT_SECONDS)
 
   def _begin(self) -> None:
-    path = self.workdir / f'{self.name}.json'
     identity = None
-    if path.exists():
-      identity = json.loads(path.read_text())['run']
+    if self._identity.exists():
+      identity = json.loads(self._identity.read_text())['run']
     found = self.begin(identity)
     if found != identity:
-      paths.replace(path, json.dumps({'run': found}).encode())
+      paths.replace(self._identity, json.dumps({'run': found}).encode())
     self._has_begun = True
 
 

@@ -12,7 +12,7 @@ class Writer(trackers.Tracker):
   """Sends rows with the `step` of the run, the axis of all charts.
 
   W&B counts the calls beside it. A run that goes on from a checkpoint repeats
-  rows with the same bits, which fall onto each other.
+  rows with the same bits, but for their speed, which fall onto each other.
   """
 
   name = 'wandb'
@@ -41,6 +41,9 @@ class Writer(trackers.Tracker):
     self._run.config.update(dict(settings), allow_val_change=True)
 
   def end(self):
-    where = self._run.url or f'wandb sync {pathlib.Path(self._run.dir).parent}'
+    # Each start of a run that is offline leaves a folder.
+    folder = pathlib.Path(self._run.dir).parent.parent
+    offline = f'wandb sync {folder}/offline-run-*-{self._run.id}'
+    where = self._run.url or offline
     self._run.finish()
     progress.say(f'W&B: {where}')

@@ -24,7 +24,7 @@ from runs import processes, schema
 from vae import checkpoints, loading, numerics, paths
 from vae.errors import UserError, WriteError
 
-_DATA = 'data.json'
+DATA = 'data.json'
 _ENVIRONMENT = 'environment.json'
 _LOCK = 'lock.json'
 
@@ -71,7 +71,7 @@ def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
 def check_data(workdir: epath.Path, data: dict[str, int | str]) -> None:
   """Raises a UserError if a run had other data (`splits.DataSet.identity`)."""
   # Older runs have no digests.
-  found = data | _read(workdir, _DATA)
+  found = data | _read(workdir, DATA)
   changed = [
     f'{key} was {found[key]} and is now {data[key]}'
     for key in data
@@ -80,7 +80,7 @@ def check_data(workdir: epath.Path, data: dict[str, int | str]) -> None:
   if changed:
     raise UserError(
       f'{workdir} holds a run on other data: {"; ".join(changed)}. Name '
-      f'another --workdir, give it its data, or delete {workdir / _DATA} to '
+      f'another --workdir, give it its data, or delete {workdir / DATA} to '
       'continue with these.'
     )
 
@@ -100,7 +100,7 @@ def claim(
       check_data(workdir, data)
     for name, content in (
       (loading.CONFIG, schema.resolved(config).to_dict()),
-      (_DATA, data),
+      (DATA, data),
       (_ENVIRONMENT, numerics.environment()),
     ):
       text = json.dumps(content, indent=2) + '\n'

@@ -47,7 +47,7 @@ _CHARTS = (
 
 def write(folder: epath.Path, results: Results, split: str) -> None:
   """Writes table, charts and page into the sweep's workdir, each atomically."""
-  write_table(folder, results)
+  write_table(folder, results, split)
   write_columns(folder, results)
   page = html_page.Page(f'{folder.name}: {len(results.frame)} points')
   page.text(summary(results, split), 'banner')
@@ -65,9 +65,9 @@ def write(folder: epath.Path, results: Results, split: str) -> None:
   paths.replace(folder / PAGE, page.html().encode())
 
 
-def write_table(folder: epath.Path, results: Results) -> None:
-  """Writes a row a point: settings, state and metrics, as CSV."""
-  frame = results.frame.drop(columns=['kl', 'active'])
+def write_table(folder: epath.Path, results: Results, split: str) -> None:
+  """Writes a row a point: settings, state, metrics and their split, as CSV."""
+  frame = results.frame.drop(columns=['kl', 'active']).assign(split=split)
   for key in results.keys:
     frame[key] = [points.text(value, digits=12) for value in frame[key]]
   frame = frame.replace([math.inf, -math.inf], math.nan)

@@ -6,7 +6,9 @@ What is compared was measured by the sweeps; nothing is trained or measured.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
+import json
 import tempfile
+from typing import Any
 
 from etils import epath
 from matplotlib.figure import Figure
@@ -15,7 +17,8 @@ import pandas as pd
 
 from evaluation import html_page, plots, titles
 from evaluation.measure import mean_and_error
-from sweeps import charts, POINTS, report, TABLE
+from runs import schema, workdirs
+from sweeps import charts, POINTS, points, report, TABLE
 from sweeps.points import Results, SEED
 from vae import paths
 from vae.errors import UserError
@@ -35,15 +38,27 @@ _COLORS = '#2f6fbb', '#c4572f', '#3b8f5a', '#8a56b0', '#7a6a2f'
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-  """The complete points of a sweep."""
+  """The complete points of a sweep.
+
+  Attributes:
+    name: in tables and charts.
+    folder: its workdir.
+    results: its table.
+    split: the split that the points were measured on.
+    config: of one point, flat; for the settings that do not vary.
+    data: numbers and digests of the images of that point, by name.
+  """
 
   name: str
   folder: epath.Path
   results: Results
+  split: str
+  config: dict[str, Any]
+  data: dict[str, Any]
 
   @classmethod
   def read(cls, name: str, folder: epath.Path) -> 'Sweep':
-    """From the table in its workdir; raises UserError if no point is there."""
+    """From its workdir; raises UserError if no point is complete."""
     frame = pd.read_csv((folder / TABLE).open())
     frame = frame[frame.state == 'complete']
     if frame.empty:
@@ -51,13 +66,34 @@ class Sweep:
     keys = [key for key in frame if key == SEED or '.' in key]
     units = {name: unit for name, unit in _METRICS.items() if name in frame}
     rows = frame.to_dict('records')
-    return cls(name, folder, Results.of(rows, keys, units))
+    point = folder / POINTS / rows[0]['point']
+    return cls(
+      name,
+      folder,
+      Results.of(rows, keys, units),
+      rows[0].get('split', ''),
+      schema.flatten(workdirs.load_config(point)),
+      json.loads((point / workdirs.DATA).read_text()),
+    )
+
+
+def check(sweeps: Sequence[Sweep]) -> None:
+  """Raises UserError if the sweeps were measured on other images."""
+  first = sweeps[0]
+  for sweep in sweeps[1:]:
+    if sweep.split != first.split:
+      raise UserError(
+        f'{sweep.folder} was measured on {sweep.split} images, and '
+        f'{first.folder} on {first.split} images.'
+      )
+    if sweep.data != first.data:
+      raise UserError(f'{sweep.folder} has other images than {first.folder}.')
 
 
 def differences(sweeps: Sequence[Sweep]) -> tuple[int, list[tuple[str, ...]]]:
   """The number of pairs, and rows as of `comparison.differences`.
 
-  Points are pairs if they agree in all settings that vary in each sweep; the
+  Points are pairs if they agree in all settings that vary in any sweep; the
   error is over the pairs.
   """
   tables = _paired(sweeps)
@@ -78,23 +114,18 @@ def differences(sweeps: Sequence[Sweep]) -> tuple[int, list[tuple[str, ...]]]:
 
 
 def _paired(sweeps: Sequence[Sweep]) -> list[pd.DataFrame]:
-  """Metrics of each sweep by the settings that all of them have."""
-  keys = [
-    key
-    for key in sweeps[0].results.keys
-    if all(key in sweep.results.keys for sweep in sweeps)
-  ]
-  if not keys:
-    raise UserError(
-      f'{sweeps[0].folder} and {sweeps[1].folder} vary no setting in common.'
-    )
-  means = []
+  """Metrics of each sweep at the settings that all of them have."""
+  keys = list(dict.fromkeys(k for s in sweeps for k in s.results.keys))
+  tables = []
   for sweep in sweeps:
-    units = sweep.results.units
-    groups = sweep.results.frame.groupby(keys)[list(units)]
-    means.append(groups.mean().dropna())
-  shared = functools.reduce(pd.Index.intersection, (m.index for m in means))
-  return [table.loc[shared] for table in means]
+    frame, metrics = sweep.results.frame.copy(), list(sweep.results.units)
+    for key in keys:
+      if key not in frame:
+        frame[key] = [sweep.config.get(key)] * len(frame)
+      frame[key] = [points.text(value, digits=12) for value in frame[key]]
+    tables.append(frame.set_index(keys)[metrics].dropna())
+  shared = functools.reduce(pd.Index.intersection, (t.index for t in tables))
+  return [table.loc[shared] for table in tables]
 
 
 def rate_distortion(sweeps: Sequence[Sweep]) -> Figure:
@@ -178,16 +209,8 @@ def _best(sweep: Sweep) -> tuple[pd.Series, str, str]:
 
 def _pictures(best) -> Iterator[tuple[epath.Path, str]]:
   folders = [sweep.folder / POINTS / point for sweep, _, _, point in best]
-  originals = [
-    folder / report.ORIGINALS
-    for folder in folders
-    if (folder / report.ORIGINALS).exists()
-  ]
-  if originals:
-    yield originals[0], 'Originals.'
-  if len({path.read_bytes() for path in originals}) > 1:
-    for (sweep, *_), path in zip(best[1:], originals[1:], strict=False):
-      yield path, f'Originals of {sweep.name}, which are others.'
+  if (folders[0] / report.ORIGINALS).exists():
+    yield folders[0] / report.ORIGINALS, 'Originals.'
   for (sweep, _, described, _), folder in zip(best, folders, strict=True):
     for name, what in (
       (report.RECONSTRUCTIONS, 'reconstructions'),

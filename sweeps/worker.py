@@ -72,7 +72,7 @@ class Worker:
         results = self.study.results()
         running = results.frame.state.isin(['running', 'waiting']).sum()
         if taken:
-          report.write_table(self.folder, results)
+          report.write_table(self.folder, results, self.split)
           if time.monotonic() - last_page > _SECONDS_BETWEEN_PAGES:
             report.write(self.folder, results, self.split)
             last_page = time.monotonic()

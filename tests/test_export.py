@@ -104,6 +104,30 @@ def test_programs_are_for_all_platforms(exported):
   assert set(found.platforms) == {'cpu', 'cuda', 'tpu'}
 
 
+def test_dimensions_are_sorted_by_what_they_change(exported, trained_run):
+  found = json.loads((exported / 'latents.json').read_text())
+  trained = loading.load(trained_run)
+  draws = np.reshape(found['draws'], (-1, 2))
+  changes = []
+  for dimension in found['dimensions']:
+    ends = np.stack([draws.mean(axis=0)] * 2)
+    ends[:, dimension] += np.array([1.5, -1.5]) * draws.std(axis=0)[dimension]
+    up, down = trained.decode(ends)
+    changes.append(abs(up - down).mean())
+  assert changes[0] > changes[1]
+  np.testing.assert_allclose(found['changes'], changes, atol=1e-4)
+
+
+def test_other_files_are_not_replaced(trained_run, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained_run, workdir)
+  before = (workdir / 'config.json').read_text()
+  flags = f'--workdir={workdir}', f'--output={workdir}', '--formats=jax'
+  code, _, err = run(*flags, script='export.py')
+  assert code == 2 and 'is not an export' in err
+  assert (workdir / 'config.json').read_text() == before
+
+
 def test_folder_names_no_place_of_this_machine(
   exported, trained_run, celeba_dir
 ):
@@ -232,10 +256,10 @@ def test_mistakes_are_one_line(trained_run, tmp_path, flags, message):
 
 
 @pytest.fixture(scope='module')
-def complete(trained_run, onnxruntime_web, tmp_path_factory):
+def complete(trained_run, tmp_path_factory):
   pytest.importorskip('jax2onnx')
   folder = tmp_path_factory.mktemp('complete')
-  export(trained_run, folder, f'--web={onnxruntime_web}')
+  export(trained_run, folder)
   return folder
 
 
@@ -255,7 +279,10 @@ def test_safetensors_are_the_parameters(complete, trained_run):
 
 
 @pytest.mark.slow
-def test_browser_decodes_the_same(complete, given, expected):
+def test_browser_decodes_the_same(
+  complete, onnxruntime_web, trained_run, given, expected
+):
+  export(trained_run, complete, '--formats=onnx', f'--web={onnxruntime_web}')
   api = pytest.importorskip('playwright.sync_api')
 
   class Handler(http.server.SimpleHTTPRequestHandler):

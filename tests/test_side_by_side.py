@@ -4,8 +4,10 @@ from etils import epath
 import numpy as np
 import pytest
 
-from sweeps import report, side_by_side
+from runs import workdirs
+from sweeps import POINTS, report, side_by_side
 from tests.browser import open_page
+from tests.conftest import make_small_config
 from tests.preloaded import run
 from tests.test_sweep_report import grid, make
 
@@ -16,10 +18,16 @@ BETAS = [0.5, 1.0, 2.0]
 def write(tmp_path):
   """Writes rows as a sweep's table; returns its workdir."""
 
-  def write(name, rows):
+  def write(name, rows, split='validation', data=(40, 11), **settings):
     folder = epath.Path(tmp_path / name)
-    folder.mkdir()
-    report.write_table(folder, make(rows))
+    config = make_small_config('')
+    config.seed = 0
+    config.model.update(settings)
+    for row in rows:
+      workdir = folder / POINTS / row['point']
+      workdir.mkdir(parents=True)
+      workdirs.claim(config, workdir, dict(zip('ab', data, strict=True)))
+    report.write_table(folder, make(rows), split)
     return folder
 
   return write
@@ -53,15 +61,17 @@ def test_pairs_have_the_same_settings_in_any_order(write):
   assert same[2] == '0'
 
 
-def test_a_setting_of_one_sweep_alone_is_averaged(write):
-  seeds = write('seeds', grid(BETAS, dims=[8], seeds=(0, 1, 2)))
+def test_a_setting_that_one_sweep_does_not_vary_is_that_of_its_config(write):
+  # Each seed has another rate, and so has each dimension.
+  many = write('many', grid(BETAS, dims=[4, 8, 16], seeds=(0, 1, 2)))
   rows = grid(BETAS, dims=[8], seeds=(0,))
   for row in rows:
-    del row['seed']
-  # With noise 2 · seed, the rate of the three seeds is 2 higher in the mean.
-  count, found = side_by_side.differences(read(write('one', rows), seeds))
-  (rate,) = [row[2] for row in found if row[0] == 'rate']
-  assert count == len(BETAS) and float(rate) == 2
+    del row['seed'], row['model.latent_dim']
+  few = write('few', rows, latent_dim=8)
+  for sweeps in (few, many), (many, few):
+    count, found = side_by_side.differences(read(*sweeps))
+    (rate,) = [row[2] for row in found if row[0] == 'rate']
+    assert count == len(BETAS) and float(rate) == 0
 
 
 def test_page_and_table(write, tmp_path):
@@ -83,12 +93,13 @@ def test_mistakes_are_one_line(write, trained_run):
   waiting = write(
     'waiting', [r | {'state': 'failed'} for r in grid(BETAS, [8])]
   )
+  tested = write('tested', grid(BETAS, [8]), split='test')
+  other = write('other', grid(BETAS, [8]), data=(40, 12))
   for flags, message in (
-    ([f'--workdir={sweep},{trained_run}'], 'is no sweep'),
-    (
-      [f'--workdir={sweep},{sweep}', '--split=validation'],
-      '--split is of runs',
-    ),
+    ([f'--workdir={sweep},{trained_run}'], 'is not a sweep'),
+    ([f'--workdir={sweep},{sweep}', '--seed=0'], '--seed applies to runs'),
+    ([f'--workdir={sweep},{tested}'], 'measured on test images'),
+    ([f'--workdir={sweep},{other}'], 'has other images'),
     ([f'--workdir={sweep},{waiting}'], 'no complete point'),
   ):
     code, _, err = run(*flags, script='compare.py')

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -91,17 +92,68 @@ def test_unknown_tracker_is_a_mistake(name, message):
     trackers.find(name)
 
 
+class Late(Failing):
+  """Cannot be reached at first."""
+
+  name, sent = 'late', []
+
+  def begin(self, identity):
+    if self.project == 'not yet':
+      raise ConnectionError('no answer')
+    return 'new'
+
+  def log(self, step, scalars):
+    self.sent.append(step)
+
+  def log_settings(self, settings):
+    self.sent.append(settings)
+
+
+def test_settings_are_sent_once_the_tracker_answers(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(trackers, '_FIRST_WAIT_SECONDS', 0.0)
+  writer = Late(tmp_path, 'not yet')
+  writer.write_hparams({'beta': 1})
+  writer.write_scalars(1, {'loss': 1.0})
+  while not writer._calls.empty():
+    time.sleep(0.01)
+  writer.project = 'now'
+  writer.write_scalars(2, {'loss': 1.0})
+  writer.close()
+  assert Late.sent == [{'beta': 1}, 2]
+  assert 'lacks 1 rows' in capsys.readouterr().err
+  lost = Late(tmp_path / 'other', 'not yet')
+  lost.write_hparams({'beta': 1})
+  lost.close()
+  assert 'lacks the settings' in capsys.readouterr().err
+
+
+def test_a_run_that_begins_again_is_another_one(tmp_path):
+  (tmp_path / 'late.json').write_text('{"run": "old"}')
+  writer = Late(tmp_path, 'now')
+  writer.rewind(5, validated=True)
+  assert (tmp_path / 'late.json').exists()
+  writer.rewind(0, validated=True)
+  assert not (tmp_path / 'late.json').exists()
+  writer.close()
+
+
 def train_twice(celeba_dir, workdir, tracker):
-  """Trains an epoch, and two more after another start."""
+  """Trains two epochs, loses the second, and trains three."""
   flags = [*FLAGS, f'--config.data.dir={celeba_dir}', f'--workdir={workdir}']
   flags += ['--config.data.decoded_dir=', f'--trackers={tracker}']
-  for num_epochs in (1, 3):
+  for num_epochs in (2, 3):
     code, _, err = run(*flags, f'--config.train.num_epochs={num_epochs}')
     assert code == 0, err
+    # As a kill before the checkpoint: rows of these steps are written again.
+    if num_epochs == 2:
+      shutil.rmtree(workdir / 'checkpoints' / '10')
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   expected = {}
   for row in map(json.loads, lines):
     step = row.pop('step')
+    row.pop('images_per_second', None)  # Of the first or the second time.
     expected |= {(step, name): value for name, value in row.items()}
   return expected
 
@@ -149,10 +201,11 @@ def test_wandb_offline_has_the_numbers(celeba_dir, tmp_path, monkeypatch):
         for item in record.history.item
       }
       for name, value in row.items():
-        if not name.startswith(('_', 'samples/', 'reconstructions/', 'step')):
+        others = '_', 'samples/', 'reconstructions/', 'step', 'images_per'
+        if not name.startswith(others):
           found[row['step'], name] = value
   pictures = workdir.glob('wandb/offline-run-*/files/media/images/*.png')
-  assert len(list(pictures)) == 6  # Two after each epoch.
+  assert len(list(pictures)) == 8  # Two after each epoch, one of them twice.
   assert found == pytest.approx(expected)
 
 
@@ -194,10 +247,11 @@ def test_mlflow_server_has_the_numbers(celeba_dir, tmp_path, monkeypatch):
     (found_run,) = client.search_runs([experiment.experiment_id])
     found = {}
     for name in found_run.data.metrics:
-      for metric in client.get_metric_history(found_run.info.run_id, name):
-        # Each is there once.
-        assert (metric.step, name) not in found
-        found[metric.step, name] = metric.value
+      history = client.get_metric_history(found_run.info.run_id, name)
+      steps = [metric.step for metric in history]
+      assert len(set(steps)) == len(steps)  # Each is there once.
+      if name != 'images_per_second':
+        found |= {(metric.step, name): metric.value for metric in history}
     assert found == pytest.approx(expected)
     assert found_run.info.run_name == 'run'
     assert found_run.data.params['model.latent_dim'] == '3'
