@@ -14,14 +14,16 @@ import secrets
 import socket
 
 from absl import flags
+import anyio
 from etils import epath
+from PIL import Image
 import uvicorn
 
 from explorer import server
 from explorer.session import Session
 from runs import command_line, run_flags, workdirs
 from sweeps import POINTS, TABLE
-from vae import devices, paths
+from vae import devices, paths, registry
 from vae.checkpoints import Checkpoints
 from vae.errors import UserError
 
@@ -45,8 +47,9 @@ def main() -> None:
   devices.check()
   folders, sweep = _find(command_line.WORKDIR.value)
   for folder in folders:
-    workdirs.load_config(folder)
+    source = workdirs.load_config(folder).data.source
     Checkpoints(folder).find(run_flags.CHECKPOINT.value)
+    registry.find_module('data', source, 'find')
   # Before the model is restored: a port in use is a mistake.
   listening = _listen(_HOST.value, _PORT.value)
 
@@ -57,21 +60,31 @@ def main() -> None:
     )
 
   sessions = server.Sessions([str(folder) for folder in folders], restore)
-  _ = sessions[0]
   is_local = _HOST.value in _LOOPBACK
   token = '' if is_local else secrets.token_urlsafe(16)
   hosts = ('127.0.0.1', 'localhost', '[::1]') if is_local else ()
   app = server.make_app(sessions, sweep, token, hosts)
+  # Bodies are in memory: at most this many at a time.
+  config = uvicorn.Config(
+    app,
+    log_level='warning',
+    lifespan='off',
+    loop='asyncio',
+    limit_concurrency=64,
+  )
+  # All imports come first: while a thread imports TFDS, as for the images, no
+  # other one can import by relative names.
+  config.load()
+  config.get_loop_factory()
+  anyio.run(anyio.Path(__file__).exists)
+  Image.init()
+  _ = sessions[0]
   host, port = listening.getsockname()[:2]
   if not is_local and host in ('0.0.0.0', '::'):
     host = socket.gethostname()
   address = f'[{host}]' if ':' in host else host
   query = f'?token={token}' if token else ''
   print(f'Open http://{address}:{port}/{query}  (Ctrl-C ends it)', flush=True)
-  # Bodies are in memory: at most this many at a time.
-  config = uvicorn.Config(
-    app, log_level='warning', lifespan='off', limit_concurrency=64
-  )
   try:
     uvicorn.Server(config).run(sockets=[listening])
   finally:

@@ -22,6 +22,7 @@ from benchmarks import (
 )
 from configs.paper import iwae
 from runs import progress, schema
+from tests.browser import find_browser
 from tests.conftest import ROOT
 import train
 from vae import splits
@@ -38,9 +39,10 @@ SCRIPTS = {
   'profile_step': 'ms per step',
   'memory': 'Memory at epoch 5',
   'time_to_quality': '| article | 1 of 1 |',
+  'explorer': 'from slider to image',
 }
 # They start main.py.
-WITH_TENSORFLOW = 'bucket', 'memory', 'time_to_quality'
+WITH_TENSORFLOW = 'bucket', 'memory', 'time_to_quality', 'explorer'
 if tpu_compile.has_libtpu():
   SCRIPTS['tpu_compile'] = 'images a chip'
 
@@ -48,8 +50,10 @@ if tpu_compile.has_libtpu():
 @pytest.mark.slow
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_scripts_run_without_tensorflow_and_pytorch(
-  script, tmp_path, celeba_dir
+  script, tmp_path, celeba_dir, trained_run
 ):
+  if script == 'explorer':
+    find_browser()
   blocked = ['torch']
   if script not in WITH_TENSORFLOW:
     blocked += ['tensorflow', 'clu']
@@ -61,6 +65,8 @@ def test_scripts_run_without_tensorflow_and_pytorch(
   flags = ['--quick', f'--output={output}']
   if script in ('train_step', 'memory'):
     flags.append('--without_torch')
+  elif script == 'explorer':
+    flags.append(f'--workdir={trained_run}')
   elif script == 'time_to_quality':
     flags += ['--contenders=article; fast; open', '--target=1']
     flags += ['--', f'--config.data.dir={celeba_dir}']
