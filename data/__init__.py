@@ -204,7 +204,7 @@ def digest(*parts: object) -> str:
 
 
 def is_hidden(name: str) -> bool:
-  """Whether a file or folder of this name is no data."""
+  """Whether a file or folder of this name is not data."""
   return name.startswith('.') or name in _SYSTEM_NAMES
 
 

@@ -148,7 +148,7 @@ def load(
 ) -> np.ndarray:
   """Reads an image file of any size; prints how it is cut and resized.
 
-  As `decode`. Raises UserError if there is no such file, or it is no image.
+  As `decode`. Raises UserError if there is no such file, or it is not an image.
   """
   try:
     content = epath.Path(path).expanduser().read_bytes()

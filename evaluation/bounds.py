@@ -71,8 +71,8 @@ def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
   elif not values['is_density'].all():
     results.notes.append(
       'log p(x): the cross-entropy of grey values, in elbo, distortion and '
-      'iw_bound, is no density (its normaliser is missing); compare models by '
-      'what is at the optimal σ.'
+      'iw_bound, is not a density (its normaliser is missing); compare models '
+      'by the values at the optimal σ.'
     )
 
   # The yardstick that models of any σ and likelihood share.

@@ -117,7 +117,7 @@ def write(path: epath.Path, runs: Sequence[Run], split: str) -> None:
       page.figure(file, 'Validation loss, nats per image.', 768)
   page.heading('Settings')
   page.table(('', *names), _settings(runs), stacks=True)
-  page.text('Those that differ.')
+  page.text('Settings that differ.')
   paths.replace(path, page.html().encode())
 
 

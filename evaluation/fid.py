@@ -278,7 +278,8 @@ def _parse(archive: bytes, source: object) -> Network:
     jax.eval_shape(network.features, network.weights, images)
   except Exception as error:  # Damaged bytes make decoders raise anything.
     raise _error(
-      f'{source} is no intact .tgz with Inception in {_GRAPH} ({error!r:.80})'
+      f'{source} is not an intact .tgz with Inception in {_GRAPH} '
+      f'({error!r:.80})'
     ) from error
   return network
 

@@ -136,7 +136,7 @@ def kl_bars(
 def save(figure: Figure, path: epath.Path) -> None:
   """Writes a chart as PNG; makes the folder."""
   for text in figure.findobj(Text):
-    text.set_parse_math(False)  # Text between dollar signs is no formula.
+    text.set_parse_math(False)  # Text between dollar signs is not a formula.
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=150)
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -49,8 +49,8 @@ def evaluate(context, results) -> None:
     _add_gaussian_total_correlation(results, values, seed)
   elif context.draws_z:
     results.notes.append(
-      'parts of the rate, total correlation: q(z|x) is no diagonal Gaussian or '
-      'p(z) is not N(0, I).'
+      'parts of the rate, total correlation: q(z|x) is not a diagonal Gaussian '
+      'or p(z) is not N(0, I).'
     )
   _add_holes(context, results)
 
@@ -112,7 +112,7 @@ def _add_gaussian_total_correlation(results, values, seed):
 def _add_holes(context, results):
   seed, values = context.settings.seed, context.images
   if context.draws_z and not {'logvar', 'certain'} & values.keys():
-    results.notes.append('holes: q(z|x) is no diagonal Gaussian.')
+    results.notes.append('holes: q(z|x) is not a diagonal Gaussian.')
     return
   prior = context.trained.prior
   if isinstance(prior, discrete.CodePrior) and prior.network is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from vae import figures
 
-# Between two lines of `track`, if the output is no terminal.
+# Between two lines of `track`, if the output is not a terminal.
 _SECONDS_BETWEEN_LINES = 10
 
 

@@ -180,7 +180,7 @@ def find(name: str) -> type[Tracker]:
     module: Any = importlib.import_module(NAMES.get(name, name))
     if issubclass(module.Writer, Tracker):
       return module.Writer
-    advice = f'its Writer is no {Tracker.__name__} of runs.trackers'
+    advice = f'its Writer is not a {Tracker.__name__} of runs.trackers'
   except AttributeError:
     advice = 'the module has no class Writer'
   except ModuleNotFoundError as error:

@@ -200,7 +200,7 @@ def the_line(path=None):
 )
 def test_damaged_archive_is_refused(archive, graph, damage):
   archive.write_bytes(damage(archive.read_bytes(), graph))
-  assert the_line(str(archive)).startswith(f'{archive} is no intact .tgz')
+  assert the_line(str(archive)).startswith(f'{archive} is not an intact .tgz')
 
 
 def without(graph, name):
@@ -233,7 +233,7 @@ def test_downloaded_once_then_kept(archive, cache, monkeypatch):
 def test_failed_download_keeps_nothing(archive, cache, monkeypatch):
   archive.write_bytes(b'<html>Please log in.</html>')
   monkeypatch.setattr(fid, 'URL', archive.as_uri())
-  assert the_line().startswith(f'{fid.URL} is no intact .tgz')
+  assert the_line().startswith(f'{fid.URL} is not an intact .tgz')
   monkeypatch.setattr(fid, 'URL', f'http://127.0.0.1:{free_port()}/a.tgz')
   line = the_line()
   assert 'cannot be read or downloaded' in line and 'refused' in line

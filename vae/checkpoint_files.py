@@ -81,7 +81,7 @@ def read(folder: epath.Path, shapes: Any) -> Restored:
     except MemoryError:
       raise
     except Exception as error:  # Damaged bytes raise anything.
-      for name in paths.list_files(plain):  # A failing disk is no damage.
+      for name in paths.list_files(plain):  # A failing disk is not damage.
         with reading(folder / name):
           (plain / name).read_bytes()
       reason = (str(error).strip() or type(error).__name__).split('\n')[0]
