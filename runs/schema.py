@@ -79,7 +79,7 @@ def complete(
   """Adds the keys that a config lacks, with their defaults, in place.
 
   `names` has `model.name` and `objective.name`, if not those of the config.
-  Raises a UserError if it is not a config, or its model or objective is unknown.
+  Raises a UserError if it is not a config, or names an unknown class.
   """
   _check_group('the config', config)
   table = default.get_config()
