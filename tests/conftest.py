@@ -42,6 +42,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # begin with them, so that none of them is left for the end.
 LONGEST = (
   'test_family.py',
+  'test_doc_commands.py',
   'test_sweep.py',
   'test_main.py',
   'test_devices.py',
