@@ -112,7 +112,7 @@ def test_bernoulli_has_bits_only_at_the_common_yardstick(small_config, data):
   results = measuring.summarise(trained, data, 'test', Settings())
   assert 'bits_per_dim' not in results.metrics
   assert 'sigma' not in results.metrics
-  assert any('no density' in note for note in results.notes)
+  assert any('not a density' in note for note in results.notes)
   # Grey images, about: the decoder is untrained.
   assert 6 < value(results, 'bits_per_dim_optimal_sigma') < 9
 
@@ -147,7 +147,7 @@ def test_codes_without_a_gaussian_posterior_are_measured(
     results.dimensions['kl'], np.tile(np.log([4, 3]), positions), rtol=1e-5
   )
   assert 'mutual_information_lower_bound' not in results.metrics
-  assert any('no diagonal Gaussian' in note for note in results.notes)
+  assert any('not a diagonal Gaussian' in note for note in results.notes)
   assert {'prior_in_holes', 'psnr'} < set(results.metrics)
   originals = splits.Examples(data.validation.images[:4])
   facts = dict(workdir='run', step=0, split='validation', num_images=11, seed=0)
