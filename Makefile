@@ -55,7 +55,10 @@ gpu-compiler: .gpu_compiler/installed
 
 # The documentation as a site, in .site; its links are checked.
 docs: $(VENV)/installed-for-docs
-	$(VENV)/bin/mkdocs build --strict --quiet
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 \
+	  $(VENV)/bin/mkdocs build --strict --quiet
+	@ls .site/assets/stylesheets/main.*.css > /dev/null  # The theme's.
+	@echo 'The site is .site/index.html.'
 
 lint: $(VENV)/installed-for-tests
 	$(VENV)/bin/ruff check

@@ -40,7 +40,7 @@ _PAGE = 'comparison.html'
 
 def main() -> None:
   """Measures the runs, prints the table, and writes the page."""
-  names = (command_line.WORKDIR.value or '').split(',')
+  names = run_flags.split_names(command_line.WORKDIR.value or '')
   if len(names) < 2:
     raise UserError(
       'name at least two runs, or two sweeps, with --workdir=FOLDER,FOLDER.'
@@ -50,7 +50,8 @@ def main() -> None:
     _compare_sweeps(names, folders)
     return
   devices.check()
-  default = folders[0] / 'comparisons' / _in_name(folders)
+  default = folders[0] / 'comparisons'
+  default /= _in_name(folders, run_flags.SPLIT.value)
   output = paths.expand(run_flags.OUTPUT.value or default)
   workdirs.check_writable(output, '--output')
   trained = [_restore(folder) for folder in folders]
@@ -79,7 +80,7 @@ def _compare_sweeps(names: list[str], folders: list[epath.Path]) -> None:
         f'--{name} applies to runs only; sweeps are compared as they were '
         'measured.'
       )
-  default = folders[0] / 'comparisons' / _in_name(folders)
+  default = folders[0] / 'comparisons' / _in_name(folders, 'sweeps')
   output = paths.expand(run_flags.OUTPUT.value or default)
   workdirs.check_writable(output, '--output')
   # Of pandas and Optuna, which runs need not.
@@ -89,7 +90,7 @@ def _compare_sweeps(names: list[str], folders: list[epath.Path]) -> None:
   sweeps = [side_by_side.Sweep.read(name, folder) for name, folder in read]
   side_by_side.check(sweeps)
   count, rows = side_by_side.differences(sweeps)
-  print(f'{count} points have the same settings in all.')
+  print(f'{count} points have the same varied settings in all sweeps.')
   if rows:
     print(_table([sweep.name for sweep in sweeps], rows))
   side_by_side.write(output / _PAGE, sweeps)
@@ -157,17 +158,17 @@ def _table(names: list[str], differences: list[tuple[str, ...]]) -> str:
     ).rstrip()
     for row in rows
   ]
-  lines.append(f'The other columns are differences from {names[0]}.')
+  lines.append(f'Each further column is the difference from {names[0]}.')
   return '\n'.join(lines)
 
 
-def _in_name(folders: list[epath.Path]) -> str:
+def _in_name(folders: list[epath.Path], kind: str) -> str:
   """A name for each set of runs and settings, so that none replaces others."""
   given = [*map(str, folders), run_flags.CHECKPOINT.value]
   given += [run_flags.SEED.value, run_flags.DATA_DIR.value]
   digest = hashlib.sha256(repr(given).encode()).hexdigest()[:8]
   others = '_'.join(folder.name for folder in folders[1:])
-  return f'{run_flags.SPLIT.value}_{others[:60]}_{digest}'
+  return f'{kind}_{others[:60]}_{digest}'
 
 
 def _restore(folder) -> loading.TrainedVAE:

@@ -93,7 +93,7 @@ def main() -> None:
 
 def _find(names: str) -> tuple[list[epath.Path], dict | None]:
   """The folders of the runs, and of a sweep the table of its points."""
-  folders = [paths.expand(name) for name in names.split(',')]
+  folders = [paths.expand(name) for name in run_flags.split_names(names)]
   if len(folders) > 1 or not (folders[0] / TABLE).exists():
     return folders, None
   (folder,) = folders

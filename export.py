@@ -146,7 +146,11 @@ def _write(folder: pathlib.Path, trained) -> None:
   text = card.write(
     trained,
     functions.encoder(trained, 'native'),
-    sum(np.size(array) for array in parameters.values()),
+    sum(
+      np.size(array)
+      for name, array in parameters.items()
+      if name.startswith('params.')
+    ),
     _NAME.value or run_flags.workdir().name,
     _LICENCE.value,
     card.measured(run_flags.workdir(), trained.step),

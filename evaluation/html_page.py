@@ -17,8 +17,8 @@ h2 { font-size: 18px; margin: 40px 0 12px; }
 .banner { border-left: 4px solid #2f6fbb; background: #f2f6fc;
   padding: 10px 14px; margin: 0 0 16px; }
 .faint, figcaption { color: var(--faint); font-size: 13px; }
-figure { display: inline-block; vertical-align: top; margin: 0 20px 24px 0;
-  max-width: 100%; }
+figure { display: inline-block; vertical-align: top; margin: 0 16px 24px 0;
+  max-width: calc(100% - 16px); }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { margin-top: 6px; }
 .scroll { overflow-x: auto; overflow-wrap: normal; }
@@ -29,13 +29,14 @@ th, td { text-align: left; padding: 4px 16px 4px 0; vertical-align: top;
 th { font-weight: 600; color: var(--faint); }
 td:not(:last-child) { white-space: nowrap; }
 @media (max-width: 640px) {
-  .stacks thead, .stacks td:empty { display: none; }
+  .stacks thead { display: none; }
   .stacks :is(tbody, tr, td) { display: block; }
   .stacks tr { border-bottom: 1px solid var(--line); padding: 6px 0; }
   .stacks td { border: 0; padding: 0; overflow-wrap: anywhere; }
   .stacks td:not(:last-child) { white-space: normal; }
   .stacks td:first-child { font-weight: 600; }
   .stacks td:not(:first-child) { display: inline-block; margin-right: 12px; }
+  .stacks td:empty:not(:first-child) { display: none; }
   .stacks td:not(:first-child)::before { content: attr(data-name) " ";
     color: var(--faint); }
 }
@@ -93,7 +94,7 @@ class Page:
     )
 
   def figure(
-    self, path: epath.Path, caption: str, width: int = 512, min_width: int = 0
+    self, path: epath.Path, caption: str, width: int = 496, min_width: int = 0
   ) -> None:
     """Embeds a PNG, so many pixels wide; below `min_width` it scrolls."""
     data = base64.b64encode(path.read_bytes()).decode()

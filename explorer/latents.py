@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
 from vae import splits
 
@@ -133,7 +134,8 @@ def direction(means: np.ndarray, values: np.ndarray) -> np.ndarray | None:
     return None
   low, high = found
   scale = means.std(axis=0) + 1e-8
-  probe = LogisticRegression(max_iter=1000).fit(means / scale, values == high)
+  with threadpool_limits(1):  # Threads of BLAS only wait for each other here.
+    probe = LogisticRegression(max_iter=1000).fit(means / scale, values == high)
   normal = probe.coef_[0] / scale
   normal /= np.linalg.norm(normal) + 1e-12
   way = means[values == high].mean(axis=0) - means[values == low].mean(axis=0)

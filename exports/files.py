@@ -49,6 +49,8 @@ def write_onnx(folder: pathlib.Path, function: Function) -> None:
 
   Raises UserError if the model has an operation that cannot be converted.
   """
+  # Without a traceback for each operation of another JAX.
+  logging.getLogger('jax2onnx').setLevel(logging.ERROR)
   import jax2onnx
 
   # It warns of numbers whose type the format can do without.

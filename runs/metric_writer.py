@@ -208,11 +208,17 @@ class MetricWriter(progress.Writer):
       self._events, self._is_failing = None, True
 
   def _write_hparams(self, hparams: dict[str, Any]) -> None:
-    """Writes them with the workdir's name; clu names a trial by a hash."""
+    """Writes them with the workdir's name; clu names a trial by a hash.
+
+    Points of different sweeps have the same names.
+    """
     tf.load()
     from tensorboard.plugins.hparams import api
 
-    summary = api.hparams_pb(hparams, trial_id=self._workdir.name)
+    name, parent = self._workdir.name, self._workdir.parent
+    if parent.name == 'points':  # Of a sweep.
+      name = f'{parent.parent.name}/{name}'
+    summary = api.hparams_pb(hparams, trial_id=name)
     self._write_events('write_summaries', 0, *unpack(summary))
 
   def _end_file(self, min_age: float = 0.0) -> None:

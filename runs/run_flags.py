@@ -28,6 +28,24 @@ SEED = flags.DEFINE_integer(
 )
 
 
+def split_names(text: str) -> list[str]:
+  """Names that are separated by commas; names of folders may have some too.
+
+  As the folders of a sweep's points do.
+  """
+  names: list[str] = []
+  left = text.split(',')
+  while left:
+    ends = [
+      end
+      for end in range(len(left), 0, -1)
+      if end == 1 or paths.expand(','.join(left[:end])).exists()
+    ]
+    names.append(','.join(left[: ends[0]]))
+    left = left[ends[0] :]
+  return names
+
+
 def restore() -> TrainedVAE:
   """The trained model that the flags name; raises a UserError without one."""
   if command_line.WORKDIR.value is None:

@@ -33,6 +33,11 @@ _METRICS = {
   'active_units': 'dimensions',
 }
 
+# Settings that change the images that are measured.
+_OF_IMAGES = (
+  *('data.image_size', 'data.channels', 'data.crop_size', 'data.binarize'),
+)
+
 _COLORS = '#2f6fbb', '#c4572f', '#3b8f5a', '#8a56b0', '#7a6a2f'
 
 
@@ -88,6 +93,12 @@ def check(sweeps: Sequence[Sweep]) -> None:
       )
     if sweep.data != first.data:
       raise UserError(f'{sweep.folder} has other images than {first.folder}.')
+    for key in _OF_IMAGES:
+      if sweep.config[key] != first.config[key]:
+        raise UserError(
+          f'{sweep.folder} has config.{key}={sweep.config[key]}, and '
+          f'{first.folder} {first.config[key]}: other images.'
+        )
 
 
 def differences(sweeps: Sequence[Sweep]) -> tuple[int, list[tuple[str, ...]]]:
@@ -162,7 +173,8 @@ def write(path: epath.Path, sweeps: Sequence[Sweep]) -> None:
   count, rows = differences(sweeps)
   if rows:
     page.text(
-      f'Means over the {count} points that have the same settings in all, and '
+      f'Means over the {count} points with the same varied settings, measured '
+      f'on {sweeps[0].split} images, and '
       f'differences from {names[0]}, point by point; ± is the standard error '
       'over these pairs. ELBOs and distortions of different likelihoods are '
       'not comparable.'
@@ -171,6 +183,10 @@ def write(path: epath.Path, sweeps: Sequence[Sweep]) -> None:
     page.table((*header, 'unit', 'better'), rows, stacks=True)
   else:
     page.text('No point has the same settings in all of them.')
+  page.heading('Settings')
+  settings = _settings(sweeps)
+  page.table(('', *names), settings, stacks=True)
+  page.text('Settings that differ.' if settings else 'All are the same.')
   page.heading('Best points')
   best = [(sweep, *_best(sweep)) for sweep in sweeps]
   page.table(
@@ -197,6 +213,21 @@ def write(path: epath.Path, sweeps: Sequence[Sweep]) -> None:
       page.heading('Pictures of the best points')
     page.figure(picture, caption)
   paths.replace(path, page.html().encode())
+
+
+def _settings(sweeps: Sequence[Sweep]) -> list[tuple[str, ...]]:
+  """The settings in which the sweeps differ; `…` if a sweep varies them."""
+  rows = []
+  for key in dict.fromkeys(key for sweep in sweeps for key in sweep.config):
+    cells = [
+      ', '.join(sorted({points.text(v) for v in sweep.results.frame[key]}))
+      if key in sweep.results.varied
+      else points.text(sweep.config.get(key))
+      for sweep in sweeps
+    ]
+    if len(set(cells)) > 1:
+      rows.append((f'config.{key}', *cells))
+  return rows
 
 
 def _best(sweep: Sweep) -> tuple[pd.Series, str, str]:

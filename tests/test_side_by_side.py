@@ -4,7 +4,7 @@ from etils import epath
 import numpy as np
 import pytest
 
-from runs import workdirs
+from runs import run_flags, workdirs
 from sweeps import POINTS, report, side_by_side
 from tests.browser import open_page
 from tests.conftest import make_small_config
@@ -18,10 +18,12 @@ BETAS = [0.5, 1.0, 2.0]
 def write(tmp_path):
   """Writes rows as a sweep's table; returns its workdir."""
 
-  def write(name, rows, split='validation', data=(40, 11), **settings):
+  def write(
+    name, rows, split='validation', data=(40, 11), image_size=16, **settings
+  ):
     folder = epath.Path(tmp_path / name)
     config = make_small_config('')
-    config.seed = 0
+    config.seed, config.data.image_size = 0, image_size
     config.model.update(settings)
     for row in rows:
       workdir = folder / POINTS / row['point']
@@ -80,12 +82,24 @@ def test_page_and_table(write, tmp_path):
   flags = f'--workdir={first},{second}', f'--output={tmp_path / "out"}'
   code, out, err = run(*flags, script='compare.py')
   assert code == 0, err
-  assert '4 points have the same settings in all.' in out
+  assert '4 points have the same varied settings in all sweeps.' in out
   page = open_page(tmp_path / 'out/comparison.html', width=500)
   # The chart alone, which has no text.
   assert not any(page['sideways']) and page['scroll_width'] <= 500
   assert len(page['pictures']) == 1 and all(page['pictures'])
   assert 'Means over the 4 points' in page['text']
+
+
+def test_names_may_have_commas(tmp_path):
+  point = tmp_path / 'points/beta=1,seed=0'
+  point.mkdir(parents=True)
+  for given, expected in (
+    (f'{point}', [f'{point}']),
+    (f'{point},{point},b', [f'{point}', f'{point}', 'b']),
+    (f'a,{point}', ['a', f'{point}']),
+    ('a,b', ['a', 'b']),
+  ):
+    assert run_flags.split_names(given) == expected
 
 
 def test_mistakes_are_one_line(write, trained_run):
@@ -95,11 +109,13 @@ def test_mistakes_are_one_line(write, trained_run):
   )
   tested = write('tested', grid(BETAS, [8]), split='test')
   other = write('other', grid(BETAS, [8]), data=(40, 12))
+  smaller = write('smaller', grid(BETAS, [8]), image_size=8)
   for flags, message in (
     ([f'--workdir={sweep},{trained_run}'], 'is not a sweep'),
     ([f'--workdir={sweep},{sweep}', '--seed=0'], '--seed applies to runs'),
     ([f'--workdir={sweep},{tested}'], 'measured on test images'),
     ([f'--workdir={sweep},{other}'], 'has other images'),
+    ([f'--workdir={sweep},{smaller}'], 'config.data.image_size=8'),
     ([f'--workdir={sweep},{waiting}'], 'no complete point'),
   ):
     code, _, err = run(*flags, script='compare.py')

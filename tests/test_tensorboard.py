@@ -80,6 +80,6 @@ def test_hparams_view_has_each_point_once(ask):
   }
   assert found == {
     'faces': (1.0, []),
-    'beta=0.5': (0.5, [0.125]),
-    'beta=2': (2.0, [0.5]),
+    'beta/beta=0.5': (0.5, [0.125]),
+    'beta/beta=2': (2.0, [0.5]),
   }

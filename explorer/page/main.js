@@ -215,8 +215,9 @@ element('curve').addEventListener(
   }),
 );
 document.addEventListener('keydown', (event) => {
-  // Space presses the button that has the focus.
-  const own = event.key === ' ' ? 'input, select, button' : 'input, select';
+  // Space presses the button or box that has the focus; sliders take no letter.
+  const text = 'select, input:not([type=range], [type=checkbox])';
+  const own = event.key === ' ' ? `${text}, input, button` : text;
   if (event.target.closest(own)) return;
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const id = { r: 'random', 0: 'mean', a: 'from', b: 'to', ' ': 'play' }[

@@ -82,6 +82,8 @@ async function showStrip({ indices, positions, distances }) {
 
 /** Goes to a point. */
 export function setZ(values, { keepsDirections = false, besideZ = null } = {}) {
+  state.playing = 0;
+  element('play').textContent = 'Play';
   state.z = Array.from(values, Number);
   state.besideZ = besideZ;
   element('original').hidden = true; // `encode` shows it again.
