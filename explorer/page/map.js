@@ -55,7 +55,8 @@ export function showMap() {
   const shown =
     size === 2
       ? 'The latent space itself'
-      : `The plane of PCA, ${percent(state.atlas.variance)} of the variance`;
+      : 'The first two principal components, ' +
+        `${percent(state.atlas.variance)} of the variance`;
   const { holes, points, num_images: count_all } = state.atlas;
   const shownImages = points.length.toLocaleString('en');
   const images =
@@ -64,8 +65,8 @@ export function showMap() {
         'evenly spread'
       : `${shownImages} images`;
   element('map-note').textContent =
-    `${shown}; the means of ${images}. A click decodes a point, or an image ` +
-    'that lies there. ' +
+    `${shown}; the means of ${images}. Click to decode a point, or the mean ` +
+    'of an image. ' +
     (holes
       ? `${percent(holes.share)} of the prior's draws fall in holes of q(z) ` +
         'in this plane (red; grey: the prior).'
