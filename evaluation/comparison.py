@@ -67,6 +67,24 @@ def of_images(values: Mapping[str, np.ndarray], draws_z: bool) -> dict:
   return found
 
 
+def difference(values: np.ndarray) -> str:
+  """Mean and standard error of paired differences [n], with a sign."""
+  mean, error = values.mean(), None
+  if len(values) > 1:
+    mean, error = mean_and_error(values)
+  return f'{"+" * (mean > 0)}{html_page.number(mean, error)}'
+
+
+def differing(settings: Sequence[Mapping[str, str]]) -> list[tuple[str, ...]]:
+  """Rows of the config's keys whose values differ, a column each."""
+  rows = []
+  for key in dict.fromkeys(key for column in settings for key in column):
+    cells = [column.get(key, '–') for column in settings]
+    if len(set(cells)) > 1:
+      rows.append((f'config.{key}', *cells))
+  return rows
+
+
 def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
   """Rows of metric, unit, the first run's mean, and each other's difference."""
   rows = []
@@ -76,9 +94,7 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     first = runs[0].values[name].astype(np.float64)
     cells = [html_page.number(*mean_and_error(first))]
     for run in runs[1:]:
-      mean, error = mean_and_error(run.values[name].astype(np.float64) - first)
-      sign = '+' if mean > 0 else ''
-      cells.append(f'{sign}{html_page.number(mean, error)}')
+      cells.append(difference(run.values[name].astype(np.float64) - first))
     rows.append((name, *cells, unit, titles.better(name)))
   return rows
 
@@ -171,10 +187,6 @@ def _curves(runs: Sequence[Run]) -> Figure | None:
 def _settings(runs: Sequence[Run]) -> list[tuple[str, ...]]:
   """The settings in which the runs differ, and their steps."""
   flat = [schema.flatten(schema.resolved(run.trained.config)) for run in runs]
-  keys = dict.fromkeys(key for settings in flat for key in settings)
-  rows = [('step', *(f'{run.trained.step:,}' for run in runs))]
-  for key in keys:
-    cells = [str(settings.get(key, '–')) for settings in flat]
-    if len(set(cells)) > 1:
-      rows.append((f'config.{key}', *cells))
-  return rows
+  texts = [{key: str(value) for key, value in f.items()} for f in flat]
+  steps = 'step', *(f'{run.trained.step:,}' for run in runs)
+  return [steps, *differing(texts)]

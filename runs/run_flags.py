@@ -29,9 +29,9 @@ SEED = flags.DEFINE_integer(
 
 
 def split_names(text: str) -> list[str]:
-  """Names that are separated by commas; names of folders may have some too.
+  """Names separated by commas; those of folders that exist may have commas.
 
-  As the folders of a sweep's points do.
+  A sweep's points have them, as in `beta=0.5,latent_dim=16`.
   """
   names: list[str] = []
   left = text.split(',')

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from evaluation import html_page, plots, titles
-from evaluation.measure import mean_and_error
+from evaluation import comparison, html_page, plots, titles
 from runs import schema, workdirs
 from sweeps import charts, POINTS, points, report, TABLE
 from sweeps.points import Results, SEED
@@ -34,9 +33,7 @@ _METRICS = {
 }
 
 # Settings that change the images that are measured.
-_OF_IMAGES = (
-  *('data.image_size', 'data.channels', 'data.crop_size', 'data.binarize'),
-)
+_OF_IMAGES = 'image_size', 'channels', 'crop_size', 'binarize'
 
 _COLORS = '#2f6fbb', '#c4572f', '#3b8f5a', '#8a56b0', '#7a6a2f'
 
@@ -93,7 +90,7 @@ def check(sweeps: Sequence[Sweep]) -> None:
       )
     if sweep.data != first.data:
       raise UserError(f'{sweep.folder} has other images than {first.folder}.')
-    for key in _OF_IMAGES:
+    for key in (f'data.{name}' for name in _OF_IMAGES):
       if sweep.config[key] != first.config[key]:
         raise UserError(
           f'{sweep.folder} has config.{key}={sweep.config[key]}, and '
@@ -117,9 +114,7 @@ def differences(sweeps: Sequence[Sweep]) -> tuple[int, list[tuple[str, ...]]]:
       first = tables[0][name].to_numpy()
       cells = [html_page.number(first.mean())]
       for table in tables[1:]:
-        values = table[name].to_numpy() - first
-        mean, error = mean_and_error(values) if count > 1 else (values[0], None)
-        cells.append(f'{"+" * (mean > 0)}{html_page.number(mean, error)}')
+        cells.append(comparison.difference(table[name].to_numpy() - first))
       rows.append((name, *cells, unit, titles.better(name)))
   return count, rows
 
@@ -188,11 +183,13 @@ def write(path: epath.Path, sweeps: Sequence[Sweep]) -> None:
   page.table(('', *names), settings, stacks=True)
   page.text('Settings that differ.' if settings else 'All are the same.')
   page.heading('Best points')
-  best = [(sweep, *_best(sweep)) for sweep in sweeps]
+  # Only Gaussians have an optimal σ.
+  by = next(m for m in _METRICS if all(m in s.results.units for s in sweeps))
+  best = [(sweep, *_best(sweep, by)) for sweep in sweeps]
   page.table(
-    ('', 'settings', 'ELBO at the optimal σ', 'folder'),
+    ('', 'settings', by, 'folder'),
     [
-      (sweep.name, described, html_page.number(row.elbo_optimal_sigma), point)
+      (sweep.name, described, html_page.number(row[by]), point)
       for sweep, row, described, point in best
     ],
     stacks=True,
@@ -216,25 +213,21 @@ def write(path: epath.Path, sweeps: Sequence[Sweep]) -> None:
 
 
 def _settings(sweeps: Sequence[Sweep]) -> list[tuple[str, ...]]:
-  """The settings in which the sweeps differ; `…` if a sweep varies them."""
-  rows = []
-  for key in dict.fromkeys(key for sweep in sweeps for key in sweep.config):
-    cells = [
-      ', '.join(sorted({points.text(v) for v in sweep.results.frame[key]}))
-      if key in sweep.results.varied
-      else points.text(sweep.config.get(key))
-      for sweep in sweeps
-    ]
-    if len(set(cells)) > 1:
-      rows.append((f'config.{key}', *cells))
-  return rows
+  """The settings in which the sweeps differ, with all values of each."""
+  columns = []
+  for sweep in sweeps:
+    texts = {key: points.text(value) for key, value in sweep.config.items()}
+    for key in sweep.results.varied:
+      values = dict.fromkeys(map(points.text, sweep.results.frame[key]))
+      texts[key] = ', '.join(values)
+    columns.append(texts)
+  return comparison.differing(columns)
 
 
-def _best(sweep: Sweep) -> tuple[pd.Series, str, str]:
+def _best(sweep: Sweep, by: str) -> tuple[pd.Series, str, str]:
   """The row of the best point, its settings, and its folder's name."""
   frame = sweep.results.frame
-  order = frame.elbo_optimal_sigma.fillna(-np.inf)
-  row = frame.loc[order.idxmax()]
+  row = frame.loc[frame[by].fillna(-np.inf).idxmax()]
   return row, charts.describe(sweep.results, row), row.point
 
 

@@ -51,7 +51,7 @@ class _Signal(NamedTuple):
 
 
 class _Level(NamedTuple):
-  """What a convolution of the encoder makes of 2 × 2 blocks.
+  """Principal components of 2 × 2 blocks, as a convolution's output.
 
   Attributes:
     components: orthonormal, [2, 2, inputs, outputs], the strongest first.
