@@ -203,7 +203,6 @@ def write(path: epath.Path, sweeps: Sequence[Sweep]) -> None:
       'Means over the seeds, with standard deviations, and the Pareto front of '
       'each sweep.',
       width=790,
-      min_width=560,
     )
   for index, (picture, caption) in enumerate(_pictures(best)):
     if not index:

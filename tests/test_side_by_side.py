@@ -84,8 +84,7 @@ def test_page_and_table(write, tmp_path):
   assert code == 0, err
   assert '4 points have the same varied settings in all sweeps.' in out
   page = open_page(tmp_path / 'out/comparison.html', width=500)
-  # The chart alone, which has no text.
-  assert not any(page['sideways']) and page['scroll_width'] <= 500
+  assert not page['sideways'] and page['scroll_width'] <= 500
   assert len(page['pictures']) == 1 and all(page['pictures'])
   assert 'Means over the 4 points' in page['text']
 
