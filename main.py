@@ -112,8 +112,15 @@ def _train(
     writer = metric_writer.MetricWriter(workdir)
     if others:
       writer = trackers.Writers([writer, *others])
-  with contextlib.closing(writer):
+  outcome: progress.Outcome = 'failed'
+  try:
     train.train_and_evaluate(config, workdir, data, writer, stop)
+    outcome = 'stopped' if stop.answered else 'finished'
+  except (KeyboardInterrupt, processes.TerminatedError):
+    outcome = 'stopped'
+    raise
+  finally:
+    writer.close(outcome)
 
 
 if __name__ == '__main__':

@@ -62,9 +62,9 @@ class MetricWriter(progress.Writer):
     folder = self.folder or workdir
     self._path = folder / FILENAME
     self._waiting: list[str] = []  # Lines that could not be written yet.
-    # TensorBoard's files are written by a thread.
     # TensorBoard names a run by the folder of its files.
     self._logdir = str(folder)
+    # It writes TensorBoard's files.
     self._thread = futures.ThreadPoolExecutor(1, 'tensorboard')
     self._events: Any = None  # A `clu.metric_writers.SummaryWriter`.
     self._begun, self._is_failing = 0.0, False
@@ -144,7 +144,7 @@ class MetricWriter(progress.Writer):
     if hparams is not None:
       self._thread.submit(self._write_hparams, hparams)
 
-  def close(self) -> None:
+  def close(self, outcome: progress.Outcome = 'finished') -> None:
     """Waits until everything is written that can be."""
     self._submit_hparams()
     self._thread.submit(self._end_file)

@@ -7,6 +7,9 @@ from mlflow import entities
 
 from runs import trackers
 
+# MLflow's words for `progress.Outcome`.
+_STATUS = {'finished': 'FINISHED', 'stopped': 'KILLED', 'failed': 'FAILED'}
+
 
 class Writer(trackers.Tracker):
   """Sends rows as metrics by step.
@@ -62,5 +65,5 @@ class Writer(trackers.Tracker):
       params = [entities.Param(name, str(value)) for name, value in part]
       self._client.log_batch(self._id, params=params)
 
-  def end(self):
-    self._client.set_terminated(self._id)
+  def end(self, outcome):
+    self._client.set_terminated(self._id, _STATUS[outcome])

@@ -139,7 +139,10 @@ class TerminatedError(BaseException):
 
 @functools.cache
 def _hide_stops() -> None:
-  """Reports no signal that comes in a destructor; it stops the run later."""
+  """Silences the report of a signal that a destructor receives.
+
+  The run stops at its next step.
+  """
   previous = sys.unraisablehook
 
   def hook(unraisable):
@@ -161,6 +164,7 @@ class StopSignals:
   def __init__(self):
     # The signal that this process got, if any.
     self.received: signal.Signals | None = None
+    self.answered = False  # By the last call.
     self._num_calls, self._previous = 0, {}
 
   def __enter__(self):
@@ -180,8 +184,11 @@ class StopSignals:
   def __call__(self) -> bool:
     self._num_calls += 1
     if jax.distributed.is_initialized():
-      return multihost_utils.reached_preemption_sync_point(self._num_calls)
-    return self.received is not None
+      reached = multihost_utils.reached_preemption_sync_point
+      self.answered = reached(self._num_calls)
+    else:
+      self.answered = self.received is not None
+    return self.answered
 
   def raise_if_received(self) -> None:
     """Raises KeyboardInterrupt after Ctrl-C, TerminatedError after another."""

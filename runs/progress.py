@@ -8,18 +8,22 @@ import math
 import shutil
 import sys
 import time
+from typing import Literal
 
 from etils import epath
 import numpy as np
 
 from vae import figures
 
+# How a run ended. One that is stopped goes on with the same command.
+Outcome = Literal['finished', 'stopped', 'failed']
+
 # Between two lines of `track`, if the output is not a terminal.
 _SECONDS_BETWEEN_LINES = 10
 
 
 class Writer:
-  """A writer of metrics, the base of all; by itself it drops everything."""
+  """The base class of metric writers, which writes nothing."""
 
   # A local folder that is copied into the workdir, and gets the pictures.
   folder: epath.Path | None = None
@@ -40,8 +44,8 @@ class Writer:
   def write_hparams(self, hparams: dict[str, object]) -> None:
     """Writes the settings of the run."""
 
-  def close(self) -> None:
-    """Waits until everything is written."""
+  def close(self, outcome: Outcome = 'finished') -> None:
+    """Waits until everything is written; trackers show how the run ended."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +251,7 @@ class Progress:
 
   def done(self, best_step: int | None) -> None:
     """Prints the time, and where the results of a single run are."""
-    # None if there was but a validation to be made up for.
+    # None if only a missing validation was run.
     start = self._start_time or time.monotonic()
     say(
       f'Trained steps {self._first_step + 1:,} to '

@@ -47,6 +47,7 @@ class Tracker(progress.Writer):
     self._has_begun, self._num_lost, self._num_waiting = False, 0, 0
     self._settings: dict[str, object] | None = None  # Until they are sent.
     self._wait, self._retry = _FIRST_WAIT_SECONDS, 0.0
+    self._outcome: progress.Outcome = 'finished'
     # A daemon: a server that hangs must not keep the process.
     self._calls: queue.SimpleQueue = queue.SimpleQueue()
     self._thread = threading.Thread(target=self._send, daemon=True)
@@ -68,8 +69,8 @@ class Tracker(progress.Writer):
     """Sends the settings of the run, flat."""
     raise NotImplementedError
 
-  def end(self) -> None:
-    """Waits until all was sent."""
+  def end(self, outcome: progress.Outcome) -> None:
+    """Sends how the run ended, and waits until all was sent."""
     raise NotImplementedError
 
   def rewind(self, step: int, validated: bool) -> None:
@@ -87,7 +88,8 @@ class Tracker(progress.Writer):
     self._settings = hparams
     self._calls.put((0, lambda: None))
 
-  def close(self) -> None:
+  def close(self, outcome: progress.Outcome = 'finished') -> None:
+    self._outcome = outcome
     self._calls.put(None)
     self._thread.join(_SECONDS_TO_END)
     if lost := self._num_lost + self._num_waiting:
@@ -111,7 +113,7 @@ class Tracker(progress.Writer):
         self._try(num_rows, call)
       self._num_waiting -= num_rows
     if self._has_begun:
-      self._try(0, self.end)
+      self._try(0, lambda: self.end(self._outcome))
 
   def _try(self, num_rows: int, call: Callable[[], None]) -> None:
     try:
@@ -168,9 +170,9 @@ class Writers(progress.Writer):
     for writer in self._writers:
       writer.write_hparams(hparams)
 
-  def close(self) -> None:
+  def close(self, outcome: progress.Outcome = 'finished') -> None:
     for writer in self._writers:
-      writer.close()
+      writer.close(outcome)
 
 
 def find(name: str) -> type[Tracker]:

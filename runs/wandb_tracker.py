@@ -40,10 +40,11 @@ class Writer(trackers.Tracker):
   def log_settings(self, settings):
     self._run.config.update(dict(settings), allow_val_change=True)
 
-  def end(self):
+  def end(self, outcome):
     # Each start of a run that is offline leaves a folder.
     folder = pathlib.Path(self._run.dir).parent.parent
     offline = f'wandb sync {folder}/offline-run-*-{self._run.id}'
     where = self._run.url or offline
-    self._run.finish()
+    # W&B shows a run as crashed if its exit code is not 0.
+    self._run.finish(exit_code=int(outcome == 'failed'))
     progress.say(f'W&B: {where}')

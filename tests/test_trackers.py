@@ -46,7 +46,7 @@ class Failing(trackers.Tracker):
   def log_settings(self, settings):
     pass
 
-  def end(self):
+  def end(self, outcome):
     pass
 
 
@@ -257,3 +257,10 @@ def test_mlflow_server_has_the_numbers(celeba_dir, tmp_path, monkeypatch):
     assert found_run.data.params['model.latent_dim'] == '3'
     names = [a.path for a in client.list_artifacts(found_run.info.run_id)]
     assert sorted(names) == ['reconstructions', 'samples']
+    assert found_run.info.status == 'FINISHED'
+    flags = [*FLAGS, f'--config.data.dir={celeba_dir}', '--trackers=mlflow']
+    flags += ['--config.data.decoded_dir=', f'--workdir={tmp_path / "other"}']
+    code, _, err = run(*flags, '--config.optimizer.learning_rate=1e30')
+    assert code == 2 and 'not finite' in err
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(r.info.status for r in runs) == ['FAILED', 'FINISHED']
