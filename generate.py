@@ -178,7 +178,8 @@ def traverse(trained: TrainedVAE, folder: epath.Path) -> list[str]:
     figures.image_grid(there[:, step], columns=min(5, len(dimensions)))
     for step in (*range(_STEPS.value), *range(_STEPS.value - 2, 0, -1))
   ]
-  figures.save_gif(frames, folder / 'traversals.gif', _FRAME_DURATION)
+  animation = figures.gif(frames, _FRAME_DURATION)
+  (folder / 'traversals.gif').write_bytes(animation)
   return _save_grid(images, _STEPS.value, folder, 'traversals.gif')
 
 
@@ -202,7 +203,7 @@ def manifold(trained: TrainedVAE, folder: epath.Path) -> list[str]:
     colors = labels.values[codes['positions'], column]
     names = labels.class_names(labels.names[column])
   figure = plots.latent_scatter(codes['mean'], colors, names)
-  plots.save(figure, folder / 'means.png')
+  (folder / 'means.png').write_bytes(plots.png(figure))
   z = figures.manifold(trained.prior, _SIDE.value)
   images = _decode(trained, z, _labels(trained, len(z), 0))
   return _save_grid(images, _SIDE.value, folder, 'means.png')

@@ -6,7 +6,6 @@ standard error of their difference, image by image, is far below that of each.
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import tempfile
 from typing import Any
 
 from etils import epath
@@ -119,18 +118,13 @@ def write(path: epath.Path, runs: Sequence[Run], split: str) -> None:
   )
   header = ('', names[0], *(f'{n} − {names[0]}' for n in names[1:]))
   page.table((*header, 'unit', 'better'), differences(runs), stacks=True)
-  with tempfile.TemporaryDirectory() as aside:
-    for name, caption, images, columns in _pictures(runs):
-      file = epath.Path(aside) / f'{name}.png'
-      figures.save_png(figures.image_grid(images, columns), file)
-      page.heading(name.capitalize())
-      page.figure(file, caption, width=768)
-    figure = _curves(runs)
-    if figure is not None:
-      file = epath.Path(aside) / 'curves.png'
-      plots.save(figure, file)
-      page.heading('Training')
-      page.figure(file, 'Validation loss, nats per image.', 768)
+  for heading, caption, images, columns in _pictures(runs):
+    page.heading(heading)
+    grid = figures.image_grid(images, columns)
+    page.figure(figures.png(grid), caption, width=768)
+  if curves := _curves(runs):
+    page.heading('Training')
+    page.figure(plots.png(curves), 'Validation loss, nats per image.', 768)
   page.heading('Settings')
   page.table(('', *names), _settings(runs), stacks=True)
   page.text('Settings that differ.')
@@ -138,7 +132,7 @@ def write(path: epath.Path, runs: Sequence[Run], split: str) -> None:
 
 
 def _pictures(runs: Sequence[Run]) -> Iterator[tuple[str, str, Any, int]]:
-  """Name, caption, images and columns of each grid."""
+  """Heading, caption, images and columns of each grid."""
   rows = [figures.to_uint8(runs[0].originals.images)]
   for run in runs:
     images, labels = run.originals
@@ -146,9 +140,9 @@ def _pictures(runs: Sequence[Run]) -> Iterator[tuple[str, str, Any, int]]:
     rows.append(figures.to_uint8(made))
   order = ', '.join(run.name for run in runs)
   caption = f'From the top: originals, {order}; through the posterior mean.'
-  yield 'reconstructions', caption, np.concatenate(rows), len(rows[0])
+  yield 'Reconstructions', caption, np.concatenate(rows), len(rows[0])
   shapes = {run.trained.latent_shape for run in runs}
-  # N(0, I) of one shape gives all of them the same draws.
+  # With latents of one shape, all models decode the same draws.
   z = runs[0].trained.sample_latents(NUM_IMAGES)
   rows = [
     figures.to_uint8(
@@ -163,7 +157,7 @@ def _pictures(runs: Sequence[Run]) -> Iterator[tuple[str, str, Any, int]]:
   if len(shapes) > 1:
     which = 'z from the prior of each, as their latents have other shapes'
   caption = f'From the top: {order}; {which}.'
-  yield 'samples', caption, np.concatenate(rows), NUM_IMAGES
+  yield 'Samples', caption, np.concatenate(rows), NUM_IMAGES
 
 
 def _curves(runs: Sequence[Run]) -> Figure | None:

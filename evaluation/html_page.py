@@ -4,8 +4,6 @@ import base64
 from html import escape
 import math
 
-from etils import epath
-
 _STYLE = """
 :root { color-scheme: light; --faint: #667085; --line: #e3e7ee; }
 * { box-sizing: border-box; }
@@ -85,7 +83,7 @@ class Page:
     self._parts.append(f'<div class="scroll">{table}</div>')
 
   def notes(self, rows: list[tuple[str, str]]) -> None:
-    """Adds what each of several names means, folded."""
+    """Adds a folded list of names and their meanings."""
     items = ''.join(
       f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in rows
     )
@@ -94,10 +92,10 @@ class Page:
     )
 
   def figure(
-    self, path: epath.Path, caption: str, width: int = 496, min_width: int = 0
+    self, png: bytes, caption: str, width: int = 496, min_width: int = 0
   ) -> None:
     """Embeds a PNG, so many pixels wide; below `min_width` it scrolls."""
-    data = base64.b64encode(path.read_bytes()).decode()
+    data = base64.b64encode(png).decode()
     caption = escape(caption)
     self._parts.append(
       f'<figure style="width: {width}px"><div class="scroll">'

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import tempfile
 
 from etils import epath
 import numpy as np
@@ -29,26 +28,21 @@ def write(
   trained: TrainedVAE,
   originals: Examples,
 ) -> None:
-  """Writes everything aside first, so that a failure leaves the old files.
+  """Makes everything before it writes, so that a failure leaves the old files.
 
   `facts` are of the run, checkpoint and split. The page shows reconstructions
-  of the originals, uint8 [n, height, width, channels].
+  of the originals, uint8 images, with labels if the model sees any.
   """
-  with tempfile.TemporaryDirectory() as aside:
-    aside = epath.Path(aside)
-    captions = _draw(aside, facts['seed'], results, trained, originals)
-    rows = metric_writer.read(epath.Path(facts['workdir']))
-    if curves := plots.training_curves(rows):
-      plots.save(curves, aside / 'training.png')
-      captions['training.png'] = (
-        'Loss, nats per image, and learning rate over the epochs.'
-      )
-    (aside / METRICS).write_text(as_json(facts, results))
-    (aside / PAGE).write_text(
-      _page(aside, facts, results, captions, trained.config)
-    )
-    for path in aside.iterdir():
-      paths.replace(folder / path.name, path.read_bytes())
+  pictures = _draw(facts['seed'], results, trained, originals)
+  rows = metric_writer.read(epath.Path(facts['workdir']))
+  if curves := plots.training_curves(rows):
+    caption = 'Loss, nats per image, and learning rate over the epochs.'
+    pictures['training.png'] = plots.png(curves), caption
+  page = _page(facts, results, pictures, trained.config)
+  files = {name: png for name, (png, _) in pictures.items()}
+  files[METRICS] = as_json(facts, results).encode()
+  for name, content in {**files, PAGE: page.encode()}.items():
+    paths.replace(folder / name, content)
   (folder / PARTIAL).unlink(missing_ok=True)
 
 
@@ -84,31 +78,29 @@ def as_json(facts: dict[str, object], results: Measurements) -> str:
   return json.dumps(content, indent=2, ensure_ascii=False) + '\n'
 
 
-def _draw(folder, seed, results, trained, originals) -> dict[str, str]:
-  """Draws the figures; returns their captions by file name."""
-  captions = {}
+def _draw(seed, results, trained, originals) -> dict[str, tuple[bytes, str]]:
+  """The figures as PNG, with their captions, by file name."""
+  found = {}
 
-  def save(name, caption, images, columns):
-    grid = figures.image_grid(images, columns)
-    figures.save_png(grid, folder / name)
-    captions[name] = caption
+  def add(name, caption, images, columns):
+    found[name] = figures.png(figures.image_grid(images, columns)), caption
 
   spread = np.array(results.dimensions.get('mean_variance', ()))
   kl = np.array(results.dimensions.get('kl', ()))
   if len(kl):
-    active, name = spread > posterior.ACTIVE_VARIANCE, 'kl_per_dimension.png'
-    plots.save(plots.kl_per_dimension(kl, active), folder / name)
-    captions[name] = (
+    chart = plots.kl_per_dimension(kl, spread > posterior.ACTIVE_VARIANCE)
+    caption = (
       'KL of each latent dimension, mean over the images. Faint: not active.'
     )
+    found['kl_per_dimension.png'] = plots.png(chart), caption
   images, labels = originals
   pairs = figures.side_by_side(
     images, trained.reconstruct(images, labels=labels)
   )
   caption = 'Images of the split, each with its reconstruction on its right.'
-  save('reconstructions.png', caption, pairs, _SIDE)
+  add('reconstructions.png', caption, pairs, _SIDE)
   samples = trained.sample(_SIDE**2, seed)
-  save('samples.png', 'Samples: z from the prior, decoded.', samples, _SIDE)
+  add('samples.png', 'Samples: z from the prior, decoded.', samples, _SIDE)
   if results.mixture is not None:
     z = results.mixture[: _SIDE**2].reshape(-1, *trained.latent_shape)
     images = trained.decode(z, conditioning.in_turn(trained.model, len(z)))
@@ -116,7 +108,7 @@ def _draw(folder, seed, results, trained, originals) -> dict[str, str]:
       'Samples: z from the Gaussians that are fitted to q(z), decoded, as by '
       'generate.py sample --prior=mixture.'
     )
-    save('mixture_samples.png', caption, images, _SIDE)
+    add('mixture_samples.png', caption, images, _SIDE)
   if len(spread):
     order = posterior.most_informative(kl if len(kl) else spread)[:_DIMENSIONS]
     values = figures.prior_values(trained.prior, _REACH, _STEPS)
@@ -132,11 +124,11 @@ def _draw(folder, seed, results, trained, originals) -> dict[str, str]:
       f'others are at its mean. From the top: {", ".join(map(str, order))}.'
       f'{" Of class 0." if is_conditional else ""}'
     )
-    save('traversals.png', caption, images, _STEPS)
-  return captions
+    add('traversals.png', caption, images, _STEPS)
+  return found
 
 
-def _page(folder, facts, results, captions, config) -> str:
+def _page(facts, results, pictures, config) -> str:
   page = html_page.Page(
     f'{epath.Path(facts["workdir"]).name}, step {facts["step"]:,}, on '
     f'{facts["num_images"]:,} {facts["split"]} images'
@@ -144,8 +136,8 @@ def _page(folder, facts, results, captions, config) -> str:
   if results.verdict:
     page.text(results.verdict, 'banner')
   page.heading('Figures')
-  for name, caption in captions.items():
-    page.figure(folder / name, caption)
+  for png, caption in pictures.values():
+    page.figure(png, caption)
   for group, rows in titles.grouped(_rows(results)):
     page.heading(group)
     page.table(

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 import io
 
-from etils import epath
 import matplotlib
 from matplotlib import font_manager
 from matplotlib.axes import Axes
@@ -133,11 +132,10 @@ def kl_bars(
   axes.bar(np.arange(len(kl)), kl, color=colors, width=width)
 
 
-def save(figure: Figure, path: epath.Path) -> None:
-  """Writes a chart as PNG; makes the folder."""
+def png(figure: Figure) -> bytes:
+  """A chart as PNG."""
   for text in figure.findobj(Text):
     text.set_parse_math(False)  # Text between dollar signs is not a formula.
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=150)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(buffer.getvalue())
+  return buffer.getvalue()

@@ -51,15 +51,13 @@ def write(folder: epath.Path, results: Results, split: str) -> None:
   write_columns(folder, results)
   page = html_page.Page(f'{folder.name}: {len(results.frame)} points')
   page.text(summary(results, split), 'banner')
-  with tempfile.TemporaryDirectory() as aside:
-    for name, draw, heading, caption in _CHARTS:
-      figure, path = draw(results), epath.Path(aside) / name
-      if figure is not None:
-        plots.save(figure, path)
-        paths.replace(folder / name, path.read_bytes())
-        page.heading(heading)
-        width = round(104 * figure.get_size_inches()[0])
-        page.figure(path, caption, width, min_width=min(width, 560))
+  for name, draw, heading, caption in _CHARTS:
+    if figure := draw(results):
+      png = plots.png(figure)
+      paths.replace(folder / name, png)
+      page.heading(heading)
+      width = round(104 * figure.get_size_inches()[0])
+      page.figure(png, caption, width, min_width=min(width, 560))
   _add_gallery(page, results, folder / POINTS)
   _add_points(page, results)
   paths.replace(folder / PAGE, page.html().encode())
@@ -77,7 +75,7 @@ def write_table(folder: epath.Path, results: Results, split: str) -> None:
 def write_measurement(
   workdir: epath.Path, metrics: Mapping[str, float]
 ) -> None:
-  """Adds a point's metrics to its run in TensorBoard, for earlier ones."""
+  """Writes a point's metrics to its run in TensorBoard, as its only ones."""
   _write_events(workdir, 'measured', lambda w: w.write_scalars(0, metrics))
 
 
@@ -96,7 +94,7 @@ def _write_events(
   kind: str,
   write: Callable[[metric_writers.SummaryWriter], None],
 ) -> None:
-  """Writes a file of events, in the place of the one of the same kind."""
+  """Writes a file of events, replacing that of the same kind."""
   with tempfile.TemporaryDirectory() as aside:
     writer = metric_writers.SummaryWriter(aside)
     write(writer)
@@ -135,15 +133,18 @@ def _add_gallery(
   if not shown:
     return
   page.heading('Pictures')
-  page.figure(shown[0][1] / ORIGINALS, 'Originals.')
+  page.figure((shown[0][1] / ORIGINALS).read_bytes(), 'Originals.')
   page.text(
     'Of each point: reconstructions of the same images through the posterior '
     'mean, and samples decoded from the same z.'
   )
   for row, point in shown:
     name = charts.describe(results, row)
-    page.figure(point / RECONSTRUCTIONS, f'{name}: reconstructions')
-    page.figure(point / SAMPLES, f'{name}: samples')
+    for path, what in (
+      (RECONSTRUCTIONS, 'reconstructions'),
+      (SAMPLES, 'samples'),
+    ):
+      page.figure((point / path).read_bytes(), f'{name}: {what}')
 
 
 def _add_points(page: html_page.Page, results: Results) -> None:

@@ -6,8 +6,8 @@ What is compared was measured by the sweeps; nothing is trained or measured.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
+import io
 import json
-import tempfile
 from typing import Any
 
 from etils import epath
@@ -61,7 +61,7 @@ class Sweep:
   @classmethod
   def read(cls, name: str, folder: epath.Path) -> 'Sweep':
     """From its workdir; raises UserError if no point is complete."""
-    frame = pd.read_csv((folder / TABLE).open())
+    frame = pd.read_csv(io.StringIO((folder / TABLE).read_text()))
     frame = frame[frame.state == 'complete']
     if frame.empty:
       raise UserError(f'{folder} has no complete point yet.')
@@ -183,7 +183,7 @@ def write(path: epath.Path, sweeps: Sequence[Sweep]) -> None:
   page.table(('', *names), settings, stacks=True)
   page.text('Settings that differ.' if settings else 'All are the same.')
   page.heading('Best points')
-  # Only Gaussians have an optimal σ.
+  # Autoencoders without sampling have no bound.
   by = next(m for m in _METRICS if all(m in s.results.units for s in sweeps))
   best = [(sweep, *_best(sweep, by)) for sweep in sweeps]
   page.table(
@@ -194,20 +194,17 @@ def write(path: epath.Path, sweeps: Sequence[Sweep]) -> None:
     ],
     stacks=True,
   )
-  with tempfile.TemporaryDirectory() as aside:
-    file = epath.Path(aside) / 'rate_distortion.png'
-    plots.save(rate_distortion(sweeps), file)
-    page.heading('Rate and distortion')
-    page.figure(
-      file,
-      'Means over the seeds, with standard deviations, and the Pareto front of '
-      'each sweep.',
-      width=790,
-    )
+  page.heading('Rate and distortion')
+  page.figure(
+    plots.png(rate_distortion(sweeps)),
+    'Means over the seeds, with standard deviations, and the Pareto front of '
+    'each sweep.',
+    width=790,
+  )
   for index, (picture, caption) in enumerate(_pictures(best)):
     if not index:
       page.heading('Pictures of the best points')
-    page.figure(picture, caption)
+    page.figure(picture.read_bytes(), caption)
   paths.replace(path, page.html().encode())
 
 

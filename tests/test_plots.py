@@ -1,4 +1,3 @@
-from etils import epath
 import matplotlib
 import numpy as np
 import pytest
@@ -14,12 +13,12 @@ def test_bars_fall_from_the_left_and_the_inactive_are_faint():
   assert others[:2] == [strong] * 2 and sum(others[2]) > sum(strong)
 
 
-def scatter(names, counts, folder):
+def scatter(names, counts):
   """Draws classes of so many images; returns the figure and its legend."""
   labels = np.repeat(np.arange(len(names)), counts)
   means = np.random.default_rng(0).normal(size=(len(labels), 2))
   figure = plots.latent_scatter(means, labels, names)
-  plots.save(figure, epath.Path(folder) / 'a.png')
+  plots.png(figure)  # Lays it out.
   (legend,) = figure.legends
   # The legend is in the picture.
   width, height = figure.canvas.get_width_height()
@@ -29,26 +28,26 @@ def scatter(names, counts, folder):
 
 
 @pytest.mark.filterwarnings('error')
-def test_names_are_written_as_they_are_but_escaped_or_shortened(tmp_path):
+def test_names_are_written_as_they_are_but_escaped_or_shortened():
   shown = {
     **{n: n for n in ('rich$$', '$x_$', '_bg', r'a\$b$', 'Ünï', '$\\frac$')},
     '日本': r'\u65e5\u672c',
     'x' * 200 + 'y': 'x' * 20 + '…' + 'x' * 19 + 'y',
     'two\nlines': r'two\nlines',
   }
-  _, texts = scatter(list(shown), 3, tmp_path)
+  _, texts = scatter(list(shown), 3)
   assert [text.get_text() for text in texts] == list(shown.values())
   # What matplotlib makes of a text, and whether it takes it for a formula.
   for text, name in zip(texts, shown.values(), strict=True):
     assert text._preprocess_math(text.get_text()) == (name, False)
 
 
-def test_of_many_classes_the_largest_are_named_and_the_rest_counted(tmp_path):
+def test_of_many_classes_the_largest_are_named_and_the_rest_counted():
   names = [f'a class with a long name {i}' for i in range(300)]
   counts = np.ones(300, int)
   largest = np.arange(5, 300, 15)
   counts[largest] = 4
-  figure, texts = scatter(names, counts, tmp_path)
+  figure, texts = scatter(names, counts)
   texts = [text.get_text() for text in texts]
   assert texts == [names[i] for i in largest] + ['and 280 more']
   (axes,) = figure.axes
