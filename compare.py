@@ -83,7 +83,7 @@ def _compare_sweeps(names: list[str], folders: list[epath.Path]) -> None:
   default = folders[0] / 'comparisons' / _in_name(folders, 'sweeps')
   output = paths.expand(run_flags.OUTPUT.value or default)
   workdirs.check_writable(output, '--output')
-  # Of pandas and Optuna, which runs need not.
+  # It imports pandas and Optuna, which comparisons of runs do not need.
   from sweeps import side_by_side
 
   read = zip(_distinct(names), folders, strict=True)

@@ -63,7 +63,10 @@ _RETRY_FAILED = flags.DEFINE_bool(
   'retry_failed', False, 'Whether points that failed are tried again.'
 )
 _GRACE_SECONDS = flags.DEFINE_integer(
-  'grace_seconds', 120, 'Without a heartbeat for so long a worker is dead.', 2
+  'grace_seconds',
+  120,
+  'Seconds without a heartbeat after which a worker counts as dead.',
+  2,
 )
 _SPLIT = flags.DEFINE_enum(
   'split', 'validation', ['train', 'validation', 'test'], 'Split to measure on.'

@@ -88,7 +88,7 @@ def train_population(
 ) -> list[UserError | None]:
   """Trains several runs in one program, each as `train_and_evaluate` would.
 
-  But they draw no pictures. There is at most one for each local device; their
+  No pictures are drawn. There is at most one run for each local device; their
   last checkpoints are of the same step, and their configs the same but for
   `population.FREE_KEYS`. They are padded to `latent_dim`, or to the largest.
 

@@ -39,7 +39,7 @@ def summarize(
     kind: sum(call.computation for call in _of(later, kind=kind)) / num_later
     for kind in loop_recorder.KINDS
   }
-  # By what the devices waited for.
+  # Waits, by the kind of call that ended them.
   for kind in loop_recorder.KINDS:
     waits = [call.wait for call in _of(later, kind=kind)]
     devices[f'waits for {kind}'] = sum(waits) / num_later

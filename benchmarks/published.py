@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def train(config, data: splits.DataSet, seeds, seconds: float | None = None):
-  """Trains a run of each seed, and begins no epoch after so many seconds.
+  """Trains a run of each seed; begins no epoch after `seconds`.
 
   Returns:
     The last state of each.

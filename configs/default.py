@@ -39,7 +39,7 @@ _SETTINGS = {
     'binarize': 'none',
     # Label that a model with num_classes is conditioned on. Empty: the first.
     'label': '',
-    # Where decoded images are kept: none (decoded anew each epoch) | host (in
+    # Where decoded images are kept: none (decoded each epoch) | host (in
     # memory) | device (in each accelerator's memory) | auto (the last of these
     # in which they take less than half of what is free).
     'cache': 'auto',
@@ -77,7 +77,8 @@ _SETTINGS = {
     # Whether the decoder's kernels are divided by their largest singular value.
     'spectral_norm': False,
     'upsampling': 'transposed',  # transposed | nearest.
-    'convolution': 'auto',  # auto (by the platform) | native | matmul.
+    # auto (by the platform) | native | matmul | dilated (as in exports).
+    'convolution': 'auto',
     # random | pca (of training images: the best linear VAE; vae/pca.py).
     'initialisation': 'random',
   },

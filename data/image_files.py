@@ -1,6 +1,6 @@
 """Image files to pixels: decoded, cut to a central square and resized."""
 
-from __future__ import annotations  # Those of TensorFlow would import it.
+from __future__ import annotations  # Else they import TensorFlow.
 
 import dataclasses
 import io
@@ -53,7 +53,7 @@ class Crop:
   def decode(self, image: tf.Tensor) -> tf.Tensor:
     """Makes an example, uint8 [image_size, image_size, channels].
 
-    Of a file's bytes, or of pixels, uint8 [height, width, channels].
+    `image` is a file's bytes, or pixels, uint8 [height, width, channels].
     """
     if image.dtype == tf.string:
       image = self._decode_file(image)
@@ -135,7 +135,7 @@ def _open(content: bytes) -> Image.Image:
 
 
 def why_undecodable(content: bytes) -> str:
-  """The reason for which an image cannot be decoded, in words."""
+  """Why an image cannot be decoded, in words."""
   try:
     _open(content)
   except Exception as error:
@@ -160,7 +160,7 @@ def load(
   except UserError as error:
     raise UserError(f'{shown(path)} {error}') from error
   if change:
-    print(f'{path}: {change}')
+    print(f'{shown(path)}: {change}')
   return pixels
 
 

@@ -79,7 +79,7 @@ def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
   best_sigma = optimal_sigma(squares.mean() / dimensions)
   sigma = optimal_sigma(dequantised.mean() / dimensions)
   if 'sigma' in values:
-    # Of float32 the digits that it has.
+    # The shortest decimal of the float32.
     model_sigma = float(str(values['sigma'][0]))
     results.number('sigma', model_sigma, 'of [0, 1]', "the likelihood's σ")
   about = 'σ of the best Gaussian likelihood, fitted to the same images'
@@ -150,12 +150,13 @@ def make_bound_step(
   """Compiles the importance-weighted bounds of a batch.
 
   Returns:
-    A function as of `reconstruction.make_step`, and of σ of a Gaussian around
-    the mean images. Under the model's own likelihood of the image and, unless
-    the images are binary, under that Gaussian of the dequantised image, it
-    returns L_K as `bound`, nats, [devices, per_device_batch, 2 or 1], the
-    `sample_size` that its weights are worth likewise, and L_K/2 of either half
-    of the draws as `half_bounds`, […, 2 or 1, 2].
+    A function with the arguments of `reconstruction.make_step`'s, and σ of a
+    Gaussian around the mean images. Under the model's own likelihood of the
+    image and, unless the images are binary, under that Gaussian of the
+    dequantised image, it returns L_K as `bound`, nats, [devices,
+    per_device_batch, 2 or 1], the `sample_size` that its weights are worth
+    likewise, and L_K/2 of either half of the draws as `half_bounds`, […, 2 or
+    1, 2].
   """
 
   def step(variables, key, images, start, sigma):

@@ -48,7 +48,7 @@ _BATCH_SIZE = 32
 
 
 def check(context) -> str | None:
-  """Loads the network; it must be there if its file was named."""
+  """Loads the network; only --inception_weights makes a failure an error."""
   try:
     load(context.settings.inception_weights)
   except UserError as error:
@@ -291,7 +291,7 @@ def _prune(graph: GraphDef) -> Network:
   while waiting:
     name = waiting.pop()
     if name not in inputs:
-      # Of control dependencies, ^name, nothing is computed.
+      # Control dependencies, ^name, carry no data.
       names = [i for i in by_name[name].input if not i.startswith('^')]
       inputs[name] = [i.partition(':')[0] for i in names]
       waiting += inputs[name]

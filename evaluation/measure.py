@@ -163,7 +163,7 @@ class Context:
   def measure_images(
     self, num_draws: int, label: str = ''
   ) -> dict[str, np.ndarray]:
-    """The same, with so many draws of z."""
+    """`images`, with `num_draws` draws of z."""
     num_draws = num_draws if self.draws_z else 0
     step = reconstruction.make_step(
       self.trained.model, num_draws, self.binarize

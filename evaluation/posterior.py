@@ -250,8 +250,8 @@ def split_rate(
 
 @functools.partial(jax.jit, static_argnums=4)
 def _log_densities(mean, logvar, z, owners, block_size):
-  # Of each draw the logarithms of q(z|x) of its own image, q(z), q(z) without
-  # that image; q(z_j), q(z_j) without that image, p(z_j).
+  # For each draw the logarithms of q(z|x) of its own image, q(z), and q(z)
+  # without that image; by dimension q(z_j), the same without it, and p(z_j).
   count, log_2pi = len(mean), jnp.log(2 * jnp.pi)
   precision = jnp.exp(-logvar)
 

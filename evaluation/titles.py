@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 _HIGHER, _LOWER = 'higher', 'lower'
 
-# Title and better way of each metric by its key, in reading order; without a
-# way where neither is better by itself.
+# Title and better way of each metric by its key, in reading order; the way is
+# empty if neither is better.
 _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
   'Likelihood': {
     'elbo': ('Evidence lower bound', _HIGHER),
@@ -63,7 +63,7 @@ _GROUPS: dict[str, dict[str, tuple[str, str]]] = {
   },
 }
 
-# Of metrics of evaluators that are not the project's.
+# The group of metrics of users' own evaluators.
 _OTHERS = 'Other numbers'
 
 

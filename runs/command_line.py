@@ -171,8 +171,8 @@ class _ConfigFile(flags.ArgumentParser):
       self.path = str(_SCRIPTS / self.path)
     if not os.path.isfile(self.path):
       raise UserError(
-        f'--config={path}: there is no such file in {os.getcwd()} or '
-        f'{_SCRIPTS}; {_SCRIPTS}/configs has the configs.'
+        f'--config={path}: there is no such file here or in {_SCRIPTS}; '
+        f'{_SCRIPTS}/configs has the configs.'
       )
     try:
       config = runpy.run_path(self.path)['get_config'](*self.argument)

@@ -204,18 +204,21 @@ def check_devices(config: ml_collections.ConfigDict, num_devices: int) -> None:
   state_bytes = sum(
     leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
   )
-  samples = config.objective.get('num_samples', 1)
+  objective = config.objective
+  samples = objective.get('num_samples', 1) * objective.get('num_bounds', 1)
   numbers = batch_size // num_devices * samples * size**2 * config.data.channels
   itemsize = jax.numpy.dtype(config.model.get('dtype', 'float32')).itemsize
   needed = state_bytes + max(state_bytes, numbers * itemsize)
   # A CPU's devices share the host's memory.
   sharing = min(num_devices, jax.local_device_count())
-  free = devices.free_memory() or processes.free_memory() // sharing
+  free = devices.free_memory()
+  if free is None:
+    free = processes.free_memory() // sharing
   if needed > free:
     raise UserError(
       f'config.model has {steps.num_parameters(state):,} parameters, and with '
-      f'config.train.batch_size={batch_size}, num_samples={samples} and '
-      f'config.data.image_size={size} training needs at least '
+      f'config.train.batch_size={batch_size}, {samples} draws of z for each '
+      f'image and config.data.image_size={size} training needs at least '
       f'{needed / 1e9:,.1f} GB; each device has {free / 1e9:,.1f} GB free. '
       'Lower one of them.'
     )

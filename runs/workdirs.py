@@ -1,6 +1,6 @@
 """A workdir: its run's config, data and environment; one run at a time.
 
-A run refuses to continue as another one than it began.
+A run refuses to continue with another config or other data.
 """
 
 from collections.abc import Iterator
@@ -37,9 +37,9 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-  """Raises a UserError if a workdir holds checkpoints of another config.
+  """Raises a UserError if a workdir's checkpoints have another config.
 
-  Or of another precision of matrix products. `schema.FREE_KEYS` may differ.
+  Or another precision of matrix products. `schema.FREE_KEYS` may differ.
   """
   if not checkpoints.Checkpoints(workdir).all_steps():
     return
@@ -152,7 +152,7 @@ def _writing_errors(folder: epath.Path, flag: str) -> Iterator[None]:
 
 
 class InUseError(UserError):
-  """Another run, that of a lock's content, holds a workdir."""
+  """The workdir is locked by another run."""
 
   def __init__(self, workdir: epath.Path, content: bytes):
     words = 'another process'

@@ -23,7 +23,10 @@ Values = dict[str, object]
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """Interval that a search samples, with its ends; by `log` in the log."""
+  """Interval that a search samples, ends included.
+
+  With `log` it samples uniformly in the logarithm.
+  """
 
   low: float
   high: float

@@ -230,13 +230,15 @@ def measure_run(
   metrics['images_per_second'] = Metric(speed, 'images/s', '')
   metrics['seconds'] = Metric(sum(images / speeds), 's of training steps', '')
   first = np.arange(min(_NUM_IMAGES, split.num_examples))
-  originals, labels = next(conditioning.batches(config, split, first, 99))
+  originals, labels = next(
+    conditioning.batches(config, split, first, _NUM_IMAGES)
+  )
   z = padded.sample_latents(_NUM_IMAGES)
   in_turn = conditioning.in_turn(padded.model, _NUM_IMAGES)
   if isinstance(padded.prior, distributions.StandardNormal):
     # Models of more dimensions share the first ones.
     u = np.random.default_rng(0).random((*z.shape[:0:-1], _NUM_IMAGES))
-    z = np.asarray(padded.prior.quantile(u.T.astype(np.float32)))
+    z = distributions.quantile(padded.prior, u.T.astype(np.float32))
   for name, images in (
     (report.ORIGINALS, originals),
     (report.RECONSTRUCTIONS, padded.reconstruct(originals, labels=labels)),

@@ -185,7 +185,7 @@ def test_file_that_is_no_config_gets_one_line(tmp_path, program, reason):
     (['--config.model.latent_dim=1000000000'], ' GB free'),
     (
       ['--config=a\nb.py'],
-      f'a b.py: there is no such file in {ROOT} or {ROOT}',
+      f'a b.py: there is no such file here or in {ROOT}',
     ),
     (['--config.seed=3', '--config=configs/faces.py'], 'before a value for'),
   ],

@@ -1,3 +1,5 @@
+import io
+
 from etils import epath
 import numpy as np
 from PIL import Image
@@ -36,11 +38,10 @@ def test_png_of_one_channel_holds_the_pixels(tmp_path):
   np.testing.assert_array_equal(loaded.reshape(image.shape), image)
 
 
-def test_gif_shows_its_frames_in_order_for_ever(tmp_path):
+def test_gif_shows_its_frames_in_order_for_ever():
   frames = [np.full((4, 6, 3), value, np.uint8) for value in (0, 80, 160, 240)]
-  path = epath.Path(tmp_path / 'new' / 'a.gif')
-  figures.save_gif(frames, path, frame_duration=50)
-  with Image.open(path) as gif:
+  content = figures.gif(frames, frame_duration=50)
+  with Image.open(io.BytesIO(content)) as gif:
     assert (gif.n_frames, gif.info['loop'], gif.size) == (4, 0, (6, 4))
     for index, frame in enumerate(frames):
       gif.seek(index)

@@ -92,7 +92,7 @@ class Checkpoints:
         'first when it is validated.'
       )
     if checkpoint == 'best':
-      # A run that has not been validated yet has no best.
+      # Without a finite validation loss there is no best.
       return self.best_step() or steps[-1]
     names = {'last': steps[-1]} | {str(step): step for step in steps}
     if str(checkpoint) not in names:

@@ -1,4 +1,4 @@
-"""3×3 convolutions as XLA has them, and as matrix products for CPUs.
+"""3×3 convolutions: XLA's own, and matrix products for CPUs.
 
 XLA's convolutions are fast on GPU and TPU. On CPU they are slow, the gradients
 above all; there each is written as one matrix product, before which
@@ -22,8 +22,8 @@ import jax.numpy as jnp
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
-# Of the taps of a part of the batch. With all at once a training step of the
-# article's network takes 10 % longer, with parts of twice the size 8 %.
+# Bytes of taps that are gathered at a time. With all at once a training step of
+# the article's network takes 10 % longer, with twice as many 8 %.
 _BYTES_AT_A_TIME = 5_000_000
 
 

@@ -35,7 +35,7 @@ def check() -> None:
   """Raises UserError if JAX finds no device, of JAX_PLATFORMS if it is set."""
   try:
     jax.devices()
-  # JAX asserts where there is neither CUDA nor ROCm.
+  # JAX asserts if there is neither CUDA nor ROCm.
   except (RuntimeError, AssertionError) as error:
     reason = ' '.join(str(error).split())[:300]
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from jax import lax, nn
 import jax.numpy as jnp
 import numpy as np
 
-from vae import distributions, numerics
+from vae import numerics
 
 
 @struct.dataclass
@@ -78,9 +78,6 @@ class NearestCodes(Codes):
   encoded: jax.Array
   code: jax.Array
 
-  def kl_per_dimension(self, prior) -> jax.Array | None:
-    return None  # Not by dimension; -log p(z) is exact.
-
 
 @struct.dataclass
 class CodePrior:
@@ -134,9 +131,6 @@ class CodePrior:
 
     codes = lax.map(draw, jnp.arange(num_samples))
     return self.table[codes].reshape(num_samples, len(keys), *self.shape)
-
-  def quantile(self, u: np.ndarray) -> np.ndarray:
-    return distributions.quantile_of_draws(self, u)
 
 
 def nearest(z: jax.Array, table: jax.Array) -> jax.Array:

@@ -8,9 +8,9 @@ Each is a small pytree with
   mean, [batch, *event], or [*event] of a prior.
 
 A posterior also has kl_per_dimension(prior) if there are priors for which it
-knows a closed form, and a prior quantile(u), the inverse distribution function
-of each dimension, for walks through its mass. Logarithms and sums are taken in
-at least float32, whatever the network computes in.
+knows a closed form, and a prior quantile(u), as the function of that name here,
+if it has one. Logarithms and sums are taken in at least float32, whatever the
+network computes in.
 """
 
 import functools
@@ -28,8 +28,7 @@ from vae import numerics
 
 _LOG_2PI = math.log(2 * math.pi)
 
-# Of a prior without a closed form, for its quantiles; and draws that are made
-# together.
+# Draws for quantiles without a closed form, and draws per call.
 _NUM_DRAWS, _DRAWS_AT_ONCE = 5_000, 500
 
 
@@ -135,9 +134,6 @@ class Flow:
     u, log_det = self._apply(z, method='inverse')
     return self.base.log_prob(u) + log_det
 
-  def quantile(self, u: np.ndarray) -> np.ndarray:
-    return quantile_of_draws(self, u)
-
   def _apply(self, x, method='__call__'):
     return self.network.apply(self.variables, x, self.context, method=method)
 
@@ -199,9 +195,6 @@ class Mixture:
     each = _log_prob_of_each(z, means, logvars)
     return special.logsumexp(each + nn.log_softmax(self.logits), axis=-1)
 
-  def quantile(self, u: np.ndarray) -> np.ndarray:
-    return quantile_of_draws(self, u)
-
 
 @struct.dataclass
 class SecondStage:
@@ -241,9 +234,6 @@ class SecondStage:
     of_z, of_u = Normal(*self._apply('decode', u)), Normal(mean, logvar)
     terms = of_z.log_prob_per_dimension(z) - of_u.log_prob_per_dimension(u)
     return _sum_event(terms + _normal_log_prob(u, 0.0, 0.0), 1)
-
-  def quantile(self, u: np.ndarray) -> np.ndarray:
-    return quantile_of_draws(self, u)
 
   def _apply(self, method, x):
     return self.network.apply(self.variables, x, method=method)
@@ -308,15 +298,11 @@ def _log_prob_of_each(z, means, logvars) -> jax.Array:
   gradient goes by matrix products, many times as fast as the differences. The
   values would lose digits by them: where σ is small, z²/σ² and zμ/σ² are large.
   """
-  # Or each exponential would be computed anew for each z.
+  # Without the barrier XLA computes each exponential again for each z.
   precisions = lax.optimization_barrier(jnp.exp(-logvars))
   squares = jnp.square(z[..., None, :] - means) * precisions
   constants = (logvars + _LOG_2PI).sum(axis=-1)
   return -0.5 * (squares.sum(axis=-1) + constants)
-
-
-def _log_prob_of_each_forward(*args):
-  return _log_prob_of_each(*args), args
 
 
 def _log_prob_of_each_backward(args, cotangent):
@@ -331,7 +317,9 @@ def _log_prob_of_each_backward(args, cotangent):
   return jax.vjp(by_products, *args)[1](cotangent)
 
 
-_log_prob_of_each.defvjp(_log_prob_of_each_forward, _log_prob_of_each_backward)
+_log_prob_of_each.defvjp(
+  lambda *args: (_log_prob_of_each(*args), args), _log_prob_of_each_backward
+)
 
 
 def _forward_substitution(lower: jax.Array, b: jax.Array) -> jax.Array:
@@ -350,11 +338,13 @@ def _forward_substitution(lower: jax.Array, b: jax.Array) -> jax.Array:
   return lax.fori_loop(0, b.shape[-1], subtract_column, b)
 
 
-def quantile_of_draws(prior, u: np.ndarray) -> np.ndarray:
-  """Quantiles of each dimension from draws, for priors without a closed form.
+def quantile(prior, u: np.ndarray) -> np.ndarray:
+  """The inverse distribution function of each dimension, of u [..., *event].
 
-  u [..., *event].
+  From draws, for priors without a closed form.
   """
+  if hasattr(prior, 'quantile'):
+    return np.asarray(prior.quantile(u))
   draws = draw(prior, numerics.sample_key(0), _NUM_DRAWS)
   draws = np.sort(draws.reshape(_NUM_DRAWS, -1), axis=0)
   grid = (np.arange(_NUM_DRAWS) + 0.5) / _NUM_DRAWS

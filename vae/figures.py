@@ -12,6 +12,8 @@ from etils import epath
 import numpy as np
 from PIL import Image
 
+from vae import distributions
+
 PATHS = ('linear', 'spherical')
 
 _BACKGROUND = 255
@@ -62,14 +64,6 @@ def save_png(image: np.ndarray, path: epath.Path) -> None:
   """Writes uint8 [height, width, 1 or 3] as PNG; makes the folder."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(png(image))
-
-
-def save_gif(
-  frames: Sequence[np.ndarray], path: epath.Path, frame_duration: int
-) -> None:
-  """Writes frames as `gif` has them; makes the folder."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(gif(frames, frame_duration))
 
 
 def png(image: np.ndarray) -> bytes:
@@ -143,7 +137,8 @@ def prior_values(prior, reach: float, steps: int) -> np.ndarray:
   cdf = statistics.NormalDist().cdf
   u = np.array([cdf(x) for x in np.linspace(-reach, reach, steps)])
   u = u.reshape(-1, *[1] * prior.mean.ndim)
-  values = prior.quantile(np.broadcast_to(u, (steps, *prior.mean.shape)))
+  u = np.broadcast_to(u, (steps, *prior.mean.shape))
+  values = distributions.quantile(prior, u)
   return np.asarray(values).reshape(steps, -1)
 
 
@@ -156,5 +151,5 @@ def manifold(prior, side: int) -> np.ndarray:
   line = np.linspace(*_MANIFOLD_QUANTILES, side)
   x, y = np.meshgrid(line, line[::-1])
   u = np.stack([x.ravel(), y.ravel()], axis=-1)
-  values = prior.quantile(u.reshape(-1, *prior.mean.shape))
+  values = distributions.quantile(prior, u.reshape(-1, *prior.mean.shape))
   return np.asarray(values).reshape(-1, 2)

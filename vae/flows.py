@@ -70,5 +70,5 @@ class _Layer(nn.Module):
       )
       for name in ('log_scale', 'shift')
     )
-    # Limited, or an early step could scale beyond all numbers.
+    # The limit keeps an early step from overflowing.
     return 2 * jnp.tanh(log_scale / 2) * ~kept, shift * ~kept

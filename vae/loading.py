@@ -1,6 +1,7 @@
 """A trained model, read back from the workdir of its run."""
 
 from collections.abc import Callable
+import contextlib
 import functools
 import json
 from typing import Any
@@ -40,7 +41,11 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
   try:
     return ml_collections.ConfigDict(json.loads(path.read_text()))
   except (FileNotFoundError, NotADirectoryError):
-    raise UserError(f'{path} is missing; {workdir} holds no run.') from None
+    message = f'{path} is missing; {workdir} holds no run'
+    with contextlib.suppress(OSError):
+      below = sorted(p.parent.name for p in path.parent.glob(f'*/{CONFIG}'))
+      message += f'; folders in it do: {", ".join(below[:9])}' if below else ''
+    raise UserError(f'{message}.') from None
   except (OSError, ValueError, TypeError, AttributeError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise UserError(f'{path} cannot be read ({reason}).') from error
@@ -60,7 +65,7 @@ def load(
 def restore(
   config, workdir: epath.PathLike, checkpoint: str | int = 'best'
 ) -> 'TrainedVAE':
-  """The same, with the config already read."""
+  """`load`, with the config already read."""
   workdir = paths.expand(workdir)
   has_x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
   if config.model.get('dtype') == 'float64' and not has_x64:

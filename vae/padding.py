@@ -32,8 +32,9 @@ def pad(tree: Any, target: Any) -> Any:
 def collection(
   narrow: nn.Module, wide: nn.Module, params: Any = None
 ) -> dict[str, Any]:
-  """`{'padding': …}`, also if there is none; empty for a model without any.
+  """The collection `padding` of a model that is padded to the size of `wide`.
 
+  It is there without padding too, and empty for models without a latent_dim.
   `params`, the arrays or shapes of the narrow model, are given in training.
   """
   if not hasattr(narrow, 'latent_dim'):

@@ -141,13 +141,6 @@ class Population(Trainer):
     for chunk, start in super().eval_chunks():
       yield splits.Chunk(_first(chunk.batches), chunk.num_batches), start
 
-  def eval_shapes(self) -> splits.Examples:
-    """See `Trainer.eval_shapes`."""
-    return jax.tree.map(
-      lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype),
-      super().eval_shapes(),
-    )
-
   def by_run(self, metrics: steps.Metrics) -> dict[str, np.ndarray]:
     """Waits for results of `train` or `evaluate`; [num_runs, max_steps]."""
     return jax.device_get(metrics)

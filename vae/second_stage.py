@@ -6,9 +6,6 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-# The paper's hidden layers.
-_WIDTHS = (1024, 1024, 1024)
-
 
 class SecondStage(nn.Module):
   """Latents z to u of the same size, and back.
@@ -19,12 +16,12 @@ class SecondStage(nn.Module):
   Attributes:
     size: of z and of u.
     dtype: of parameters and computation.
-    widths: of the hidden layers.
+    widths: of the hidden layers, by default the paper's.
   """
 
   size: int
   dtype: Any = jnp.float32
-  widths: tuple[int, ...] = _WIDTHS
+  widths: tuple[int, ...] = (1024,) * 3
 
   def setup(self):
     options = {'dtype': self.dtype, 'param_dtype': self.dtype}

@@ -233,29 +233,6 @@ def eval_chunks(
     yield chunk, index * max_batches * order.shape[1]
 
 
-def eval_shapes(
-  split: Split,
-  batch_size: int,
-  max_batches: int,
-  topology: Topology,
-  labels: np.ndarray | None = None,
-) -> Examples:
-  """Shapes of the batches of each chunk of `eval_chunks`; reads no image."""
-  order = _eval_order(split.num_examples, batch_size, topology)
-  local = topology.local_part(order)
-  shape = (
-    topology.local_devices,
-    min(max_batches, len(order)),
-    local.shape[1] // topology.local_devices,
-  )
-  indices = jax.ShapeDtypeStruct(shape, np.int32)
-  images = jax.ShapeDtypeStruct((*shape, *split.image_shape), np.uint8)
-  is_stored = isinstance(split, DeviceSplit)
-  return Examples(
-    indices if is_stored else images, None if labels is None else indices
-  )
-
-
 def eval_batches(
   split: Split, batch_size: int, topology: Topology
 ) -> Iterator[tuple[np.ndarray, int]]:
@@ -264,7 +241,7 @@ def eval_batches(
   All batches have the same size, at most the global `batch_size`, but at least
   one example on each device.
 
-  Returns:
+  Yields:
     Pairs of this process's images, uint8 [local_devices, per_device_batch_size,
     height, width, channels], and the position in the split of the global
     batch's first example.

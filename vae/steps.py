@@ -69,7 +69,7 @@ class Program:
     critic: the objective's own network, and the shape of its input, if any.
     average_decay: of the parameters' moving average, by which the model is
       validated and used; 0 for none.
-    binarize: whether each pixel is drawn black or white, anew in each step.
+    binarize: whether each pixel is drawn black or white in each step.
   """
 
   model: nn.Module

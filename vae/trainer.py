@@ -104,17 +104,11 @@ class Trainer:
 
   def eval_chunks(self) -> Iterator[tuple[splits.Chunk, int]]:
     """The validation split, and the position in it of each chunk."""
-    return splits.eval_chunks(*self._eval_settings())
-
-  def eval_shapes(self) -> splits.Examples:
-    """Shapes of the batches of a chunk of the validation."""
-    return splits.eval_shapes(*self._eval_settings())
-
-  def _eval_settings(self) -> tuple:
     split, batch_size = self._data.validation, self._config.eval.batch_size
     max_batches = min(_MAX_EVAL_BATCHES, _max_batches(split, batch_size))
-    topology, labels = self._topology, self._validation_labels
-    return split, batch_size, max_batches, topology, labels
+    return splits.eval_chunks(
+      split, batch_size, max_batches, self._topology, self._validation_labels
+    )
 
   def train(self, chunk: splits.Chunk) -> steps.Metrics:
     """Dispatches the steps of a chunk, for metrics [..., max_steps]."""
@@ -142,8 +136,7 @@ class Trainer:
       lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
       self._state.variables,
     )
-    chunk = splits.Chunk(self.eval_shapes(), 1)
-    arguments = self._eval_arguments(chunk, 0)
+    arguments = self._eval_arguments(*next(self.eval_chunks()))
     self._eval_steps.lower(variables, *arguments).compile()
 
   def _eval_arguments(self, chunk: splits.Chunk, start: int) -> tuple:

@@ -31,9 +31,6 @@ from vae import (
 )
 from vae.layers import at_least_float32, spectrally_normalised
 
-# Gradients have 1/σ², and Adam squares them, in float32.
-_SIGMA = 1e-6, 1e6
-
 # Layers of a flow, and features of its networks.
 _FLOW_LAYERS, _FLOW_FEATURES = 4, 128
 
@@ -81,11 +78,8 @@ class Autoencoder(nn.Module):
         # As different as images are.
         embedding_init=nn.initializers.normal(0.3),
       )
-    if not _SIGMA[0] <= self.sigma <= _SIGMA[1]:
-      raise ValueError(
-        f'sigma is {self.sigma:g}; it must be at least {_SIGMA[0]:g} and at '
-        f'most {_SIGMA[1]:g}.'
-      )
+    # Gradients have 1/σ², and Adam squares them, in float32.
+    registry.check_at_least(1e-6, sigma=self.sigma)
     if self.learn_sigma:
       if self.likelihood not in likelihoods.WITH_SIGMA:
         raise ValueError(
@@ -332,9 +326,9 @@ def check(config) -> None:
       f'num_classes is 0; config.data.label={config.data.label} needs as many '
       'as that label has.'
     )
-  if hasattr(find(config.model.name), 'table') and (
-    config.objective.name != 'vq'
-  ):
+  if ('table' in config.model) != ('commitment' in config.objective):
     raise ValueError(
-      'name is vq; it needs config.objective.name=vq, which has its losses.'
+      f'name is {config.model.name}, and config.objective.name='
+      f'{config.objective.name}; a model with a codebook needs an objective '
+      'with its losses, such as vq, and the other way round.'
     )

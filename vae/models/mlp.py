@@ -7,14 +7,6 @@ from flax import linen as nn
 
 from vae import layers, models, registry
 
-_ACTIVATIONS = {
-  'relu': nn.relu,
-  'leaky_relu': nn.leaky_relu,
-  'tanh': nn.tanh,
-  'silu': nn.silu,
-  'gelu': nn.gelu,
-}
-
 
 class Model(models.VAE):
   """Dense layers from pixels to z, and the same widths in reverse back.
@@ -86,5 +78,5 @@ def _hidden(x, sizes, activation, dtype):
     if activation == 'gated':
       x = linear * nn.sigmoid(layers.dense(x, size, dtype))
     else:
-      x = _ACTIVATIONS[activation](linear)
+      x = getattr(nn, activation)(linear)
   return x

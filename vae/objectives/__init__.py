@@ -10,6 +10,7 @@ is to be logged. An `Objective` with a network of its own has a method
 shape of its input; `model.variables['params']['critic']` are its parameters.
 """
 
+import functools
 from typing import Any
 
 from flax import struct
@@ -19,6 +20,9 @@ import jax.numpy as jnp
 
 from vae import devices, registry
 from vae.errors import UserError
+
+# A field that is compiled in.
+static = functools.partial(struct.field, pytree_node=False)
 
 
 @struct.dataclass
@@ -41,9 +45,9 @@ class Batch:
   keys: jax.Array
   noise_keys: jax.Array
   epoch: jax.Array | float
-  train: bool = struct.field(pytree_node=False)
-  num_train_examples: int = struct.field(pytree_node=False)
-  axis_name: str | None = struct.field(pytree_node=False)
+  train: bool = static()
+  num_train_examples: int = static()
+  axis_name: str | None = static()
 
 
 def mean(batch: Batch, values: jax.Array) -> jax.Array:

@@ -9,8 +9,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from vae import objectives, registry
-from vae.objectives import Batch, elbo
+from vae import objectives
+from vae.objectives import Batch, elbo, static
 
 
 @struct.dataclass
@@ -24,14 +24,7 @@ class Objective(elbo.Objective):
 
   beta: float = 100.0
   capacity: float = 25.0
-  capacity_epochs: float = struct.field(pytree_node=False, default=10.0)
-
-  def check(self, config) -> None:
-    """Raises ValueError for settings that do not go together."""
-    super().check(config)
-    registry.check_at_least(
-      0, capacity=self.capacity, capacity_epochs=self.capacity_epochs
-    )
+  capacity_epochs: float = static(default=10.0)
 
   def rate(self, model, batch: Batch, draws: elbo.Draws) -> jax.Array:
     """The distance of the rate from the capacity, [batch]."""

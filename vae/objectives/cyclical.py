@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vae import registry
-from vae.objectives import Batch, elbo
+from vae.objectives import Batch, elbo, static
 
 
 @struct.dataclass
@@ -21,8 +21,8 @@ class Objective(elbo.Objective):
     rising_share: of a cycle, R in the paper.
   """
 
-  cycle_epochs: float = struct.field(pytree_node=False, default=5.0)
-  rising_share: float = struct.field(pytree_node=False, default=0.5)
+  cycle_epochs: float = static(default=5.0)
+  rising_share: float = static(default=0.5)
 
   def check(self, config) -> None:
     """Raises ValueError for settings that do not go together."""

@@ -13,8 +13,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from vae import objectives, registry
-from vae.objectives import Batch, elbo
+from vae import objectives
+from vae.objectives import Batch, elbo, static
 
 
 @struct.dataclass
@@ -27,9 +27,7 @@ class Objective(elbo.Objective):
     diagonal: λ_d.
   """
 
-  covariance_of: Literal['mean', 'z'] = struct.field(
-    pytree_node=False, default='mean'
-  )
+  covariance_of: Literal['mean', 'z'] = static(default='mean')
   off_diagonal: float = 10.0
   diagonal: float = 100.0
 
@@ -37,9 +35,6 @@ class Objective(elbo.Objective):
     """Raises ValueError for settings that do not go together."""
     super().check(config)
     objectives.check_diagonal(config)
-    registry.check_at_least(
-      0, off_diagonal=self.off_diagonal, diagonal=self.diagonal
-    )
 
   def penalties(self, model, batch: Batch, draws: elbo.Draws) -> dict[str, Any]:
     """Squares of the covariances, the same for each example."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vae import distributions, numerics, registry
-from vae.objectives import Batch
+from vae.objectives import Batch, static
 
 
 class Draws(NamedTuple):
@@ -48,23 +48,20 @@ class Objective:
   """
 
   beta: float = 1.0
-  num_samples: int = struct.field(pytree_node=False, default=1)
-  sample_posterior: bool = struct.field(pytree_node=False, default=True)
-  input_noise: float = struct.field(pytree_node=False, default=0.0)
-  kl_warmup_epochs: float = struct.field(pytree_node=False, default=0.0)
+  num_samples: int = static(default=1)
+  sample_posterior: bool = static(default=True)
+  input_noise: float = static(default=0.0)
+  kl_warmup_epochs: float = static(default=0.0)
 
   def check(self, config) -> None:
     """Raises ValueError for settings that do not go together.
 
-    `config` is complete, with those of the model.
+    `config` is complete, with those of the model. No float may be negative,
+    those of subclasses included.
     """
+    floats = {k: v for k, v in vars(self).items() if isinstance(v, float)}
+    registry.check_at_least(0, **floats)
     registry.check_at_least(1, num_samples=self.num_samples)
-    registry.check_at_least(
-      0,
-      beta=self.beta,
-      input_noise=self.input_noise,
-      kl_warmup_epochs=self.kl_warmup_epochs,
-    )
     if self.num_samples > 1 and not self.sample_posterior:
       raise ValueError(
         f'num_samples is {self.num_samples}; without sampling '

@@ -19,7 +19,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from vae import numerics, objectives, registry
-from vae.objectives import Batch, elbo
+from vae.objectives import Batch, elbo, static
 
 
 @struct.dataclass
@@ -32,14 +32,11 @@ class Objective(elbo.Objective):
   """
 
   gamma: float = 10.0
-  critic_sizes: tuple[int, ...] = struct.field(
-    pytree_node=False, default=(1000,) * 6
-  )
+  critic_sizes: tuple[int, ...] = static(default=(1000,) * 6)
 
   def check(self, config) -> None:
     """Raises ValueError for settings that do not go together."""
     super().check(config)
-    registry.check_at_least(0, gamma=self.gamma)
     registry.check_at_least(1, critic_sizes=self.critic_sizes)
 
   def critic(self, model) -> nn.Module:

@@ -14,9 +14,9 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from vae import distributions, objectives, registry
+from vae import distributions, objectives
 from vae.errors import UserError
-from vae.objectives import Batch, elbo
+from vae.objectives import Batch, elbo, static
 
 
 @struct.dataclass
@@ -29,9 +29,7 @@ class Objective(elbo.Objective):
   """
 
   free_nats: float = 0.1
-  per: Literal['dimension', 'image'] = struct.field(
-    pytree_node=False, default='dimension'
-  )
+  per: Literal['dimension', 'image'] = static(default='dimension')
 
   def check(self, config) -> None:
     """Raises ValueError for settings that do not go together."""
@@ -44,7 +42,6 @@ class Objective(elbo.Objective):
         'per is dimension, but the KL of this model has no closed form; '
         'per=image needs none.'
       )
-    registry.check_at_least(0, free_nats=self.free_nats)
 
   def rate(self, model, batch: Batch, draws: elbo.Draws) -> jax.Array:
     """The KL above the floor, [batch]."""

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from vae import registry
-from vae.objectives import Batch
+from vae.objectives import Batch, static
 
 
 @struct.dataclass
@@ -33,11 +33,9 @@ class Objective:
     elbo_weight: β of CIWAE: β · ELBO + (1 - β) · L_K.
   """
 
-  num_samples: int = struct.field(pytree_node=False, default=5)
-  num_bounds: int = struct.field(pytree_node=False, default=1)
-  gradient: Literal['plain', 'dreg', 'piwae'] = struct.field(
-    pytree_node=False, default='plain'
-  )
+  num_samples: int = static(default=5)
+  num_bounds: int = static(default=1)
+  gradient: Literal['plain', 'dreg', 'piwae'] = static(default='plain')
   elbo_weight: float = 0.0
 
   def check(self, config) -> None:
@@ -65,7 +63,8 @@ class Objective:
 
     def log_weights(likelihood, prior, posterior, z):
       log_p = likelihood.log_prob(batch.images) + prior.log_prob(z)
-      return self._grouped(log_p - posterior.log_prob(z))
+      log_w = log_p - posterior.log_prob(z)  # [M · K, batch]
+      return log_w.reshape(self.num_bounds, self.num_samples, -1)
 
     if gradient == 'plain':
       likelihood = model.decode(z, batch.train)
@@ -99,10 +98,6 @@ class Objective:
       'kl': -elbo - distortion,
       'mse': errors.mean(axis=(0, -3, -2, -1)),
     }
-
-  def _grouped(self, values: jax.Array) -> jax.Array:
-    """[M · K, batch] as [M, K, batch]."""
-    return values.reshape(self.num_bounds, self.num_samples, -1)
 
 
 def _bound(log_w: jax.Array) -> jax.Array:

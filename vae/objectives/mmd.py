@@ -13,8 +13,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from vae import numerics, objectives, registry
-from vae.objectives import Batch, elbo
+from vae import numerics, objectives
+from vae.objectives import Batch, elbo, static
 
 
 @struct.dataclass
@@ -29,14 +29,7 @@ class Objective(elbo.Objective):
 
   beta: float = 0.0
   mmd_weight: float = 1000.0
-  kernel: Literal['gaussian', 'multiquadric'] = struct.field(
-    pytree_node=False, default='gaussian'
-  )
-
-  def check(self, config) -> None:
-    """Raises ValueError for settings that do not go together."""
-    super().check(config)
-    registry.check_at_least(0, mmd_weight=self.mmd_weight)
+  kernel: Literal['gaussian', 'multiquadric'] = static(default='gaussian')
 
   def penalties(self, model, batch: Batch, draws: elbo.Draws) -> dict[str, Any]:
     """The terms of the estimate that are of each example."""

@@ -13,7 +13,7 @@ import jax
 from jax import lax
 
 from vae import distributions, numerics
-from vae.objectives import Batch
+from vae.objectives import Batch, static
 
 # Priors that can be learned without the rest of the model.
 PRIORS = 'mixture', 'flow', 'two_stage'
@@ -27,7 +27,7 @@ class Objective:
     sample_posterior: whether z is drawn from q(z|x), or is its mean.
   """
 
-  sample_posterior: bool = struct.field(pytree_node=False, default=True)
+  sample_posterior: bool = static(default=True)
 
   def check(self, config) -> None:
     """Raises ValueError for settings that do not go together."""

@@ -15,8 +15,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from vae import numerics, registry
-from vae.objectives import Batch, elbo
+from vae import numerics
+from vae.objectives import Batch, elbo, static
 
 
 @struct.dataclass
@@ -32,16 +32,9 @@ class Objective(elbo.Objective):
   """
 
   beta: float = 1.0
-  sample_posterior: bool = struct.field(pytree_node=False, default=False)
-  regulariser: Literal['parameters', 'gradient'] = struct.field(
-    pytree_node=False, default='parameters'
-  )
+  sample_posterior: bool = static(default=False)
+  regulariser: Literal['parameters', 'gradient'] = static(default='parameters')
   regulariser_weight: float = 1e-4
-
-  def check(self, config) -> None:
-    """Raises ValueError for settings that do not go together."""
-    super().check(config)
-    registry.check_at_least(0, regulariser_weight=self.regulariser_weight)
 
   def rate(self, model, batch: Batch, draws: elbo.Draws) -> jax.Array:
     """½‖z‖², [batch]."""

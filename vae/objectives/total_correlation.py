@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from vae import distributions, numerics, objectives, registry
-from vae.objectives import Batch, elbo
+from vae import distributions, numerics, objectives
+from vae.objectives import Batch, elbo, static
 
 
 @struct.dataclass
@@ -28,15 +28,12 @@ class Objective(elbo.Objective):
   """
 
   tc_weight: float = 6.0
-  sampling: Literal['weighted', 'stratified'] = struct.field(
-    pytree_node=False, default='weighted'
-  )
+  sampling: Literal['weighted', 'stratified'] = static(default='weighted')
 
   def check(self, config) -> None:
     """Raises ValueError for settings that do not go together."""
     super().check(config)
     objectives.check_diagonal(config)
-    registry.check_at_least(0, tc_weight=self.tc_weight)
 
   def penalties(self, model, batch: Batch, draws: elbo.Draws) -> dict[str, Any]:
     """log q(z) - Σ log q(z_j) at the first draw of each example."""

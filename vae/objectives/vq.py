@@ -13,7 +13,6 @@ from flax import struct
 from jax import lax
 import jax.numpy as jnp
 
-from vae import registry
 from vae.objectives import Batch, elbo
 
 
@@ -26,13 +25,6 @@ class Objective(elbo.Objective):
   """
 
   commitment: float = 0.25
-
-  def check(self, config) -> None:
-    """Raises ValueError for settings that do not go together."""
-    super().check(config)
-    if config.model.name != 'vq':
-      raise ValueError('name is vq; it needs config.model.name=vq.')
-    registry.check_at_least(0, commitment=self.commitment)
 
   def penalties(self, model, batch: Batch, draws: elbo.Draws) -> dict[str, Any]:
     """Squared distances of encodings and codes, [batch]."""
