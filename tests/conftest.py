@@ -11,9 +11,8 @@ import subprocess
 import tarfile
 from unittest import mock
 
-# Optimising the programs of tests takes longer than running them. `make
-# test-all` sets XLA_FLAGS to nothing for the slow tests, whose programs are
-# those of users.
+# Optimising the programs of tests takes longer than running them; the fixture
+# `users_programs` is for those that need what users run.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 # Tests, and the processes that they start, compile the same programs.
 os.environ.setdefault(
@@ -140,6 +139,13 @@ def celeba_dir(tmp_path_factory):
   head = f'{len(names)}\n{" ".join(attributes)}\n'
   (folder / 'list_attr_celeba.txt').write_text(head + ''.join(rows))
   return folder
+
+
+@pytest.fixture(scope='module')
+def users_programs():
+  """Processes that the module's tests start optimise programs as for users."""
+  with mock.patch.dict(os.environ, {'XLA_FLAGS': ''}):
+    yield
 
 
 @pytest.fixture(scope='session')

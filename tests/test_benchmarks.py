@@ -48,6 +48,7 @@ if tpu_compile.has_libtpu():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('users_programs')
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_scripts_run_without_tensorflow_and_pytorch(
   script, tmp_path, celeba_dir, trained_run
@@ -146,6 +147,7 @@ def test_published_rows_are_measured_without_tensorflow(tmp_path):
   assert all(-28 * 28 < bound < 0 for bound in bounds)
 
 
+@pytest.mark.slow
 def test_seeds_that_train_together_are_runs_by_themselves(tmp_path):
   config = iwae.get_config('iwae5')
   config.data.image_size = config.data.channels = 1

@@ -14,7 +14,7 @@ from tests.test_main import check_same, finish, metrics, SMALL, start, start_two
 from vae import paths
 from vae.checkpoints import Checkpoints
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('users_programs')]
 
 # roles/storage.objectUser.
 PERMISSIONS = {

@@ -40,6 +40,7 @@ def test_what_a_run_lacks_is_not_compared():
   assert [row[0] for row in rows] == ['mse_of_mean']
 
 
+@pytest.mark.slow
 def test_a_run_and_itself_differ_by_nothing(trained_run, tmp_path):
   other = tmp_path / 'other'
   shutil.copytree(trained_run, other)

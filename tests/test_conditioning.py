@@ -108,6 +108,7 @@ def test_library_takes_the_class_of_each_image():
       call()
 
 
+@pytest.mark.slow
 def test_a_label_of_no_weight_leaves_the_loss():
   plain = mlp.Model((4, 4, 1), latent_dim=2, hidden_sizes=(5,))
   conditional = plain.clone(num_classes=CLASSES)
@@ -187,6 +188,7 @@ def make(conditional_run, tmp_path):
   return make
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_and_swept(conditional_run, inception_file):
   config, workdir, data = conditional_run
   assert (workdir / 'samples' / 'epoch_0003.png').exists()
@@ -235,6 +237,7 @@ def test_other_classes_are_other_data(conditional_run):
     workdirs.check_data(epath.Path(workdir), data.identity() | changed)
 
 
+@pytest.mark.slow
 def test_second_stage_of_a_run(conditional_run, tmp_path):
   config, workdir, data = conditional_run
   config = config.copy_and_resolve_references()

@@ -20,6 +20,8 @@ from vae.errors import UserError
 from vae.population import Population
 from vae.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 PIXELS = np.random.default_rng(0).integers(0, 256, (43, 8, 8, 3), np.uint8)
 LABELS = np.random.default_rng(1).integers(0, 3, (43, 1))
 

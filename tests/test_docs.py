@@ -64,6 +64,7 @@ def small(celeba_dir):
   return dict(data=data, batch_size=8)
 
 
+@pytest.mark.slow
 def test_objective_of_the_docs_is_the_tighter_bound(
   own_folder, small, tmp_path
 ):
@@ -82,6 +83,7 @@ def test_penalty_of_the_docs_is_added_to_the_loss(own_folder, small, tmp_path):
   assert row['variation'] > 0
 
 
+@pytest.mark.slow
 def test_model_of_the_docs_trains_and_is_loaded(own_folder, small, tmp_path):
   train_briefly(own_folder / 'patches_config.py', tmp_path, **small)
   trained = vae.load(tmp_path)
@@ -97,6 +99,7 @@ def digits_run(own_folder, tmp_path_factory):
   return data, vae.load(workdir)
 
 
+@pytest.mark.slow
 def test_data_set_of_the_docs_has_its_images_and_labels(digits_run):
   data, trained = digits_run
   sizes = [getattr(data, s).num_examples for s in data.__dataclass_fields__]
@@ -154,6 +157,7 @@ def test_notebook_runs_from_top_to_bottom(trained_run):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('users_programs')
 def test_article_in_code_shows_what_it_says():
   """It asserts closed forms, fewer holes, blur by σ, and the cured collapse."""
   text, count = run_notebook('article_in_code.ipynb')

@@ -265,6 +265,7 @@ def test_another_address_needs_the_token(trained_run):
     assert ask(local, 'api/runs', **{'X-Token': token})[0] == 200
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_until_it_disappears(trained_run, tmp_path):
   workdir = tmp_path / 'followed'
   shutil.copytree(trained_run, workdir)

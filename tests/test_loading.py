@@ -146,6 +146,7 @@ def test_arrays_that_are_no_images_are_refused(model, wrong, match):
     model.decode(np.zeros((3, 5)))
 
 
+@pytest.mark.slow
 def test_run_starts_from_what_fits_of_another(trained_run, tmp_path, capsys):
   config = loading.read_config(trained_run)
   config.model.latent_dim, config.init_from = 3, str(trained_run)

@@ -38,6 +38,8 @@ SMALL = (
   '--config.train.steps_per_dispatch=2',
   '--config.train.log_every_steps=2',
 )
+pytestmark = pytest.mark.usefixtures('users_programs')
+
 # Five steps an epoch.
 assert SPLIT_SIZES[0] // 8 == 5
 
@@ -200,6 +202,7 @@ def test_finished_run_is_left_as_it_is(finished):
   assert metrics(workdir) == before
 
 
+@pytest.mark.slow
 def test_killed_run_ends_in_the_same_bits(finished, tmp_path):
   """SIGKILL in the middle of a run, and a start with images on the device."""
   workdir, flags, _ = finished
@@ -221,6 +224,7 @@ def test_killed_run_ends_in_the_same_bits(finished, tmp_path):
   assert vae.load(killed).step == Checkpoints(workdir).best_step()
 
 
+@pytest.mark.slow
 def test_two_processes_in_float64_are_the_run_of_one(celeba_dir, tmp_path):
   """Two of two devices each, as Slurm starts them: 10 steps, 2 validations."""
   flags = (
@@ -283,6 +287,7 @@ def test_processes_of_other_configs_do_not_train_together(finished, tmp_path):
   assert not (tmp_path / 'w').exists()
 
 
+@pytest.mark.slow
 def test_checkpoint_of_one_device_continues_on_eight(finished, tmp_path):
   workdir, flags, _ = finished
   shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
@@ -312,7 +317,10 @@ def test_mistakes_get_one_line(tmp_path):
   ('number', 'status', 'message'),
   [
     (signal.SIGINT, 130, 'interrupted; the same command'),
-    (signal.SIGTERM, 0, 'terminated; the same command'),
+    pytest.param(
+      *(signal.SIGTERM, 0, 'terminated; the same command'),
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_signal_ends_in_order_and_saves_everything(
@@ -336,6 +344,7 @@ def test_signal_ends_in_order_and_saves_everything(
   assert Checkpoints(tmp_path).all_steps()[-1] == step > 0
 
 
+@pytest.mark.slow
 def test_disk_that_takes_nothing_for_a_while_loses_nothing(finished, tmp_path):
   """No file of this process may grow beyond 4 kB until it has complained."""
   workdir, flags, _ = finished

@@ -130,6 +130,7 @@ def test_plain_autoencoder_has_no_bound_but_a_note(small_config, data):
   assert any('plain autoencoder' in note for note in results.notes)
 
 
+@pytest.mark.slow
 def test_codes_without_a_gaussian_posterior_are_measured(
   celeba_dir, data, tmp_path
 ):

@@ -92,7 +92,14 @@ SMALL_28 = {
 }
 
 
-@pytest.mark.parametrize('name', SMALL_28)
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('conv', 'mlp', 'residual'),
+    pytest.param('spatial', marks=pytest.mark.slow),
+    pytest.param('fsq', marks=pytest.mark.slow),
+  ],
+)
 def test_shapes_and_gradients_reach_from_end_to_end(name):
   model, images = SMALL_28[name], random_images(5, 28, 28, 1)
   variables = init(model)
@@ -136,7 +143,10 @@ def test_residual_block_is_the_identity_if_its_last_convolution_is_zero():
     ),
     (residual.Model((28, 28, 1)), '28×28, must be multiples of 8'),
     (fsq.Model((8, 8, 1), levels=(5, 1)), r'levels is \(5, 1\); .* at least 2'),
-    (mlp.Model((8, 8, 1), sigma=0.0), 'sigma is 0; it must be at least 1e-06'),
+    (
+      mlp.Model((8, 8, 1), sigma=0.0),
+      'sigma is 0.0; it must be',
+    ),
     (
       mlp.Model((8, 8, 1), 'bernoulli', learn_sigma=True),
       'only gaussian',
@@ -195,6 +205,7 @@ def make_vq(**settings):
   return model, jax.jit(model.init)(jax.random.key(0), images), images
 
 
+@pytest.mark.slow
 def test_table_follows_the_moving_averages_of_what_it_stands_for():
   model, variables, images = make_vq()
   posterior, changed = model.apply(
@@ -238,6 +249,7 @@ def test_code_without_use_starts_again_at_the_farthest_position():
   assert after['uses'][3] > 0.1
 
 
+@pytest.mark.slow
 def test_gradient_passes_the_choice_of_a_code_as_if_it_were_not_there():
   model, variables, images = make_vq(table='gradient')
 
@@ -252,6 +264,7 @@ def test_gradient_passes_the_choice_of_a_code_as_if_it_were_not_there():
   assert np.abs(derivative('mean')).max() > 0
 
 
+@pytest.mark.slow
 def test_decoder_of_spectral_norm_one_is_that_of_smaller_kernels():
   plain = conv.Model((8, 8, 3), latent_dim=2, hidden_channels=(4, 4))
   model = plain.clone(spectral_norm=True)

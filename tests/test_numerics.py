@@ -86,6 +86,7 @@ def start(workdir, num_epochs, **switches):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('users_programs')
 def test_switches_change_no_bit_of_a_run(tmp_path):
   """The run starts under some switches, and continues under others."""
   for num_epochs, switches in ((1, ALL), (2, X64)):

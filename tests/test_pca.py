@@ -58,9 +58,9 @@ def linear_vae(images, latent_dim):
   ('channels', 'hidden_channels', 'latent_dim', 'activation'),
   [
     # Pairs for all of the 4, 16 and 64 numbers of a block.
-    (1, (8, 32, 128), 40, 'leaky_relu'),
+    pytest.param(1, (8, 32, 128), 40, 'leaky_relu', marks=pytest.mark.slow),
     (1, (10, 35, 129), 3, 'relu'),
-    (3, (24, 96), 40, 'leaky_relu'),
+    pytest.param(3, (24, 96), 40, 'leaky_relu', marks=pytest.mark.slow),
     (3, (), 40, 'leaky_relu'),
   ],
 )
@@ -102,6 +102,7 @@ def test_network_is_the_linear_vae(
   np.testing.assert_allclose(found, outputs, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_narrow_network_keeps_the_strongest_components():
   images = make_images(96, 16, 3)
   model, variables, _ = initialise(
@@ -113,6 +114,7 @@ def test_narrow_network_keeps_the_strongest_components():
   assert errors[1] < errors[0] < 1.5 * errors[1] < 0.4 * images.var()
 
 
+@pytest.mark.slow
 def test_runs_begin_with_it():
   config = make_small_config('')
   config.model.initialisation = 'pca'

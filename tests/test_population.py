@@ -33,8 +33,8 @@ def run_epoch(trainer):
 @pytest.mark.parametrize(
   ('objective', 'model'),
   [
-    ('free_bits', 'conv'),
     ('elbo', 'mlp'),
+    pytest.param('free_bits', 'conv', marks=pytest.mark.slow),
     pytest.param('elbo', 'residual', marks=pytest.mark.slow),
   ],
 )
@@ -73,6 +73,7 @@ def test_padded_model_is_the_same_model(trained_run):
     np.testing.assert_array_equal(wide[:, 2:], 0)
 
 
+@pytest.mark.slow
 def test_member_continues_as_a_single_run(data, tmp_path):
   config = make_config(model='mlp')
   config.model.dtype = 'float32'

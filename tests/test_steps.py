@@ -110,6 +110,7 @@ def test_step_is_the_gradient_step_of_the_objective():
   )
 
 
+@pytest.mark.slow
 def test_skipped_step_changes_nothing_but_the_counts():
   # Without draws, as these differ by the step.
   good, bad = (
@@ -313,7 +314,10 @@ def test_gradient_is_clipped_before_the_l2_penalty_is_added(clip_norm, factor):
   assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
 
 
-@pytest.mark.parametrize('prior', prior_only.PRIORS)
+@pytest.mark.parametrize(
+  'prior',
+  ['mixture', 'flow', pytest.param('two_stage', marks=pytest.mark.slow)],
+)
 def test_prior_alone_is_fitted_to_a_trained_model(prior):
   model = conv.Model(
     (8, 8, 3),

@@ -90,6 +90,7 @@ def finished(celeba_dir, tmp_path_factory):
   return workdir, flags
 
 
+@pytest.mark.slow
 def test_table_is_that_of_the_checkpoints(finished):
   """Measured one by one, without padding."""
   workdir, _ = finished
@@ -110,6 +111,7 @@ def test_table_is_that_of_the_checkpoints(finished):
     assert rates[0] > rates[1]
 
 
+@pytest.mark.slow
 def test_point_is_a_run_like_any_other(finished):
   workdir, flags = finished
   point = workdir / 'points' / 'beta=20,latent_dim=3'
@@ -249,6 +251,7 @@ def work(make_worker, capsys):
   return run_worker
 
 
+@pytest.mark.slow
 def test_sweep_grows_from_its_checkpoints(work):
   """More values, a seed and epochs: the sweep that had them all at once."""
   work({'objective.beta': [1.0]})
@@ -269,6 +272,7 @@ def test_sweep_grows_from_its_checkpoints(work):
   assert grown == at_once
 
 
+@pytest.mark.slow
 def test_failed_point_is_recorded_and_the_others_go_on(work, tmp_path):
   axes = {'optimizer.learning_rate': [1000.0, 0.001]}
   more = {'change': [('train.num_epochs', 2)]}
@@ -282,6 +286,7 @@ def test_failed_point_is_recorded_and_the_others_go_on(work, tmp_path):
   assert 'learning_rate=1000: failed, ' in out
 
 
+@pytest.mark.slow
 def test_search_trains_points_of_ranges(work):
   axes = {
     'optimizer.learning_rate': points.Range(1e-7, 1e-2, True),
@@ -387,6 +392,7 @@ def test_folder_in_use_is_waited_for(worker, monkeypatch, capsys):
   assert capsys.readouterr().out.count('is in use by') == 1
 
 
+@pytest.mark.slow
 def test_measures_with_the_dimensions_of_the_point(trained_run, tmp_path):
   """Though models are padded to more."""
   workdir = epath.Path(tmp_path / 'run')

@@ -89,6 +89,7 @@ def run_workers(place, target, count):
   return [worker.exitcode for worker in workers]
 
 
+@pytest.mark.slow
 def test_workers_that_begin_at_once_do_each_point_once(place):
   assert run_workers(place, work, 3) == [0, 0, 0]
   url = parse_storage(place[0]).render_as_string(hide_password=False)

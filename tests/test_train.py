@@ -228,6 +228,7 @@ def test_state_that_led_to_divergence_is_named(diverging, data, tmp_path):
   assert train.train_and_evaluate(config, tmp_path, data, Rows()).step == 15
 
 
+@pytest.mark.slow
 def test_divergence_by_the_last_update_is_found(data, tmp_path):
   """Its parameters are not finite, and no step comes after it."""
   config = make_config(train__num_epochs=1, optimizer__learning_rate=1e-3)

@@ -69,6 +69,7 @@ def test_validation_can_be_compiled_before(place, make, settings, lowered):
   assert lowered == []
 
 
+@pytest.mark.slow
 def test_loop_compiles_the_validation_once(lowered, tmp_path, monkeypatch):
   monkeypatch.setattr(train, '_compiles_beside', lambda: True)
   config = make_small_config('')
