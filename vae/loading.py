@@ -8,7 +8,6 @@ from typing import Any
 
 from etils import epath
 from flax import linen as nn
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -23,7 +22,6 @@ from vae import (
   objectives,
   padding,
   paths,
-  registry,
   splits,
   steps,
 )
@@ -93,75 +91,6 @@ def restore(
   variables['params'] = dict(variables['params'])
   variables['params'].pop('critic', None)
   return TrainedVAE(config, model, variables, int(state.step))
-
-
-def start_from(config, state: Any) -> Any:
-  """A first state with the arrays of `config.init_from` that fit.
-
-  It is a run, whose best checkpoint counts. Arrays of the same name and shape
-  are taken; a line says which are not. Raises UserError if the workdir holds no
-  run, none of its arrays fits, or the model must be the same and is not.
-  """
-  workdir = config.init_from
-  trained = load(workdir)
-  if config.objective.name == 'prior_only':
-    _check_same_model(config, trained)
-  own, found = (
-    traverse_util.flatten_dict(jax.device_get(tree))
-    for tree in (
-      {'params': state.params, **state.collections},
-      trained.variables,
-    )
-  )
-  taken = {
-    path: array
-    for path, array in found.items()
-    if path in own and own[path].shape == array.shape
-  }
-  if not taken:
-    raise UserError(
-      f'config.init_from is {workdir}, but none of its arrays fits this model.'
-    )
-  for path in list(taken):  # The average starts at the parameters.
-    averaged = steps.AVERAGED, *path[1:]
-    if path[0] == 'params' and averaged in own:
-      taken[averaged] = taken[path]
-  new = {'/'.join(path[:2]) for path in own if path not in taken}
-  left = {'/'.join(path[:2]) for path in found if path not in taken}
-  print(
-    f'From step {trained.step:,} of {workdir}: {len(taken)} of {len(own)} '
-    f'arrays. Newly initialised: {", ".join(sorted(new)) or "none"}. Not used: '
-    f'{", ".join(sorted(left)) or "none"}.',
-    flush=True,
-  )
-  arrays = {
-    path: taken.get(path, array).astype(array.dtype)
-    for path, array in own.items()
-  }
-  collections = traverse_util.unflatten_dict(arrays)
-  params = collections.pop('params')
-  return state.replace(params=params, collections=collections)
-
-
-def _check_same_model(config, trained: 'TrainedVAE') -> None:
-  """Raises UserError unless two models are the same, but for their priors."""
-  settings = registry.settings(config.model)
-  settings['data.label'] = config.data.label
-  others = registry.fields(type(trained.model))
-  others = {name: default for name, (_, default) in others.items()}
-  others |= registry.settings(trained.config.model)
-  others['data.label'] = trained.config.data.get('label', '')
-  changed = [
-    f'{name} was {others[name]} and is now {settings[name]}'
-    for name in settings
-    if name not in ('latent_prior', 'prior_components')
-    and settings[name] != others.get(name)
-  ]
-  if changed:
-    raise UserError(
-      f'config.init_from is {config.init_from}, and the objective prior_only '
-      f'leaves its model as it is: {"; ".join(changed)}.'
-    )
 
 
 class TrainedVAE:

@@ -201,6 +201,7 @@ def train_step(
   def loss_fn(params):
     mutable = [name for name in state.collections if name != AVERAGED]
     apply = nn.apply(settings.objective.__call__, model, mutable=mutable)
+    # The parameters themselves are trained, not their average.
     given = conditioning.given({**state.variables, 'params': params}, labels)
     values, collections = apply(given, batch)
     objectives.check_values(settings.objective, values, len(images))
