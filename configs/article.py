@@ -9,7 +9,7 @@ from configs import celeba
 
 
 def get_config():
-  """The article's listing; what is not named is as in `celeba`."""
+  """The article's listing; all other settings are those of `celeba`."""
   config = celeba.get_config()
   config.model.hidden_channels = (512, 256, 128, 64, 32)
   config.model.decoder_channels = (32, 64, 128, 256, 512)

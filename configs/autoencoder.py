@@ -9,7 +9,7 @@ from configs import faces
 
 
 def get_config():
-  """As `faces`, without what makes it variational."""
+  """The settings of `faces`, with z = μ and no KL."""
   config = faces.get_config()
   config.objective.beta = 0.0
   config.objective.sample_posterior = False

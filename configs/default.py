@@ -37,11 +37,12 @@ _SETTINGS = {
     # Binarisation: none | dynamic (a Bernoulli draw of each pixel in each
     # training step) | fixed (drawn once) | threshold (white from 128).
     'binarize': 'none',
-    # Label that a model with num_classes is conditioned on. Empty: the first.
+    # Label that a model with num_classes sees. Empty: the only label there is.
     'label': '',
     # Where decoded images are kept: none (decoded each epoch) | host (in
-    # memory) | device (in each accelerator's memory) | auto (the last of these
-    # in which they take less than half of what is free).
+    # memory) | device (in each accelerator's memory) | auto (device or host,
+    # if they take less than half of its free memory, device only if the host
+    # has that room too; else none).
     'cache': 'auto',
     # Where they are kept between runs, unless cache is none: a folder that may
     # be deleted at any time. Empty: nowhere.
@@ -52,7 +53,7 @@ _SETTINGS = {
   },
   'model': {
     # conv | mlp | residual | fsq | vq, of vae/models/, or a module of your own;
-    # it says which other settings there are, and these are conv's.
+    # the other settings are its fields, here those of conv.
     'name': 'conv',
     'latent_dim': 128,
     # Output channels of the encoder's stride-2 convolutions.
@@ -71,7 +72,7 @@ _SETTINGS = {
     # normal | vamp | mixture | flow | two_stage: p(z).
     'latent_prior': 'normal',
     'prior_components': 500,  # Components of vamp and mixture.
-    # Of the label that encoder and decoder see. 0: they see none.
+    # Classes of the label that encoder and decoder see. 0: no label.
     'num_classes': 0,
     'dtype': 'float32',  # float32 | bfloat16 | float64 (JAX_ENABLE_X64=1).
     # Whether the decoder's kernels are divided by their largest singular value.

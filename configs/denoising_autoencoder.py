@@ -1,7 +1,7 @@
 """The denoising autoencoder (Vincent et al. 2008), on the cartoon faces.
 
 As the plain autoencoder, but the encoder sees images with Gaussian noise of
-standard deviation 0.2; what is to be reconstructed stays clean.
+standard deviation 0.2; the target stays clean.
 """
 
 from configs import autoencoder

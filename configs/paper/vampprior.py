@@ -3,9 +3,9 @@
 Tomczak & Welling 2018; the figures of Norouzi et al. 2020: -log p(x) of test
 images is 84.45 ± 0.12 nats with `:normal`, and 82.43 ± 0.06 with `:vamp`. Gated
 layers of 300, 40 latent dimensions, batches of 100, a KL that rises over 100
-epochs, and the best checkpoint by validation. The paper has Adam at 0.0005
-until 50 epochs gain nothing; here it is 0.001 for 400 epochs, and the
-parameters' average counts.
+epochs, and the best checkpoint by validation. The paper has Adam at 0.0005 and
+early stopping after 50 epochs without improvement; here it is 0.001 for 400
+epochs, with an EMA of the parameters.
 """
 
 from configs import mnist
