@@ -62,7 +62,7 @@ def main() -> None:
   sessions = server.Sessions([str(folder) for folder in folders], restore)
   is_local = _HOST.value in _LOOPBACK
   token = '' if is_local else secrets.token_urlsafe(16)
-  hosts = ('127.0.0.1', 'localhost', '[::1]') if is_local else ()
+  hosts = ['127.0.0.1', 'localhost', '[::1]'] if is_local else ['*']
   app = server.make_app(sessions, sweep, token, hosts)
   # Bodies are in memory: at most this many at a time.
   config = uvicorn.Config(
@@ -108,17 +108,10 @@ def _find(names: str) -> tuple[list[epath.Path], dict | None]:
   print(f'{folder}: {len(rows)} of {count} points can be explored.')
   table = [
     {'name': row['point']}
-    | {name: _number(row.get(name, '')) for name in _METRICS}
+    | {name: float(row[name]) if row.get(name) else None for name in _METRICS}
     for _, row in rows
   ]
   return [run for run, _ in rows], {'name': folder.name, 'points': table}
-
-
-def _number(text: str) -> float | None:
-  try:
-    return float(text)
-  except ValueError:
-    return None
 
 
 def _listen(host: str, port: int) -> socket.socket:

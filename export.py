@@ -15,6 +15,7 @@ import tempfile
 
 from absl import flags
 from etils import epath
+import jax
 import numpy as np
 
 from exports import card, files, functions
@@ -73,6 +74,8 @@ _SIDE = 8
 def main() -> None:
   """Checks the flags, and writes the folder."""
   _check_flags()
+  # Programs name their source files without the folders of this machine.
+  jax.config.update('jax_hlo_source_file_canonicalization_regex', '.*/')
   trained = run_flags.restore()
   folder = run_flags.output('exported', str(trained.step))
   _check_is_free(folder)

@@ -72,7 +72,8 @@ _CLASS = flags.DEFINE_integer(
   0,
 )
 
-_NUM_PAIRS = 4  # Of a split, interpolated between if no images are named.
+# Pairs of the split's images to interpolate between, without --images.
+_NUM_PAIRS = 4
 _REACH = 3.0  # Of traversals, in standard deviations of the prior N(0, I).
 _FRAME_DURATION = 80  # Milliseconds.
 
@@ -232,12 +233,8 @@ _NAMED = (
   *(run_flags.SPLIT, run_flags.DATA_DIR, _IMAGES, _CROP_SIZE),
 )
 COMMANDS = {
-  'sample': sample,
-  'reconstruct': reconstruct,
-  'interpolate': interpolate,
-  'traverse': traverse,
-  'manifold': manifold,
-  'decode': decode,
+  f.__name__: f
+  for f in (sample, reconstruct, interpolate, traverse, manifold, decode)
 }
 
 

@@ -1,10 +1,11 @@
-"""The images of a run in its latent space, and what follows from them."""
+"""A run's images in its latent space: codes, map, holes, directions."""
 
 from collections.abc import Callable
 import dataclasses
 from typing import Any
 
 import numpy as np
+from sklearn.neighbors import NearestNeighbors
 
 from evaluation import measure, posterior
 from explorer import latents
@@ -35,7 +36,7 @@ class Atlas:
     labels: values [n] and class names, by the label's name.
     directions: steps along labels of two classes, and to each class of labels
       whose few classes have names.
-    neighbours: by distance of the means.
+    neighbours: index of the means.
     images: of some indices, uint8 [n, height, width, channels].
   """
 
@@ -47,12 +48,11 @@ class Atlas:
   num_images: int
   labels: dict[str, tuple[np.ndarray, list[str]]]
   directions: dict[str, np.ndarray]
-  neighbours: latents.Neighbours
+  neighbours: NearestNeighbors
   images: Callable[[list[int]], np.ndarray]
 
   def describe(self) -> dict[str, Any]:
     """Points, labels, directions and the map of holes, for JSON."""
-    holes = self.holes
     return {
       'points': np.round(self.points, 4),
       'variance': self.plane.variance,
@@ -62,14 +62,7 @@ class Atlas:
         for name, (values, names) in self.labels.items()
       },
       'directions': self.directions,
-      'holes': holes
-      and {
-        'low': holes.low,
-        'high': holes.high,
-        'prior': np.round(holes.prior / holes.prior.max(), 4),
-        'holes': holes.holes,
-        'share': holes.share,
-      },
+      'holes': self.holes and vars(self.holes),
     }
 
 
@@ -110,7 +103,7 @@ def survey(trained: TrainedVAE, split: splits.Split) -> Atlas:
     split.num_examples,
     labels,
     {name: way for name, way in ways.items() if way is not None},
-    latents.Neighbours(means),
+    NearestNeighbors().fit(means),
     images,
   )
 

@@ -6,8 +6,8 @@ Latents are [n, latent_dim], all axes of z in one.
 import dataclasses
 
 import numpy as np
+from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from vae import splits
@@ -76,7 +76,7 @@ class HoleMap:
 
   Attributes:
     low, high: corners of the grid, [2] each.
-    prior, posterior: shares of draws in each cell, smoothed, [cells, cells].
+    prior: smoothed, relative to its densest cell, [cells, cells].
     holes: cells with mass of the prior and almost none of q(z), bool.
     share: of the prior's draws that fall into holes.
   """
@@ -84,7 +84,6 @@ class HoleMap:
   low: np.ndarray
   high: np.ndarray
   prior: np.ndarray
-  posterior: np.ndarray
   holes: np.ndarray
   share: float
 
@@ -95,29 +94,17 @@ class HoleMap:
     low, high = both.min(axis=0), both.max(axis=0)
     margin = 0.05 * (high - low) + 1e-6
     low, high = low - margin, high + margin
-    edges = [
-      np.linspace(*ends, _CELLS + 1) for ends in zip(low, high, strict=True)
+    extent = np.stack([low, high], axis=1)
+    shares = [
+      np.histogram2d(*draws.T, _CELLS, extent)[0].T / len(draws)
+      for draws in (prior, posterior)
     ]
-
-    def density(draws):
-      counts, *_ = np.histogram2d(*draws.T, bins=edges)
-      return _blur(counts.T / len(draws))
-
-    p, q = density(prior), density(posterior)
+    p, q = (ndimage.gaussian_filter(share, _KERNEL) for share in shares)
     by_density = np.sort(p.ravel())[::-1]
     enough = np.searchsorted(np.cumsum(by_density), _PRIOR_MASS * p.sum())
     holes = (p >= by_density[min(enough, p.size - 1)]) & (q < _HOLE * p)
-    cells = np.floor((prior - low) / (high - low) * _CELLS).astype(int)
-    x, y = np.clip(cells, 0, _CELLS - 1).T
-    return cls(low, high, p, q, holes, float(holes[y, x].mean()))
-
-
-def _blur(cells: np.ndarray) -> np.ndarray:
-  """A Gaussian kernel along both axes, [cells, cells]."""
-  offsets = np.arange(_CELLS)
-  kernel = np.exp(-0.5 * np.square((offsets[:, None] - offsets) / _KERNEL))
-  kernel /= kernel.sum(axis=0)
-  return kernel @ cells @ kernel.T
+    in_holes = float(shares[0][holes].sum())
+    return cls(low, high, np.round(p / p.max(), 4), holes, in_holes)
 
 
 def direction(means: np.ndarray, values: np.ndarray) -> np.ndarray | None:
@@ -140,16 +127,3 @@ def direction(means: np.ndarray, values: np.ndarray) -> np.ndarray | None:
   normal /= np.linalg.norm(normal) + 1e-12
   way = means[values == high].mean(axis=0) - means[values == low].mean(axis=0)
   return (normal * (way @ normal)).astype(np.float32)
-
-
-class Neighbours:
-  """The images whose means are nearest to a point."""
-
-  def __init__(self, means: np.ndarray):
-    self._index = NearestNeighbors().fit(means)
-
-  def find(self, z: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and distances, [count], the nearest first."""
-    count = min(count, self._index.n_samples_fit_)
-    distances, indices = self._index.kneighbors(z[None], count)
-    return indices[0], distances[0]

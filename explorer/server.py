@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -36,9 +37,6 @@ _MAX_JSON, _MAX_FILE, _MAX_PIXELS = 2_000_000, 20_000_000, 50_000_000
 
 # Latents of a request, the largest number in one, frames of an animation.
 _MAX_LATENTS, _MAX_VALUE, _MAX_FRAMES = 256, 1e4, 128
-
-# Requests that compute at a time; the others are answered by 503.
-_MAX_AT_WORK = 16
 
 # Runs that are kept restored.
 _MAX_RUNS = 8
@@ -97,8 +95,8 @@ class _RefusedError(RequestError):
 def make_app(
   sessions: Sessions,
   sweep: dict[str, Any] | None,
-  token: str = '',
-  hosts: Sequence[str] = ('127.0.0.1', 'localhost', '[::1]'),
+  token: str,
+  hosts: Sequence[str],
 ) -> Starlette:
   """The application.
 
@@ -106,41 +104,33 @@ def make_app(
     sessions: the runs.
     sweep: table of a sweep's points, or None.
     token: required of requests for data; empty for none.
-    hosts: names by which the server may be called. A page of another site that
-      has its name resolved to this machine is refused.
+    hosts: names by which the server may be called, or `*`. A page of another
+      site that has its name resolved to this machine is refused.
   """
-  at_work = threading.BoundedSemaphore(_MAX_AT_WORK)
 
   def endpoint(function, limit=_MAX_JSON):
     async def answer(request: Request) -> Response:
       given = request.headers.get('x-token', '')
       if token and not hmac.compare_digest(given.encode(), token.encode()):
         raise _RefusedError(403, 'the token is missing or wrong.')
-      # A browser says that a page of another site asks.
+      # Browsers mark requests from pages of other sites.
       if request.headers.get('sec-fetch-site', 'none') not in _OWN_SITE:
         raise _RefusedError(403, 'the request comes from another site.')
       body = await _read(request, limit)
-      if not at_work.acquire(blocking=False):
-        raise _RefusedError(503, 'too many requests at a time.')
-      try:
-        return await run_in_threadpool(function, request, body)
-      finally:
-        at_work.release()
+      return await run_in_threadpool(function, request, body)
 
     return answer
 
-  middleware = [Middleware(_Headers)]
-  if hosts:
-    middleware.append(
-      Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    )
   return Starlette(
     routes=[
       Route('/', _index_page),
       Mount('/api', routes=_api(sessions, sweep, endpoint)),
       Mount('/page', StaticFiles(directory=PAGE)),
     ],
-    middleware=middleware,
+    middleware=[
+      Middleware(_Headers),
+      Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
+    ],
     exception_handlers={RequestError: _refuse, UserError: _refuse},
   )
 
@@ -151,21 +141,24 @@ def _api(
   """The routes that answer with data; `endpoint` wraps a function."""
 
   def runs(request, body):
-    return JSONResponse({'runs': sessions.names, 'sweep': sweep})
+    return _Json({'runs': sessions.names, 'sweep': sweep})
 
   def of_run(function):
     def answer(request, body):
-      return function(_find(sessions, request), _parse(body))
+      result = function(_find(sessions, request), _parse(body))
+      return result if isinstance(result, Response) else _Json(result)
 
     return answer
 
   def upload(request, body):
-    return _encode(_find(sessions, request), body, request.query_params)
+    return _Json(_encode(_find(sessions, request), body, request.query_params))
 
   routes = [
     Route('/runs', endpoint(runs)),
-    Route('/run/{run}', endpoint(of_run(_describe))),
-    Route('/run/{run}/atlas', endpoint(of_run(_atlas))),
+    Route('/run/{run}', endpoint(of_run(lambda run, _: run.describe()))),
+    Route(
+      '/run/{run}/atlas', endpoint(of_run(lambda run, _: run.describe_atlas()))
+    ),
     Route('/run/{run}/encode', endpoint(upload, _MAX_FILE), methods=['POST']),
   ]
   routes += [
@@ -181,13 +174,21 @@ async def _index_page(request: Request) -> Response:
 
 def _find(sessions: Sessions, request: Request) -> Session:
   index = request.path_params['run']
-  if not _is_index(index) or int(index) >= len(sessions.names):
+  if index not in map(str, range(len(sessions.names))):
     raise _RefusedError(404, f'there is no run {index[:20]}.')
   return sessions[int(index)]
 
 
-def _is_index(text: str) -> bool:
-  return text.isascii() and text.isdecimal() and len(text) < 10
+class _Json(JSONResponse):
+  """JSON that takes arrays; their NaN, which JSON lacks, becomes 0."""
+
+  def render(self, content: Any) -> bytes:
+    return json.dumps(
+      content,
+      default=lambda array: np.nan_to_num(array).tolist(),
+      allow_nan=False,
+      separators=(',', ':'),
+    ).encode()
 
 
 class _Headers:
@@ -199,10 +200,7 @@ class _Headers:
   async def __call__(self, scope, receive, send):
     async def send_with_headers(message):
       if message['type'] == 'http.response.start':
-        message['headers'] = [
-          *message['headers'],
-          *((k.lower().encode(), v.encode()) for k, v in _HEADERS.items()),
-        ]
+        MutableHeaders(scope=message).update(_HEADERS)
       await send(message)
 
     await self._app(scope, receive, send_with_headers)
@@ -256,13 +254,7 @@ def _vectors(content, name: str, size: int, most: int) -> np.ndarray:
     if not isinstance(row, list) or len(row) != size:
       raise RequestError(f'{name} must have vectors of {size} numbers.')
     for value in row:
-      is_number = isinstance(value, (int, float)) and not isinstance(
-        value, bool
-      )
-      if not is_number or not abs(value) <= _MAX_VALUE:
-        raise RequestError(
-          f'{name} must have numbers from {-_MAX_VALUE:g} to {_MAX_VALUE:g}.'
-        )
+      _number({name: value}, name, -_MAX_VALUE, _MAX_VALUE)
   return np.array(rows, np.float32)
 
 
@@ -283,14 +275,6 @@ def _label(session: Session, content) -> int:
   return _index(content, 'label', max(count - 1, 0), 0)
 
 
-def _describe(session: Session, content) -> Response:
-  return JSONResponse(session.describe())
-
-
-def _atlas(session: Session, content) -> Response:
-  return JSONResponse(session.describe_atlas())
-
-
 def _decode(session: Session, content) -> Response:
   """The images side by side in one PNG."""
   images = session.decode(_latents(session, content), _label(session, content))
@@ -298,21 +282,21 @@ def _decode(session: Session, content) -> Response:
   return Response(figures.png(strip), media_type='image/png')
 
 
-def _sample(session: Session, content) -> Response:
+def _sample(session: Session, content) -> dict[str, Any]:
   seed = _index(content, 'seed', 2**32 - 1)
   temperature = _number(content, 'temperature', 0, 10, 1.0)
-  return JSONResponse({'z': session.sample(seed, temperature).tolist()})
+  return {'z': session.sample(seed, temperature)}
 
 
-def _near(session: Session, content) -> Response:
+def _near(session: Session, content) -> dict[str, Any]:
   (z,) = _latents(session, content, most=1)
   count = _index(content, 'count', 64, 8)
-  return JSONResponse(session.near(z, max(count, 1)))
+  return session.near(z, max(count, 1))
 
 
-def _code(session: Session, content) -> Response:
+def _code(session: Session, content) -> dict[str, Any]:
   """The mean of a training image, or of several."""
-  return JSONResponse({'z': session.code(_indices(content, 10_000)).tolist()})
+  return {'z': session.code(_indices(content, 10_000))}
 
 
 def _image(session: Session, content) -> Response:
@@ -322,9 +306,9 @@ def _image(session: Session, content) -> Response:
   return Response(figures.png(strip), media_type='image/png')
 
 
-def _lift(session: Session, content) -> Response:
+def _lift(session: Session, content) -> dict[str, Any]:
   (xy,) = _vectors(content, 'xy', 2, 1)
-  return JSONResponse({'z': session.lift(xy).tolist()})
+  return {'z': session.lift(xy)}
 
 
 def _animate(session: Session, content) -> Response:
@@ -338,7 +322,7 @@ def _animate(session: Session, content) -> Response:
   )
 
 
-def _encode(session: Session, body: bytes, query) -> Response:
+def _encode(session: Session, body: bytes, query) -> dict[str, Any]:
   too_large = _RefusedError(413, f'an image may have {_MAX_PIXELS:,} pixels.')
   try:
     # Reads the header alone.
@@ -350,19 +334,14 @@ def _encode(session: Session, body: bytes, query) -> Response:
     raise RequestError('the file cannot be read as an image.') from error
   if width * height > _MAX_PIXELS:
     raise too_large
-  label = query.get('label', '0')
-  if not _is_index(label):
-    raise RequestError('label must be an integer.')
-  label = _label(session, {'label': int(label)})
-  return JSONResponse(session.encode(body, label))
+  try:
+    label = int(query.get('label', '0'))
+  except ValueError as error:
+    raise RequestError('label must be an integer.') from error
+  return session.encode(body, _label(session, {'label': label}))
 
 
 _POSTS = {
-  'decode': _decode,
-  'sample': _sample,
-  'near': _near,
-  'code': _code,
-  'image': _image,
-  'lift': _lift,
-  'animate': _animate,
+  f.__name__[1:]: f
+  for f in (_decode, _sample, _near, _code, _image, _lift, _animate)
 }

@@ -133,7 +133,7 @@ class Session:
     return survey(trained, self._data.train)
 
   def describe(self) -> dict[str, Any]:
-    """Facts and dimensions of the run for the page, as JSON."""
+    """The run's facts and dimensions, for JSON."""
     trained, deviation, atlas = self._shown
     prior = trained.prior
     mean = np.ravel(prior.mean)
@@ -155,28 +155,25 @@ class Session:
         row['band'] = atlas.bands[index, 1:]
         row['carried'] = carried[index]
       dimensions.append(row)
-    return _plain(
-      {
-        'name': self.workdir.name,
-        'workdir': str(self.workdir),
-        'step': trained.step,
-        'image_shape': trained.model.image_shape,
-        'latent_shape': trained.latent_shape,
-        'has_temperature': isinstance(prior, distributions.StandardNormal),
-        'prior': type(prior).__name__,
-        'num_classes': conditioning.num_classes(trained.model),
-        'unit': 'nats' if atlas and 'kl' in atlas.codes else 'variance',
-        'dimensions': dimensions,
-        'is_surveyed': atlas is not None,
-        'problem': self.problem,
-      }
-    )
+    return {
+      'name': self.workdir.name,
+      'workdir': str(self.workdir),
+      'step': trained.step,
+      'image_shape': trained.model.image_shape,
+      'latent_shape': trained.latent_shape,
+      'has_temperature': isinstance(prior, distributions.StandardNormal),
+      'prior': type(prior).__name__,
+      'num_classes': conditioning.num_classes(trained.model),
+      'unit': 'nats' if atlas and 'kl' in atlas.codes else 'variance',
+      'dimensions': dimensions,
+      'is_surveyed': atlas is not None,
+      'problem': self.problem,
+    }
 
   def describe_atlas(self) -> dict[str, Any]:
-    """Points, labels, directions and the map of holes, as JSON."""
+    """Points, labels, directions and the map of holes, for JSON."""
     shown = self._shown
-    content = self._atlas(shown).describe()
-    return _plain({'step': shown.trained.step, **content})
+    return {'step': shown.trained.step, **self._atlas(shown).describe()}
 
   def decode(self, z: np.ndarray, label: int = 0) -> np.ndarray:
     """Images of latents [n, latent_dim], uint8."""
@@ -195,7 +192,7 @@ class Session:
     return z
 
   def encode(self, content: bytes, label: int = 0) -> dict[str, Any]:
-    """The posterior of an image file, and where it lies, as JSON."""
+    """The posterior of an image file, and where it lies, for JSON."""
     trained = self.trained
     shape = trained.model.image_shape
     try:
@@ -206,21 +203,19 @@ class Session:
     encoded = trained.encode(pixels[None], _labels(trained, 1, label))
     codes = of_posterior(trained, reconstruction.codes(encoded, trained.prior))
     result = {name: np.asarray(values)[0] for name, values in codes.items()}
-    result |= {'image': pixels, 'change': change}
-    return _plain(result)
+    return result | {'image': pixels, 'change': change}
 
   def near(self, z: np.ndarray, count: int) -> dict[str, Any]:
-    """The training images whose means are nearest to z, as JSON."""
+    """The training images whose means are nearest to z, for JSON."""
     atlas = self._atlas()
-    indices, distances = atlas.neighbours.find(z, count)
-    return _plain(
-      {
-        'indices': indices,
-        'positions': atlas.codes['positions'][indices],
-        'distances': np.round(distances, 4),
-        'point': atlas.plane.project(z[None])[0],
-      }
-    )
+    count = min(count, len(atlas.points))
+    (distances,), (indices,) = atlas.neighbours.kneighbors(z[None], count)
+    return {
+      'indices': indices,
+      'positions': atlas.codes['positions'][indices],
+      'distances': np.round(distances, 4),
+      'point': atlas.plane.project(z[None])[0],
+    }
 
   def code(self, indices: list[int]) -> np.ndarray:
     """The mean of q(z) over some training images, [latent_dim]."""
@@ -251,18 +246,3 @@ def _labels(trained, count: int, label: int) -> np.ndarray | None:
   if not conditioning.num_classes(trained.model):
     return None
   return np.full(count, label, np.int32)
-
-
-def _plain(value: Any) -> Any:
-  """Arrays as lists; no NaN, which JSON does not have."""
-  if isinstance(value, dict):
-    return {key: _plain(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_plain(item) for item in value]
-  if isinstance(value, np.ndarray):
-    if value.dtype.kind == 'f':
-      value = np.nan_to_num(value.astype(np.float64))
-    return value.tolist()
-  if isinstance(value, np.generic):
-    return value.item()
-  return value

@@ -1,4 +1,4 @@
-"""The model card: what a model is, how to call it, what was measured of it."""
+"""The model card: description, usage, measured numbers."""
 
 from collections.abc import Sequence
 import json

@@ -79,7 +79,7 @@ def write_onnx(folder: pathlib.Path, function: Function) -> None:
 
 
 def _check_onnx(content: bytes, function: Function) -> None:
-  """Raises UserError if a runtime computes something else of some inputs."""
+  """Raises UserError unless ONNX Runtime computes the same."""
   import onnxruntime
 
   generator = np.random.default_rng(0)
@@ -130,7 +130,7 @@ def write_config(folder: pathlib.Path, config) -> None:
 
 
 def write_latents(folder: pathlib.Path, trained: TrainedVAE) -> None:
-  """Writes draws of the prior, and which dimensions change images the most.
+  """Writes draws of the prior, and the dimensions that change images the most.
 
   The change is the mean absolute difference of the images at -1.5 and 1.5
   standard deviations of the prior in that dimension, the others at its mean.
@@ -161,6 +161,8 @@ def write_latents(folder: pathlib.Path, trained: TrainedVAE) -> None:
     'num_classes': conditioning.num_classes(trained.model),
     'dimensions': tried[order].tolist(),
     'changes': _rounded(changes[order]),
+    'mean': _rounded(mean),
+    'deviation': _rounded(deviation),
     'draws': _rounded(draws),
   }
   _write_json(folder / 'latents.json', content)

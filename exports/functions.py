@@ -4,8 +4,7 @@ The parameters are constants of the functions. Both compute what `vae.load`
 does, in float32 products (`numerics.precise`), for any number of images.
 """
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -44,21 +43,8 @@ class Function:
       jax.ShapeDtypeStruct((n, *value.shape), value.dtype)
       for value in self.inputs.values()
     ]
-    # Without the folders of this machine in the places of the source.
-    with _setting('jax_hlo_source_file_canonicalization_regex', '.*/'):
-      program = export.export(jax.jit(self.call), platforms=PLATFORMS)(*inputs)
+    program = export.export(jax.jit(self.call), platforms=PLATFORMS)(*inputs)
     return program.serialize()
-
-
-@contextlib.contextmanager
-def _setting(name: str, value: Any) -> Iterator[None]:
-  """A context in which JAX has a setting."""
-  before = getattr(jax.config, name)
-  jax.config.update(name, value)
-  try:
-    yield
-  finally:
-    jax.config.update(name, before)
 
 
 def encoder(trained: TrainedVAE, convolution: str) -> Function:

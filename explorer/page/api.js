@@ -8,7 +8,7 @@ async function send(path, options = {}) {
   try {
     answer = await fetch(`api/${path}`, {
       ...options,
-      headers: { 'X-Token': token, ...options.headers },
+      headers: { 'X-Token': token },
     });
   } catch {
     throw new Error('The server does not answer; it was stopped, perhaps.');
@@ -26,12 +26,8 @@ export async function get(path) {
 
 /** Posts JSON, or a file as it is; resolves to the answer. */
 export function post(path, content) {
-  const isFile = content instanceof Blob;
-  return send(path, {
-    method: 'POST',
-    body: isFile ? content : JSON.stringify(content),
-    headers: isFile ? {} : { 'Content-Type': 'application/json' },
-  });
+  const body = content instanceof Blob ? content : JSON.stringify(content);
+  return send(path, { method: 'POST', body });
 }
 
 export async function postJson(path, content) {

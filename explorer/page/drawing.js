@@ -1,17 +1,9 @@
 // Canvases: images, points in a plane, and the points of a sweep.
 
-export const COLORS = [
-  '#4c78c8',
-  '#e07b39',
-  '#3a9a5b',
-  '#c94f4f',
-  '#8a63c7',
-  '#93684f',
-  '#d571b4',
-  '#7b8494',
-  '#a8a32e',
-  '#2ba3b5',
-];
+export const COLORS = (
+  '#4c78c8 #e07b39 #3a9a5b #c94f4f #8a63c7 ' +
+  '#93684f #d571b4 #7b8494 #a8a32e #2ba3b5'
+).split(' ');
 
 /** Shows a bitmap, or a part of it `width` pixels wide from `left`. */
 export function drawImage(canvas, bitmap, left = 0, width = bitmap.width) {
@@ -53,14 +45,10 @@ export class Plot {
   }
 
   /** Fits the axes to points [n][2], with a margin. */
-  fit(points, margin = 0.05) {
+  fit(points, margin) {
     for (const axis of [0, 1]) {
-      let low = Infinity;
-      let high = -Infinity;
-      for (const point of points) {
-        low = Math.min(low, point[axis]);
-        high = Math.max(high, point[axis]);
-      }
+      const values = points.map((point) => point[axis]);
+      const [low, high] = [Math.min(...values), Math.max(...values)];
       const extra = margin * (high - low) || 1;
       this.low[axis] = low - extra;
       this.high[axis] = high + extra;

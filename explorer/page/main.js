@@ -11,9 +11,10 @@ import {
   label,
   locate,
   setZ,
+  showValue,
 } from './picture.js';
 import { showDimensions, showDirections } from './sliders.js';
-import { act, current, element, state } from './state.js';
+import { act, current, element, on, state } from './state.js';
 import { play, setEnd, walk } from './walk.js';
 
 const POLL_MILLISECONDS = 2000;
@@ -32,12 +33,9 @@ async function open(which) {
   state.index = which;
   state.atlas = null;
   state.place = state.chosen = state.lasso = state.start = state.end = null;
-  state.playing = 0;
-  element('play').textContent = 'Play';
   element('run').value = which;
   element('map').hidden = element('map-controls').hidden = true;
   element('near-heading').hidden = element('walk').hidden = true;
-  element('original').hidden = true;
   element('near').replaceChildren();
   element('play').disabled = element('gif').disabled = true;
   element('temperature-label').hidden = !state.run.has_temperature;
@@ -47,14 +45,20 @@ async function open(which) {
     (_, i) => new Option(i),
   );
   element('class').replaceChildren(...classes);
-  state.z = Array(state.run.dimensions.length).fill(0);
-  for (const { index: j, mean } of state.run.dimensions) state.z[j] = mean;
+  state.z = meanZ();
   showFacts();
   showDimensions();
   showDirections();
   setZ(state.z);
   if (state.sweep) drawSweepCurve();
   if (state.run.is_surveyed) await openAtlas();
+}
+
+/** The mean of the prior. */
+function meanZ() {
+  const z = [];
+  for (const { index: j, mean } of state.run.dimensions) z[j] = mean;
+  return z;
 }
 
 async function openAtlas() {
@@ -110,71 +114,62 @@ function drawSweepCurve() {
   drawSweep(curve, state.sweep.points, state.index);
 }
 
+function redraw() {
+  redrawMap();
+  if (state.sweep) drawSweepCurve();
+}
+
 // Controls.
 
-element('random').addEventListener(
-  'click',
-  act(async () => {
-    const seed = Math.floor(Math.random() * 2 ** 32);
-    const temperature = Number(element('temperature').value);
-    const asked = state.run.has_temperature ? { seed, temperature } : { seed };
-    setZ((await current(postJson(`run/${state.index}/sample`, asked))).z);
-  }),
-);
-element('mean').addEventListener('click', () => {
-  for (const { index: j, mean } of state.run.dimensions) state.z[j] = mean;
-  setZ(state.z);
+on('random', 'click', async () => {
+  const seed = Math.floor(Math.random() * 2 ** 32);
+  const temperature = Number(element('temperature').value);
+  const asked = state.run.has_temperature ? { seed, temperature } : { seed };
+  setZ((await current(postJson(`run/${state.index}/sample`, asked))).z);
 });
-element('temperature').addEventListener('input', ({ target }) => {
-  target.nextElementSibling.textContent = Number(target.value).toFixed(2);
-});
-element('class').addEventListener('change', () => {
+on('mean', 'click', () => setZ(meanZ()));
+on('temperature', 'input', ({ target }) => showValue(target, target.value));
+on('class', 'change', () => {
   decode();
   walk();
 });
-element('more').addEventListener('click', () => showDimensions(Infinity));
-element('color').addEventListener('change', () => {
+on('more', 'click', () => showDimensions(Infinity));
+on('color', 'change', () => {
   state.colors = pointColors();
   redrawMap();
 });
-element('holes').addEventListener('change', redrawMap);
-element('lasso').addEventListener('change', () => {
+on('holes', 'change', redrawMap);
+on('lasso', 'change', () => {
   state.lasso = state.chosen = null;
   redrawMap();
 });
-element('from').addEventListener('click', () => setEnd(true));
-element('to').addEventListener('click', () => setEnd(false));
-element('path').addEventListener('change', walk);
-element('play').addEventListener('click', act(play));
-element('gif').addEventListener(
-  'click',
-  act(async () => {
-    const answer = await post(`run/${state.index}/animate`, {
-      z: state.frames,
-      label: label(),
-    });
-    download(await answer.blob(), 'interpolation.gif');
-  }),
-);
-element('save').addEventListener('click', () => {
+on('from', 'click', () => setEnd(true));
+on('to', 'click', () => setEnd(false));
+on('path', 'change', walk);
+on('play', 'click', play);
+on('gif', 'click', async () => {
+  const answer = await post(`run/${state.index}/animate`, {
+    z: state.frames,
+    label: label(),
+  });
+  download(await answer.blob(), 'interpolation.gif');
+});
+on('save', 'click', () => {
   element('image').toBlob((blob) => download(blob, 'image.png'));
 });
-element('command').addEventListener(
-  'click',
-  act(async () => {
-    // Without a clipboard, as on another address, the line can be selected.
-    element('line').value = command();
-    element('line').hidden = false;
-    element('line').select();
-    try {
-      await navigator.clipboard.writeText(element('line').value);
-      element('status').textContent = 'Copied.';
-    } catch {
-      element('status').textContent = 'Copy the line below.';
-    }
-  }),
-);
-element('file').addEventListener('change', ({ target }) => {
+on('command', 'click', async () => {
+  // Without a clipboard, as on another address, the line can be selected.
+  element('line').value = command();
+  element('line').hidden = false;
+  element('line').select();
+  try {
+    await navigator.clipboard.writeText(element('line').value);
+    element('status').textContent = 'Copied.';
+  } catch {
+    element('status').textContent = 'Copy the line below.';
+  }
+});
+on('file', 'change', ({ target }) => {
   if (target.files.length) encode(target.files[0]);
   target.value = '';
 });
@@ -183,37 +178,25 @@ document.addEventListener('drop', (event) => {
   event.preventDefault();
   if (event.dataTransfer.files.length) encode(event.dataTransfer.files[0]);
 });
-element('run').addEventListener(
-  'change',
-  act(({ target }) => open(Number(target.value))),
-);
-element('beside').addEventListener(
-  'change',
-  act(async ({ target }) => {
-    const chosen = target.value === '' ? -1 : Number(target.value);
-    target.value = state.beside < 0 ? '' : state.beside;
-    const found = chosen < 0 ? null : await get(`run/${chosen}`);
-    Object.assign(state, { beside: chosen, besideRun: found, besideZ: null });
-    target.value = chosen < 0 ? '' : chosen;
-    element('second').hidden = chosen < 0;
-    decode();
-  }),
-);
-element('curve').addEventListener(
-  'pointerdown',
-  act(async (event) => {
-    const found = curve.nearest(sweepPlaces(), curve.fromEvent(event), 24);
-    if (found >= 0) await open(found);
-  }),
-);
-element('curve').addEventListener(
-  'keydown',
-  act(async (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const next = state.index + (step ?? 0);
-    if (step && next >= 0 && next < state.runs.length) await open(next);
-  }),
-);
+on('run', 'change', ({ target }) => open(Number(target.value)));
+on('beside', 'change', async ({ target }) => {
+  const chosen = target.value === '' ? -1 : Number(target.value);
+  target.value = state.beside < 0 ? '' : state.beside;
+  const found = chosen < 0 ? null : await get(`run/${chosen}`);
+  Object.assign(state, { beside: chosen, besideRun: found, besideZ: null });
+  target.value = chosen < 0 ? '' : chosen;
+  element('second').hidden = chosen < 0;
+  decode();
+});
+on('curve', 'pointerdown', async (event) => {
+  const found = curve.nearest(sweepPlaces(), curve.fromEvent(event), 24);
+  if (found >= 0) await open(found);
+});
+on('curve', 'keydown', async (event) => {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  const next = state.index + (step ?? 0);
+  if (step && next >= 0 && next < state.runs.length) await open(next);
+});
 document.addEventListener('keydown', (event) => {
   // Space presses the button or box that has the focus; sliders take no letter.
   const text = 'select, input:not([type=range], [type=checkbox])';
@@ -227,14 +210,8 @@ document.addEventListener('keydown', (event) => {
   event.preventDefault();
   element(id).click();
 });
-window.addEventListener('resize', () => {
-  redrawMap();
-  if (state.sweep) drawSweepCurve();
-});
-matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
-  redrawMap();
-  if (state.sweep) drawSweepCurve();
-});
+window.addEventListener('resize', redraw);
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);
 
 await act(async () => {
   Object.assign(state, await get('runs'));

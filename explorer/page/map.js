@@ -3,7 +3,7 @@
 import { latest, postJson } from './api.js';
 import * as drawing from './drawing.js';
 import { setZ } from './picture.js';
-import { act, current, element, report, state } from './state.js';
+import { current, element, on, report, state } from './state.js';
 
 const map = new drawing.Plot(element('map'));
 
@@ -86,7 +86,7 @@ const goTo = latest(async (at, within) => {
   setZ((await current(answer)).z);
 }, report);
 
-element('map').addEventListener('pointerdown', (event) => {
+on('map', 'pointerdown', (event) => {
   element('map').setPointerCapture(event.pointerId);
   if (element('lasso').checked) {
     state.lasso = [map.fromEvent(event)];
@@ -104,28 +104,25 @@ element('map').addEventListener('pointermove', (event) => {
     goTo(map.fromEvent(event), 0);
   }
 });
-element('map').addEventListener(
-  'pointerup',
-  act(async () => {
-    if (!element('lasso').checked || !state.lasso) return;
-    const inside = state.atlas.points
-      .map((point, i) => (drawing.isInside(point, state.lasso) ? i : -1))
-      .filter((i) => i >= 0);
-    state.chosen = inside.length ? new Set(inside) : null;
-    state.lasso = inside.length ? state.lasso : null;
-    redrawMap();
-    if (!inside.length) {
-      element('status').textContent = 'No image is in the lasso.';
-      return;
-    }
-    const asked = { indices: inside };
-    setZ((await current(postJson(`run/${state.index}/code`, asked))).z);
-    const count = inside.length.toLocaleString('en');
-    element('status').textContent =
-      `${count} images in the lasso; their mean is decoded.`;
-  }),
-);
-element('map').addEventListener('keydown', (event) => {
+on('map', 'pointerup', async () => {
+  if (!element('lasso').checked || !state.lasso) return;
+  const inside = state.atlas.points
+    .map((point, i) => (drawing.isInside(point, state.lasso) ? i : -1))
+    .filter((i) => i >= 0);
+  state.chosen = inside.length ? new Set(inside) : null;
+  state.lasso = inside.length ? state.lasso : null;
+  redrawMap();
+  if (!inside.length) {
+    element('status').textContent = 'No image is in the lasso.';
+    return;
+  }
+  const asked = { indices: inside };
+  setZ((await current(postJson(`run/${state.index}/code`, asked))).z);
+  const count = inside.length.toLocaleString('en');
+  element('status').textContent =
+    `${count} images in the lasso; their mean is decoded.`;
+});
+on('map', 'keydown', (event) => {
   const moves = {
     ArrowLeft: [-1, 0],
     ArrowRight: [1, 0],

@@ -1,4 +1,4 @@
-// The image of z, its neighbours among the training images, and what is kept.
+// The image of z, its nearest training images, and downloads.
 
 import { latest, post, postImage, postJson } from './api.js';
 import { drawImage, drawPixels } from './drawing.js';
@@ -80,8 +80,8 @@ async function showStrip({ indices, positions, distances }) {
   element('near').replaceChildren(...buttons);
 }
 
-/** Goes to a point. */
-export function setZ(values, { keepsDirections = false, besideZ = null } = {}) {
+/** Goes to a point; the slider of a direction that moved there stays. */
+export function setZ(values, { slider: moved, besideZ = null } = {}) {
   state.playing = 0;
   element('play').textContent = 'Play';
   state.z = Array.from(values, Number);
@@ -90,11 +90,10 @@ export function setZ(values, { keepsDirections = false, besideZ = null } = {}) {
   for (const slider of document.querySelectorAll('#dimensions input')) {
     showValue(slider, state.z[slider.dataset.index]);
   }
-  if (!keepsDirections) {
-    for (const slider of document.querySelectorAll('#directions input')) {
-      delete slider.origin;
-      showValue(slider, 0);
-    }
+  for (const slider of document.querySelectorAll('#directions input')) {
+    if (slider === moved) continue;
+    delete slider.origin;
+    showValue(slider, 0);
   }
   decode();
   locate();

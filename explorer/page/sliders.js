@@ -9,11 +9,11 @@ function makeSlider(text, settings, onInput) {
   row.className = 'slider';
   Object.assign(slider, { type: 'range', step: 'any', ...settings });
   const value = document.createElement('output');
-  value.ariaLive = 'off'; // The slider says its value itself.
+  value.ariaLive = 'off'; // The slider announces its value itself.
   row.append(text, slider, value);
   showValue(slider, settings.value);
   slider.addEventListener('input', () => {
-    slider.nextElementSibling.textContent = Number(slider.value).toFixed(2);
+    showValue(slider, slider.value);
     onInput(slider);
   });
   return row;
@@ -68,13 +68,7 @@ export function showDirections() {
       slider.origin ??= [...state.z];
       const way = state.atlas.directions[name];
       const moved = slider.origin.map((v, j) => v + slider.value * way[j]);
-      for (const other of document.querySelectorAll('#directions input')) {
-        if (other !== slider) {
-          delete other.origin;
-          showValue(other, 0);
-        }
-      }
-      setZ(moved, { keepsDirections: true });
+      setZ(moved, { slider });
     }),
   );
   element('directions').replaceChildren(...rows);

@@ -52,3 +52,7 @@ export function act(action) {
     }
   };
 }
+
+/** Runs an action at each event of a type. */
+export const on = (id, type, action) =>
+  element(id).addEventListener(type, act(action));
