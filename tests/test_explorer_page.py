@@ -154,6 +154,9 @@ def test_own_image_and_lasso(page, tmp_path):
     tab.mouse.move(box['x'] + x, box['y'] + y)
   tab.mouse.up()
   wait_until(lambda: '40 images in the lasso' in tab.text_content('#status'))
+  tab.click('#map', position={'x': 2, 'y': 2})
+  tab.wait_for_timeout(200)
+  assert tab.text_content('#status') == 'No image is in the lasso.'
 
 
 @pytest.mark.slow
@@ -195,6 +198,42 @@ def test_phone_shows_everything_without_scrolling_aside(chromium, address):
   width = page.page.evaluate('document.documentElement.scrollWidth')
   assert width <= 360
   page.changes(lambda: page.page.tap('#random'))
+  page.check(address)
+  page.page.close()
+
+
+@pytest.mark.slow
+def test_swipe_on_the_map_scrolls_and_tap_decodes(chromium, address):
+  page = Page(
+    chromium, address, viewport={'width': 360, 'height': 740}, has_touch=True
+  )
+  tab, plot = page.page, page.page.locator('#map')
+  device = tab.context.new_cdp_session(tab)
+
+  def swipe(x, y):
+    """Moves a finger from the map's middle; returns how far that scrolls."""
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    left, top = box['x'] + box['width'] / 2, box['y'] + box['height'] / 2
+    before = tab.evaluate('scrollY')
+    for step in range(11):
+      place = {'x': left + x * step / 10, 'y': top + y * step / 10}
+      kind = 'touchMove' if step else 'touchStart'
+      content = {'type': kind, 'touchPoints': [place]}
+      device.send('Input.dispatchTouchEvent', content)
+    end = {'type': 'touchEnd', 'touchPoints': []}
+    device.send('Input.dispatchTouchEvent', end)
+    tab.wait_for_timeout(500)
+    return before - tab.evaluate('scrollY')
+
+  before = page.image()
+  assert swipe(0, 140) > 50 and swipe(20, -100) < -50
+  assert page.image() == before
+  page.changes(lambda: plot.tap(position={'x': 40, 'y': 60}))
+  page.changes(lambda: swipe(100, 0))
+  tab.check('#lasso')
+  swipe(0, 100)
+  wait_until(lambda: 'in the lasso' in tab.text_content('#status'))
   page.check(address)
   page.page.close()
 

@@ -188,7 +188,7 @@ on('beside', 'change', async ({ target }) => {
   element('second').hidden = chosen < 0;
   decode();
 });
-on('curve', 'pointerdown', async (event) => {
+on('curve', 'click', async (event) => {
   const found = curve.nearest(sweepPlaces(), curve.fromEvent(event), 24);
   if (found >= 0) await open(found);
 });

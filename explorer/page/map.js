@@ -86,14 +86,20 @@ const goTo = latest(async (at, within) => {
   setZ((await current(answer)).z);
 }, report);
 
+// A vertical swipe scrolls the page. A finger moves z by a tap, or by a drag
+// that begins sideways.
+let finger = null; // The place of a touch, until it is a drag.
+
 on('map', 'pointerdown', (event) => {
   element('map').setPointerCapture(event.pointerId);
-  if (element('lasso').checked) {
-    state.lasso = [map.fromEvent(event)];
-  } else {
-    state.lasso = state.chosen = null;
-    goTo(map.fromEvent(event), 6);
-  }
+  const at = map.fromEvent(event);
+  finger = event.pointerType === 'mouse' ? null : [event.x, event.y];
+  if (element('lasso').checked) state.lasso = [at];
+  else if (!finger) goTo(at, 6);
+});
+element('map').addEventListener('click', (event) => {
+  if (element('lasso').checked || event.pointerType === 'mouse') return;
+  goTo(map.fromEvent(event), 6);
 });
 element('map').addEventListener('pointermove', (event) => {
   if (!(event.buttons & 1)) return;
@@ -101,6 +107,11 @@ element('map').addEventListener('pointermove', (event) => {
     state.lasso.push(map.fromEvent(event));
     redrawMap();
   } else if (!element('lasso').checked) {
+    if (finger) {
+      const aside = Math.abs(event.x - finger[0]);
+      if (aside < Math.abs(event.y - finger[1]) + 8) return;
+    }
+    finger = null;
     goTo(map.fromEvent(event), 0);
   }
 });
