@@ -49,6 +49,7 @@ LONGEST = (
   'test_train.py',
   'test_numerics.py',
   'test_evaluate.py',
+  'test_sweep_worker.py',
   'test_sweep_study.py',
   'test_sweep_report.py',
   'test_bucket_runs.py',
