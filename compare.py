@@ -19,7 +19,7 @@ import numpy as np
 
 from evaluation import comparison, measure
 import input_pipeline
-from runs import command_line, run_flags, schema, workdirs
+from runs import command_line, run_flags, workdirs
 from sweeps import TABLE
 from vae import (
   conditioning,
@@ -172,10 +172,7 @@ def _in_name(folders: list[epath.Path], kind: str) -> str:
 
 
 def _restore(folder) -> loading.TrainedVAE:
-  config = workdirs.load_config(folder)
-  if run_flags.DATA_DIR.value is not None:
-    config.data.dir = run_flags.DATA_DIR.value
-    schema.validate(config)
+  config = workdirs.load_config(folder, run_flags.DATA_DIR.value)
   if config.data.cache == 'device':
     config.data.cache = 'host'  # Each image goes to the device once.
   return loading.restore(config, folder, run_flags.CHECKPOINT.value)

@@ -15,7 +15,7 @@ from data import image_files
 from evaluation import posterior, reconstruction
 from explorer.atlas import Atlas, of_posterior, survey
 import input_pipeline
-from runs import schema, workdirs
+from runs import workdirs
 from vae import (
   conditioning,
   distributions,
@@ -60,11 +60,8 @@ class Session:
   ):
     """Restores the model; raises UserError if there is none."""
     self.workdir, self._checkpoint = workdir, checkpoint
-    self._config = workdirs.load_config(workdir)
+    self._config = workdirs.load_config(workdir, data_dir)
     self._is_own = data_dir is None
-    if data_dir is not None:
-      self._config.data.dir = data_dir
-      schema.validate(self._config)
     self._config.data.cache = 'none'
     self._lock = threading.Lock()
     self.problem = ''

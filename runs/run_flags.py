@@ -6,7 +6,7 @@ import re
 from absl import flags
 from etils import epath
 
-from runs import command_line, schema, workdirs
+from runs import command_line, workdirs
 from vae import conditioning, devices, loading, paths, splits
 from vae.errors import UserError
 from vae.loading import TrainedVAE
@@ -51,10 +51,7 @@ def restore() -> TrainedVAE:
   if command_line.WORKDIR.value is None:
     raise UserError('name the run with --workdir=FOLDER (--help lists all).')
   devices.check()
-  config = workdirs.load_config(workdir())
-  if DATA_DIR.value is not None:
-    config.data.dir = DATA_DIR.value
-    schema.validate(config)
+  config = workdirs.load_config(workdir(), DATA_DIR.value)
   return loading.restore(config, workdir(), CHECKPOINT.value)
 
 

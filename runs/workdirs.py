@@ -107,14 +107,22 @@ def claim(
       paths.replace(workdir / name, text.encode())
 
 
-def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
-  """The config of a workdir's run, complete and valid, or a UserError."""
+def load_config(
+  workdir: epath.PathLike, data_dir: str | None = None
+) -> ml_collections.ConfigDict:
+  """The config of a workdir's run, complete and valid, or a UserError.
+
+  `data_dir` is the data's folder, if not the one that the run was given.
+  """
   config = loading.read_config(workdir)
   try:
     schema.validate(config)
   except UserError as error:
     path = paths.expand(workdir) / loading.CONFIG
     raise UserError(f'{path}: {error}') from error
+  if data_dir is not None:
+    config.data.dir = data_dir
+    schema.validate(config)
   return config
 
 
