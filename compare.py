@@ -12,6 +12,7 @@ the differences of the points with the same settings.
 """
 
 import hashlib
+import math
 
 from absl import flags
 from etils import epath
@@ -142,7 +143,8 @@ def _measure(
   settings = measure.Settings(seed=run_flags.SEED.value)
   context = measure.Context(trained, data, run_flags.SPLIT.value, settings)
   with numerics.precise(steps.float_dtype(trained.model)):
-    values = comparison.of_images(context.images, context.draws_z)
+    dimensions = math.prod(split.image_shape)
+    values = comparison.of_images(context.images, context.draws_z, dimensions)
   count = comparison.NUM_IMAGES
   first = np.arange(min(count, split.num_examples))
   originals = next(conditioning.batches(trained.config, split, first, count))

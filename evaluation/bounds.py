@@ -76,7 +76,7 @@ def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
     )
 
   # The yardstick that models of any σ and likelihood share.
-  best_sigma = optimal_sigma(squares.mean() / dimensions)
+  elbo, best_sigma = elbo_optimal_sigma(rate, squares, dimensions)
   sigma = optimal_sigma(dequantised.mean() / dimensions)
   if 'sigma' in values:
     # The shortest decimal of the float32.
@@ -84,7 +84,6 @@ def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
     results.number('sigma', model_sigma, 'of [0, 1]', "the likelihood's σ")
   about = 'σ of the best Gaussian likelihood, fitted to the same images'
   results.number('optimal_sigma', best_sigma, 'of [0, 1]', about)
-  elbo = -gaussian_distortion(squares, dimensions, best_sigma) - rate
   about = f'ELBO of the Gaussian likelihood at {_OPTIMAL}'
   results.mean('elbo_optimal_sigma', elbo, _NATS, about)
 
@@ -97,6 +96,17 @@ def add_elbo(results, context, values: dict[str, np.ndarray]) -> float:
     in_bits('bits_per_dim', model_sigma, "the model's σ")
   in_bits('bits_per_dim_optimal_sigma', sigma, _OPTIMAL)
   return sigma
+
+
+def elbo_optimal_sigma(
+  rate: np.ndarray, squares: np.ndarray, dimensions: int
+) -> tuple[np.ndarray, float]:
+  """The ELBO of each image under the best Gaussian likelihood, and its σ.
+
+  Of rates [n], nats, and squared errors [n], summed over the dimensions.
+  """
+  sigma = optimal_sigma(squares.mean() / dimensions)
+  return -gaussian_distortion(squares, dimensions, sigma) - rate, sigma
 
 
 def _add_importance_weighted(results, context, sigma: float) -> None:

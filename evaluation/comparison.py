@@ -12,7 +12,7 @@ from etils import epath
 from matplotlib.figure import Figure
 import numpy as np
 
-from evaluation import html_page, plots, titles
+from evaluation import bounds, html_page, plots, titles
 from evaluation.measure import mean_and_error
 from runs import metric_writer, schema
 from vae import conditioning, figures, paths
@@ -21,6 +21,7 @@ from vae.splits import Examples
 
 # What is compared, and its unit.
 METRICS = {
+  'elbo_optimal_sigma': 'nats per image',
   'elbo': 'nats per image',
   'rate': 'nats per image',
   'distortion': 'nats per image',
@@ -52,17 +53,24 @@ class Run:
   originals: Examples
 
 
-def of_images(values: Mapping[str, np.ndarray], draws_z: bool) -> dict:
+def of_images(
+  values: Mapping[str, np.ndarray], draws_z: bool, dimensions: int
+) -> dict:
   """`METRICS` of each image, from `measure.Context.images`.
 
-  A plain autoencoder has no bound, rate or distortion.
+  `dimensions` are the numbers of an image. A plain autoencoder has no bound,
+  rate or distortion.
   """
   found = {'mse_of_mean': values['mse']}
   found |= {name: values[name] for name in ('psnr', 'ssim') if name in values}
   if draws_z:
-    rate, distortion = values['rate'], values['distortion']
-    bound = -rate.astype(np.float64) - distortion
-    found = {'elbo': bound, 'rate': rate, 'distortion': distortion, **found}
+    rate, distortion, squares = (
+      values[name].astype(np.float64)
+      for name in ('rate', 'distortion', 'squared_error')
+    )
+    best, _ = bounds.elbo_optimal_sigma(rate, squares, dimensions)
+    found |= {'elbo_optimal_sigma': best, 'elbo': -rate - distortion}
+    found |= {'rate': rate, 'distortion': distortion}
   return found
 
 
@@ -113,8 +121,8 @@ def write(path: epath.Path, runs: Sequence[Run], split: str) -> None:
   page.text(
     f'On the same {count:,} {split} images. The other columns are '
     f'differences from {names[0]}, image by image; ± is the standard error '
-    'over the choice of images. ELBOs and distortions of different likelihoods '
-    'are not comparable.'
+    'over the choice of images. Of different likelihoods only the ELBOs at the '
+    "optimal σ, a Gaussian's fitted to the same images, are comparable."
   )
   header = ('', names[0], *(f'{n} − {names[0]}' for n in names[1:]))
   page.table((*header, 'unit', 'better'), differences(runs), stacks=True)

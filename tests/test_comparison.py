@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from evaluation import comparison
 from tests.browser import open_page
@@ -34,6 +35,22 @@ def test_difference_of_pairs_is_sharper_than_that_of_means():
   assert float(mean.split(' ± ')[1]) == pytest.approx(5, rel=0.15)
 
 
+def test_elbo_at_the_optimal_sigma_is_that_of_the_best_gaussian():
+  rate, squares = np.array([3.0, 5.0, 4.0]), np.array([1.0, 2.0, 6.0])
+  values = {'rate': rate, 'squared_error': squares, 'mse': squares / 4}
+  values['distortion'] = np.zeros(3)
+  found = comparison.of_images(values, draws_z=True, dimensions=4)
+  # Errors of 4 numbers, as -log N(x; 0, σ²) of one that has all of the error.
+  sigmas = np.linspace(0.1, 3, 3000)
+  errors = np.sqrt(squares)[:, None]
+  log_prob = stats.norm.logpdf(errors, scale=sigmas)
+  log_prob += 3 * stats.norm.logpdf(0, scale=sigmas)
+  best = log_prob.mean(axis=0).argmax()
+  np.testing.assert_allclose(
+    found['elbo_optimal_sigma'], log_prob[:, best] - rate, rtol=1e-3
+  )
+
+
 def test_what_a_run_lacks_is_not_compared():
   both = {'mse_of_mean': np.ones(3)}
   rows = comparison.differences(runs_of({**both, 'elbo': np.ones(3)}, both))
@@ -47,10 +64,9 @@ def test_a_run_and_itself_differ_by_nothing(trained_run, tmp_path):
   flags = [f'--workdir={trained_run},{other}', f'--output={tmp_path / "out"}']
   code, out, err = run(*flags, '--split=validation', script='compare.py')
   assert code == 0, err
-  rows = re.findall(
-    r'^\s*(elbo|mse_of_mean|psnr|ssim)\s.*?(?:± \S+)\s+(\S+)', out, re.M
-  )
-  names = 'elbo', 'mse_of_mean', 'psnr', 'ssim'
+  names = 'elbo', 'elbo_optimal_sigma', 'mse_of_mean', 'psnr', 'ssim'
+  pattern = rf'^\s*({"|".join(names)})\s.*?(?:± \S+)\s+(\S+)'
+  rows = re.findall(pattern, out, re.M)
   assert dict(rows) == dict.fromkeys(names, '0')
   page = open_page(tmp_path / 'out/comparison.html', width=1200)
   assert 'On the same 11 validation images' in page['text']
