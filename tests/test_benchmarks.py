@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from benchmarks import (
   jax_vae,
@@ -87,7 +88,7 @@ def test_plain_flax_has_the_same_network():
 
 
 def test_time_to_a_loss_is_that_of_its_first_validation():
-  training = time_to_quality.Training()
+  training = time_to_quality.Training(dimensions=100)
   for seconds, line in (
     (1.5, 'Compiling …'),
     (
@@ -101,6 +102,9 @@ def test_time_to_a_loss_is_that_of_its_first_validation():
     training.read(seconds, line)
   assert training.begins == 1.5
   assert training.losses == pytest.approx([0.023, 0.012, 0.011])
+  # σ² is the mse: of 100 numbers with such errors, and the KL.
+  log_prob = 100 * stats.norm.logpdf(0.1, scale=0.1)
+  assert training.elbos[1:] == pytest.approx([log_prob - 8, log_prob - 4])
   times = [training.time_to(target) for target in (0.03, 0.012, 0.0119, 0.01)]
   assert times == [3.0, 4.0, 5.0, math.inf]
 
