@@ -25,8 +25,8 @@ less:
 Before it is measured, each contender runs for an epoch, so that decoded images
 and compiled programs are on the disk; JAX's programs, in a cache of their own.
 A seed that misses the target has no time; its row says how many did. The ELBO
-at the optimal σ is that of the last validation: a loss can be low because it
-weighs errors and nats as no likelihood does.
+at the optimal σ is that of the last validation: a loss can be low because its
+weights are those of no likelihood.
 """
 
 import argparse

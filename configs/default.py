@@ -40,9 +40,9 @@ _SETTINGS = {
     # Label that a model with num_classes sees. Empty: the only label there is.
     'label': '',
     # Where decoded images are kept: none (decoded each epoch) | host (in
-    # memory) | device (in each accelerator's memory) | auto (device or host,
-    # if they take less than half of its free memory, device only if the host
-    # has that room too; else none).
+    # memory) | device (in each accelerator's memory) | auto (none if
+    # they take half of the host's free memory or more; else device if they take
+    # less than half of its memory, else host).
     'cache': 'auto',
     # Where they are kept between runs, unless cache is none: a folder that may
     # be deleted at any time. Empty: nowhere.

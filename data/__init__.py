@@ -5,7 +5,7 @@ returns an `EncodedSplit` for each of 'train', 'validation' and 'test': images
 before they are decoded, in files or in memory.
 """
 
-from __future__ import annotations  # Else they import TensorFlow.
+from __future__ import annotations  # Annotations would import it.
 
 from collections.abc import Callable, Iterable, Sequence
 import hashlib

@@ -1,6 +1,6 @@
 """Image files to pixels: decoded, cut to a central square and resized."""
 
-from __future__ import annotations  # Else they import TensorFlow.
+from __future__ import annotations  # Annotations would import it.
 
 import dataclasses
 import io

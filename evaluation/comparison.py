@@ -121,8 +121,9 @@ def write(path: epath.Path, runs: Sequence[Run], split: str) -> None:
   page.text(
     f'On the same {count:,} {split} images. The other columns are '
     f'differences from {names[0]}, image by image; ± is the standard error '
-    'over the choice of images. Of different likelihoods only the ELBOs at the '
-    "optimal σ, a Gaussian's fitted to the same images, are comparable."
+    'over the choice of images. ELBOs and distortions of different likelihoods '
+    'are not comparable; their ELBOs at the optimal σ, that of a Gaussian '
+    'likelihood fitted to the same images, are.'
   )
   header = ('', names[0], *(f'{n} − {names[0]}' for n in names[1:]))
   page.table((*header, 'unit', 'better'), differences(runs), stacks=True)

@@ -164,7 +164,7 @@ class StopSignals:
   def __init__(self):
     # The signal that this process got, if any.
     self.received: signal.Signals | None = None
-    self.answered = False  # By the last call.
+    self.answered = False  # What the last call returned.
     self._num_calls, self._previous = 0, {}
 
   def __enter__(self):

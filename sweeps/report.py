@@ -75,7 +75,7 @@ def write_table(folder: epath.Path, results: Results, split: str) -> None:
 def write_measurement(
   workdir: epath.Path, metrics: Mapping[str, float]
 ) -> None:
-  """Writes a point's metrics to its run in TensorBoard, as its only ones."""
+  """Writes a point's metrics to its run in TensorBoard, in place of any."""
   _write_events(workdir, 'measured', lambda w: w.write_scalars(0, metrics))
 
 

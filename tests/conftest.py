@@ -58,6 +58,7 @@ LONGEST = (
   'test_population.py',
   'test_trackers.py',
   'test_numerics.py',
+  'test_sweep_worker.py',
 )
 
 # Train, validation and test images of the small data set.

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -11,11 +12,15 @@ import threading
 import time
 import urllib.request
 
+from absl import flags
+from etils import epath
 import pytest
 
-from runs import trackers
+import main
+from runs import processes, trackers
 from tests import ports
 from tests.preloaded import run
+import train
 from vae.errors import UserError
 
 FLAGS = (
@@ -137,6 +142,47 @@ def test_a_run_that_begins_again_is_another_one(tmp_path):
   writer.rewind(0, validated=True)
   assert not (tmp_path / 'late.json').exists()
   writer.close()
+
+
+class Ended(Failing):
+  """Keeps how each run ended."""
+
+  name, outcomes = 'ended', []
+
+  def end(self, outcome):
+    self.outcomes.append(outcome)
+
+
+@pytest.mark.parametrize(
+  ('outcome', 'raised'),
+  [
+    ('finished', None),
+    ('stopped', None),
+    ('stopped', processes.TerminatedError),
+    ('failed', UserError),
+  ],
+)
+def test_trackers_know_how_a_run_ended(
+  small_config, tmp_path, monkeypatch, outcome, raised
+):
+  def train_none(config, workdir, data, writer, stop):
+    writer.write_scalars(1, {'loss': 1.0})
+    if raised:
+      raise raised
+    if outcome == 'stopped':
+      signal.raise_signal(signal.SIGTERM)
+    stop()
+
+  monkeypatch.setattr(train, 'train_and_evaluate', train_none)
+  monkeypatch.setattr(Failing, 'rows', [])
+  monkeypatch.setattr(Ended, 'outcomes', [])
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(['main'])
+  expected = pytest.raises(raised) if raised else contextlib.nullcontext()
+  with processes.StopSignals() as stop, expected:
+    stop()  # Before the first call a signal ends the program.
+    main._train(small_config, epath.Path(tmp_path), stop, [Ended])
+  assert Ended.outcomes == [outcome]
 
 
 def train_twice(celeba_dir, workdir, tracker):

@@ -8,9 +8,9 @@ Each is a small pytree with
   mean, [batch, *event], or [*event] of a prior.
 
 A posterior also has kl_per_dimension(prior) if there are priors for which it
-knows a closed form, and a prior quantile(u), as the function of that name here,
-if it has one. Logarithms and sums are taken in at least float32, whatever the
-network computes in.
+knows a closed form, and a prior quantile(u) if it has one in closed form (see
+the function `quantile`). Logarithms and sums are taken in at least float32,
+whatever the network computes in.
 """
 
 import functools

@@ -40,7 +40,7 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(json.loads(path.read_text()))
   except (FileNotFoundError, NotADirectoryError):
     message = f'{path} is missing; {workdir} holds no run'
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(Exception):  # Only a hint.
       below = sorted(p.parent.name for p in path.parent.glob(f'*/{CONFIG}'))
       message += f'; folders in it do: {", ".join(below[:9])}' if below else ''
     raise UserError(f'{message}.') from None

@@ -130,7 +130,7 @@ class Trainer:
     )
 
   def compile_validation(self) -> None:
-    """Compiles the program of `evaluate`, in any thread."""
+    """Compiles the program of `evaluate`, in any thread; reads a chunk."""
     # The next training step donates the arrays themselves.
     variables = jax.tree.map(
       lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),

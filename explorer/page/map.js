@@ -98,7 +98,7 @@ on('map', 'pointerdown', (event) => {
   else if (!finger) goTo(at, 6);
 });
 element('map').addEventListener('click', (event) => {
-  if (element('lasso').checked || event.pointerType === 'mouse') return;
+  if (element('lasso').checked || !finger) return;
   goTo(map.fromEvent(event), 6);
 });
 element('map').addEventListener('pointermove', (event) => {

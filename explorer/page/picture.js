@@ -144,4 +144,5 @@ export const encode = act(async (file) => {
     `${file.name || 'image'}: ${found.change || 'as it is.'}${kl}`;
   setZ(found.mean, { besideZ: other?.mean });
   element('original').hidden = false;
+  element('status').textContent = '';
 });

@@ -79,7 +79,8 @@ class Autoencoder(nn.Module):
         embedding_init=nn.initializers.normal(0.3),
       )
     # Gradients have 1/σ², and Adam squares them, in float32.
-    registry.check_at_least(1e-6, sigma=self.sigma)
+    if not 1e-6 <= self.sigma <= 1e6:
+      raise ValueError(f'sigma is {self.sigma:g}; it must be 1e-06 to 1e+06.')
     if self.learn_sigma:
       if self.likelihood not in likelihoods.WITH_SIGMA:
         raise ValueError(

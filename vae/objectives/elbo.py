@@ -57,7 +57,7 @@ class Objective:
     """Raises ValueError for settings that do not go together.
 
     `config` is complete, with those of the model. No float may be negative,
-    those of subclasses included.
+    a subclass's included.
     """
     floats = {k: v for k, v in vars(self).items() if isinstance(v, float)}
     registry.check_at_least(0, **floats)
