@@ -38,10 +38,10 @@ def write(
   if curves := plots.training_curves(rows):
     caption = 'Loss, nats per image, and learning rate over the epochs.'
     pictures['training.png'] = plots.png(curves), caption
-  page = _page(facts, results, pictures, trained.config)
   files = {name: png for name, (png, _) in pictures.items()}
   files[METRICS] = as_json(facts, results).encode()
-  for name, content in {**files, PAGE: page.encode()}.items():
+  files[PAGE] = _page(facts, results, pictures, trained.config).encode()
+  for name, content in files.items():
     paths.replace(folder / name, content)
   (folder / PARTIAL).unlink(missing_ok=True)
 

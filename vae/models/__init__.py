@@ -80,7 +80,9 @@ class Autoencoder(nn.Module):
       )
     # Gradients have 1/σ², and Adam squares them, in float32.
     if not 1e-6 <= self.sigma <= 1e6:
-      raise ValueError(f'sigma is {self.sigma:g}; it must be 1e-06 to 1e+06.')
+      raise ValueError(
+        f'sigma is {self.sigma:g}; it must be from 1e-06 to 1e+06.'
+      )
     if self.learn_sigma:
       if self.likelihood not in likelihoods.WITH_SIGMA:
         raise ValueError(
